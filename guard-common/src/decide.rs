@@ -1,0 +1,124 @@
+//! Owns the rule of the house for a packet that reaches a listener: pinhole, then peer, else deny.
+//! Called by guard-ebpf for every packet to a listening socket, and by the host for tests and explanations: the same code.
+//! Must never look at anything but its arguments, and never admit what it could not read or find.
+
+use crate::{
+    abi::{
+        FlowKey, NO_RULE, PeerKey4, PeerKey6, PeerValue, Pinhole, PortKey, PortValue, ScopeKey, ScopeValue, list_bytes,
+    },
+    packet::{Packet, PacketBytes, parse, unmapped},
+    verdict::{Decision, Reason, Verdict},
+};
+
+/// Whose network namespace a listener is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// The node's own.
+    Node,
+    /// Some other one: a pod's.
+    Pod,
+    /// The kernel has no helper to tell (before 6.15): the destination address decides, and what is no pod's is the node's.
+    Unknown,
+}
+
+/// The socket that a packet is for. Its port is the guarded port: no packet shape can hide it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Listener {
+    /// Whose it is.
+    pub scope: Scope,
+    /// The port it listens on, host order.
+    pub port: u16,
+    /// The IP protocol number.
+    pub protocol: u8,
+}
+
+/// The look-ups that a decision makes. The kernel implements them over its maps, the host over ordinary collections.
+pub trait Tables {
+    /// The epoch in force; its lowest bit is the generation of every key.
+    fn epoch(&self) -> u32;
+    /// The longest prefix that holds this destination.
+    fn scope(&self, key: &ScopeKey) -> Option<ScopeValue>;
+    /// The guarded port.
+    fn port(&self, key: &PortKey) -> Option<PortValue>;
+    /// The pinhole of exactly this flow.
+    fn pinhole(&self, key: &FlowKey) -> Option<Pinhole>;
+    /// The longest prefix of an IPv4 peer list that holds this source.
+    fn peer_v4(&self, key: &PeerKey4) -> Option<PeerValue>;
+    /// The longest prefix of an IPv6 peer list that holds this source.
+    fn peer_v6(&self, key: &PeerKey6) -> Option<PeerValue>;
+}
+
+/// Decides about one packet for a listening socket.
+#[inline(always)]
+pub fn decide<B: PacketBytes + ?Sized, T: Tables>(bytes: &B, listener: Listener, tables: &T) -> Decision {
+    let epoch = tables.epoch();
+    let generation = (epoch & 1) as u8;
+    let mut flow = FlowKey { destination_port: listener.port.to_be_bytes(), ..FlowKey::default() };
+    let port_of = |scope| tables.port(&PortKey { scope, port: listener.port, protocol: listener.protocol, generation });
+    let conclude = |reason: Reason, rule: u16, port: PortValue, flow: FlowKey| {
+        let audited = matches!(reason.verdict(), Verdict::Deny) && port.flags & PortValue::AUDIT != 0;
+        let verdict = if audited { Verdict::Allow } else { reason.verdict() };
+        Decision { verdict, reason, rule, audited, epoch, flow }
+    };
+
+    // The node's own port is known without reading the packet; a pod's is found by the destination address.
+    let node_port = match listener.scope {
+        Scope::Node => match port_of(ScopeValue::NODE) {
+            Some(port) => Some(port),
+            None => return conclude(Reason::NotGuarded, NO_RULE, PortValue::default(), flow),
+        },
+        Scope::Pod | Scope::Unknown => None,
+    };
+    let Some(packet) = parse(bytes) else {
+        let port = node_port.unwrap_or(PortValue { rule: NO_RULE, ..PortValue::default() });
+        return conclude(Reason::BadHeader, port.rule, port, flow);
+    };
+    flow.source = packet.source;
+    flow.destination = packet.destination;
+    flow.source_port = packet.source_port.unwrap_or_default();
+    let port = match node_port {
+        Some(port) => Some(port),
+        None => destination_scope(listener, &packet, generation, tables).and_then(port_of),
+    };
+    let Some(port) = port else {
+        return conclude(Reason::NotGuarded, NO_RULE, PortValue::default(), flow);
+    };
+
+    let pinhole = match packet.source_port {
+        Some(_) => tables.pinhole(&flow),
+        None => None,
+    };
+    match pinhole {
+        Some(Pinhole { via: Pinhole::TUNNEL }) if port.flags & PortValue::ALLOW_TUNNEL != 0 => {
+            return conclude(Reason::Tunnel, port.tunnel_rule, port, flow);
+        }
+        Some(Pinhole { via: Pinhole::NODE }) if port.flags & PortValue::ALLOW_NODE != 0 => {
+            return conclude(Reason::Node, port.node_rule, port, flow);
+        }
+        Some(_) | None => {}
+    }
+    let list = list_bytes(generation, port.list);
+    let peer = if packet.is_v4 {
+        tables.peer_v4(&PeerKey4 { list, address: unmapped(&packet.source) })
+    } else {
+        tables.peer_v6(&PeerKey6 { list, address: packet.source })
+    };
+    match peer {
+        Some(PeerValue { rule, kind: PeerValue::ALLOW }) => conclude(Reason::IpBlock, rule, port, flow),
+        Some(PeerValue { rule, kind: PeerValue::EXCEPT }) => conclude(Reason::Except, rule, port, flow),
+        Some(_) | None if pinhole.is_some() => conclude(Reason::PinholeNotAllowed, port.rule, port, flow),
+        Some(_) | None => conclude(Reason::NoSelector, port.rule, port, flow),
+    }
+}
+
+/// The scope of the listener that owns this destination address; `None` where no rule names the address.
+#[inline(always)]
+fn destination_scope<T: Tables>(listener: Listener, packet: &Packet, generation: u8, tables: &T) -> Option<u32> {
+    let key = ScopeKey { generation: [generation, 0, 0, 0], address: packet.destination };
+    match (listener.scope, tables.scope(&key)) {
+        (Scope::Pod, Some(ScopeValue { scope })) if scope != ScopeValue::NODE => Some(scope),
+        (Scope::Pod, Some(_) | None) => None,
+        (Scope::Unknown | Scope::Node, Some(ScopeValue { scope })) => Some(scope),
+        (Scope::Unknown | Scope::Node, None) => Some(ScopeValue::NODE),
+    }
+}

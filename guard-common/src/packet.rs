@@ -1,0 +1,97 @@
+//! Owns the step from bytes to a packet: both IP families in one shape, the source port where it can be read.
+//! Called by `decide` only.
+//! Must never guess: what cannot be read is `None`, and `None` matches no pinhole and no peer.
+
+use crate::abi::{Address, V4_PREFIX};
+
+/// The IP protocol number of TCP.
+pub const TCP: u8 = 6;
+
+/// Read access to a packet that starts at its IP header. The kernel implements it over the packet's window with a helper
+/// call behind it, the host over a slice.
+pub trait PacketBytes {
+    /// The `N` bytes at `offset`, or `None` where the packet ends before them.
+    fn at<const N: usize>(&self, offset: usize) -> Option<[u8; N]>;
+}
+
+impl PacketBytes for [u8] {
+    fn at<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        self.get(offset..)?.first_chunk::<N>().copied()
+    }
+}
+
+/// What a decision needs to know of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Packet {
+    /// The sender, IPv4 in mapped form.
+    pub source: Address,
+    /// The receiver, IPv4 in mapped form.
+    pub destination: Address,
+    /// Whether the packet is IPv4.
+    pub is_v4: bool,
+    /// The TCP source port, network order. `None` where the TCP header does not follow at once (IPv6 extension headers), is
+    /// not all there, or belongs to another protocol or a fragment: such a packet is judged by its peer alone.
+    pub source_port: Option<[u8; 2]>,
+}
+
+/// Reads a packet; `None` where there is no whole, plausible IP header.
+///
+/// The listener's port is not read here: it comes from the socket, so that no odd shape can hide it.
+#[inline(always)]
+pub fn parse<B: PacketBytes + ?Sized>(bytes: &B) -> Option<Packet> {
+    match bytes.at::<1>(0)?[0] >> 4 {
+        4 => parse_v4(bytes),
+        6 => parse_v6(bytes),
+        _ => None,
+    }
+}
+
+#[inline(always)]
+fn parse_v4<B: PacketBytes + ?Sized>(bytes: &B) -> Option<Packet> {
+    let header = bytes.at::<20>(0)?;
+    let header_len = usize::from(header[0] & 0x0f) << 2;
+    if header_len < 20 {
+        return None;
+    }
+    // More-fragments or a fragment offset: Linux reassembles before this hook, so that a fragment here is not to be trusted.
+    let is_fragment = cfg!(not(feature = "mutant")) && (header[6] & 0x3f | header[7]) != 0;
+    let source_port = if header[9] == TCP && !is_fragment { bytes.at::<2>(header_len) } else { None };
+    Some(Packet {
+        source: mapped([header[12], header[13], header[14], header[15]]),
+        destination: mapped([header[16], header[17], header[18], header[19]]),
+        is_v4: true,
+        source_port,
+    })
+}
+
+#[inline(always)]
+fn parse_v6<B: PacketBytes + ?Sized>(bytes: &B) -> Option<Packet> {
+    let next_header = bytes.at::<1>(6)?[0];
+    let source = bytes.at::<16>(8)?;
+    let destination = bytes.at::<16>(24)?;
+    // A mapped address on the wire would be taken for its IPv4 twin; Linux drops such a source too (since 5.4).
+    if is_mapped(&source) || is_mapped(&destination) {
+        return None;
+    }
+    let source_port = if next_header == TCP { bytes.at::<2>(40) } else { None };
+    Some(Packet { source, destination, is_v4: false, source_port })
+}
+
+/// The mapped form `::ffff:a.b.c.d` of an IPv4 address.
+#[inline(always)]
+pub const fn mapped(v4: [u8; 4]) -> Address {
+    let p = V4_PREFIX;
+    [p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7], p[8], p[9], p[10], p[11], v4[0], v4[1], v4[2], v4[3]]
+}
+
+/// Whether an address is the mapped form of an IPv4 address.
+#[inline(always)]
+pub fn is_mapped(address: &Address) -> bool {
+    address.first_chunk::<12>() == Some(&V4_PREFIX)
+}
+
+/// The last four bytes of a mapped address.
+#[inline(always)]
+pub const fn unmapped(address: &Address) -> [u8; 4] {
+    [address[12], address[13], address[14], address[15]]
+}

@@ -1,0 +1,97 @@
+//! Owns the words of a decision: verdict, reason, and what is reported of them.
+//! Called by `decide` to build one, by the kernel programs and the daemon to act on it and to count it.
+//! Must never hold a reason without a stable name: names are metric labels and appear in `nodeguard status`.
+
+/// What happens to the packet. Never a bare integer, so that a verdict cannot be computed and dropped.
+#[must_use]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The packet goes on to the listener.
+    Allow,
+    /// The packet is dropped before the listener sees it: no SYN-ACK, no RST.
+    Deny,
+}
+
+/// Why a verdict was reached. The discriminant is the index in the kernel's counter table and is part of the ABI.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Reason {
+    /// No rule guards this port.
+    NotGuarded = 0,
+    /// The flow is a dial of the tunnel that the guard opened a pinhole for, and the rule allows `tunnel`.
+    Tunnel = 1,
+    /// The connection was opened in this node's own network namespace, and the rule allows `node`.
+    Node = 2,
+    /// The source address is inside an `ipBlock` of the rule.
+    IpBlock = 3,
+    /// No selector of the rule admits this peer.
+    NoSelector = 4,
+    /// The source address is inside an `except` of the only `ipBlock` that would have admitted it.
+    Except = 5,
+    /// The flow has a pinhole, but the rule does not allow what opened it.
+    PinholeNotAllowed = 6,
+    /// The IP header could not be read, so that there is no peer to look up.
+    BadHeader = 7,
+}
+
+impl Reason {
+    /// How many counter slots one rule owns. Larger than the number of reasons, so that a new reason keeps the ABI.
+    pub const SLOTS: u32 = 16;
+
+    /// Every reason, in the order of its discriminant.
+    pub const ALL: [Reason; 8] = [
+        Reason::NotGuarded,
+        Reason::Tunnel,
+        Reason::Node,
+        Reason::IpBlock,
+        Reason::NoSelector,
+        Reason::Except,
+        Reason::PinholeNotAllowed,
+        Reason::BadHeader,
+    ];
+
+    /// The stable name: a metric label, a word in events and in `status`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Reason::NotGuarded => "not-guarded",
+            Reason::Tunnel => "tunnel",
+            Reason::Node => "node",
+            Reason::IpBlock => "ip-block",
+            Reason::NoSelector => "no-selector",
+            Reason::Except => "except",
+            Reason::PinholeNotAllowed => "pinhole-not-allowed",
+            Reason::BadHeader => "bad-header",
+        }
+    }
+
+    /// The verdict that this reason leads to where the rule enforces.
+    pub const fn verdict(self) -> Verdict {
+        match self {
+            Reason::NotGuarded | Reason::Tunnel | Reason::Node | Reason::IpBlock => Verdict::Allow,
+            Reason::NoSelector | Reason::Except | Reason::PinholeNotAllowed | Reason::BadHeader => Verdict::Deny,
+        }
+    }
+
+    /// The reason of a counter index or an event byte; `None` for a number no reason has.
+    pub fn from_index(index: u8) -> Option<Reason> {
+        Reason::ALL.into_iter().find(|reason| *reason as u8 == index)
+    }
+}
+
+/// The whole answer of [`crate::decide`]: everything that is needed to act, to count and to report.
+#[must_use]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Decision {
+    /// What happens to the packet. In audit mode this is `Allow` although the reason is one of denial.
+    pub verdict: Verdict,
+    /// Why.
+    pub reason: Reason,
+    /// The slot of the rule that is counted; [`crate::abi::NO_RULE`] where no rule was reached.
+    pub rule: u16,
+    /// Whether the rule only audits: the reason would have denied, and the packet goes on.
+    pub audited: bool,
+    /// The epoch of the ruleset that decided.
+    pub epoch: u32,
+    /// Who and whom, as far as the packet was read; zero where it was not.
+    pub flow: crate::abi::FlowKey,
+}

@@ -1,0 +1,10 @@
+//! Owns the daemon and the command line of Nodeguard, as a library under a thin `main`.
+//! Called by `main.rs` and by the integration tests.
+//! Must never be published: its only interface is the `nodeguard` command.
+//!
+//! Modules in reading order: `args` (typed, unresolved) -> `config` (nothing left optional) -> `app` (builds the parts, waits,
+//! drains) -> `policy` (file to ruleset) -> `kernel` (ruleset to maps) -> `tunnel` (stream to dial) -> `dial` -> `authorize` ->
+//! `connections` -> `relay` -> `drain`, `admin`, `metrics`.
+
+pub mod node;
+pub mod policy;

@@ -1,0 +1,5 @@
+//! Owns the way of a policy file: `watch` -> `document` -> `compile` -> `ruleset`.
+//! Called by `app`, and by `nodeguard check`.
+//! Must never publish a ruleset that did not compile as a whole.
+
+pub mod ruleset;

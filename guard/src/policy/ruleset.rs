@@ -1,0 +1,142 @@
+//! Owns the compiled policy: the immutable set that the kernel half and the tunnel half work from.
+//! Called by `kernel/plan` (tables), `authorize` (dial rules), `status` (names and modes).
+//! Must never refer back to the document: what is in force does not change when the file does.
+
+use std::{collections::BTreeMap, net::IpAddr, ops::RangeInclusive};
+
+use ipnet::IpNet;
+
+/// Whether a denial is carried out or only counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+pub enum Mode {
+    /// Deny for real.
+    Enforce,
+    /// Count and report what would be denied; let it through.
+    Audit,
+}
+
+/// A compiled policy document.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ruleset {
+    /// `metadata.name`.
+    pub name: String,
+    /// SHA-256 of the document's bytes, in hex.
+    pub digest: String,
+    /// `spec.mode`.
+    pub mode: Mode,
+    /// The rules in the order of the document. Other parts name a rule by its index here.
+    pub rules: Vec<Rule>,
+    /// What the kernel is to hold.
+    pub tables: Tables,
+    /// Where the control plane may go through the tunnel, in the order of the document; anything else is refused.
+    pub dial: Vec<DialRule>,
+}
+
+/// A rule, as far as people see it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rule {
+    /// Unique in the document.
+    pub name: String,
+    /// The stricter of nothing: `Audit` where the document or the rule says so.
+    pub mode: Mode,
+    /// What it guards, for tables: `node 10250`, `pods 10.244.1.0/24 8080,9000-9010`.
+    pub guards: String,
+    /// Who it allows, for tables: `tunnel, node, 10.0.8.0/24 except 10.0.8.66/32`.
+    pub allows: String,
+}
+
+/// The number of a set of listeners: 0 is the node's own, any other the pods of one set of prefixes.
+pub type Scope = u32;
+/// The node's own listeners.
+pub const NODE_SCOPE: Scope = 0;
+
+/// The kernel's tables, without epoch or rule slots (`kernel/plan` adds both).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tables {
+    /// Destination prefixes, the longest match wins: pod prefixes, and the node's own addresses as [`NODE_SCOPE`].
+    pub scopes: BTreeMap<IpNet, Scope>,
+    /// Guarded ports.
+    pub ports: BTreeMap<GuardedPort, PortRule>,
+    /// Peer prefixes by list, the longest match wins. Within a list every prefix says the whole truth for the addresses whose
+    /// longest match it is, so that one look-up decides.
+    pub peers: BTreeMap<(u32, IpNet), Peer>,
+}
+
+/// A guarded port, ranges spread out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct GuardedPort {
+    /// Whose listener.
+    pub scope: Scope,
+    /// The IP protocol number.
+    pub protocol: u8,
+    /// The port.
+    pub port: u16,
+}
+
+/// Who may reach a guarded port: the union of what its rules allow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PortRule {
+    /// The peer list.
+    pub list: u32,
+    /// The rule (index) that a denial is counted for: the first one that guards the port.
+    pub rule: usize,
+    /// The first rule that allows `tunnel`.
+    pub tunnel: Option<usize>,
+    /// The first rule that allows `node`.
+    pub node: Option<usize>,
+    /// Whether every rule that guards the port only audits.
+    pub audit: bool,
+}
+
+/// What the longest matching prefix of a peer list says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// The rule (index) that is counted.
+    pub rule: usize,
+    /// Admitted or cut out.
+    pub kind: PeerKind,
+}
+
+/// Whether a peer prefix admits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PeerKind {
+    /// At least one block with this prefix inside its `cidr` and outside every `except` of it.
+    Allow,
+    /// Inside an `except` of every block that covers it.
+    Except,
+}
+
+/// One entry of `tunnel.dial`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DialRule {
+    /// How messages name it: `tunnel.dial[0]`.
+    pub name: String,
+    /// Where to.
+    pub target: DialTarget,
+    /// The ports, as written.
+    pub ports: Vec<RangeInclusive<u16>>,
+}
+
+/// The destinations of a dial rule.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DialTarget {
+    /// The node's own addresses.
+    Node,
+    /// Addresses inside these prefixes.
+    Pods(Vec<IpNet>),
+}
+
+impl DialRule {
+    /// Whether the rule names this port.
+    pub fn has_port(&self, port: u16) -> bool {
+        self.ports.iter().any(|range| range.contains(&port))
+    }
+
+    /// Whether one of the rule's prefixes is exactly this address.
+    pub fn names_exactly(&self, address: IpAddr) -> bool {
+        match &self.target {
+            DialTarget::Node => false,
+            DialTarget::Pods(cidrs) => cidrs.iter().any(|cidr| *cidr == IpNet::from(address)),
+        }
+    }
+}
