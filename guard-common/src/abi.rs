@@ -7,13 +7,16 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// The number of this layout. Part of the pin directory's name (`v1`): maps of another ABI are never opened by mistake.
 pub const ABI: u32 = 1;
 
-/// Rule slots: a rule keeps its slot, and so its counters, for as long as its name is in the policy.
+/// Rules of one policy.
 pub const MAX_RULES: u32 = 1024;
+/// Rule slots: a rule keeps its slot, and so its counters, for as long as its name is in the policy. Twice the rules, so that an
+/// edit that renames all of them finds room beside the ones still in force.
+pub const RULE_SLOTS: u32 = MAX_RULES * 2;
 /// The rule slot of a decision that reached no rule.
-pub const NO_RULE: u16 = MAX_RULES as u16;
+pub const NO_RULE: u16 = RULE_SLOTS as u16;
 /// Entries of the counter table: every rule slot and [`NO_RULE`], each with [`crate::Reason::SLOTS`] counters,
 /// and the same again for what was only audited.
-pub const MAX_COUNTERS: u32 = (MAX_RULES + 1) * crate::Reason::SLOTS * 2;
+pub const MAX_COUNTERS: u32 = (RULE_SLOTS + 1) * crate::Reason::SLOTS * 2;
 /// Guarded ports, counted after ranges are spread out, two generations.
 pub const MAX_PORTS: u32 = 1 << 18;
 /// Pod prefixes and node addresses, two generations.
@@ -34,7 +37,9 @@ pub type Address = [u8; 16];
 pub const V4_PREFIX: [u8; 12] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
 
 /// One direction of a TCP conversation, as the listener sees it: the key of a pinhole.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 #[repr(C)]
 pub struct FlowKey {
     /// Who connects.
@@ -79,7 +84,9 @@ impl Active {
 }
 
 /// The data of a scope entry's LPM key (prefix length counts these bytes): whose listener is at this destination address.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 #[repr(C)]
 pub struct ScopeKey {
     /// The generation, as 4 bytes so that nothing pads.
@@ -103,7 +110,9 @@ impl ScopeValue {
 }
 
 /// The key of a guarded port.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 #[repr(C)]
 pub struct PortKey {
     /// [`ScopeValue::scope`].
@@ -144,7 +153,9 @@ impl PortValue {
 }
 
 /// The data of an IPv4 peer entry's LPM key (prefix length counts these bytes).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 #[repr(C)]
 pub struct PeerKey4 {
     /// The peer list with its generation in the highest bit, network order.
@@ -154,7 +165,9 @@ pub struct PeerKey4 {
 }
 
 /// The data of an IPv6 peer entry's LPM key (prefix length counts these bytes).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 #[repr(C)]
 pub struct PeerKey6 {
     /// The peer list with its generation in the highest bit, network order.
@@ -191,7 +204,7 @@ pub const fn list_bytes(generation: u8, list: u32) -> [u8; 4] {
 /// The index of a counter. `audited` selects the second half of the table.
 pub const fn counter_index(rule: u16, reason: crate::Reason, audited: bool) -> u32 {
     let rule = if rule > NO_RULE { NO_RULE } else { rule };
-    let half = if audited { (MAX_RULES + 1).wrapping_mul(crate::Reason::SLOTS) } else { 0 };
+    let half = if audited { (RULE_SLOTS + 1).wrapping_mul(crate::Reason::SLOTS) } else { 0 };
     half.wrapping_add((rule as u32).wrapping_mul(crate::Reason::SLOTS)).wrapping_add(reason as u32)
 }
 
@@ -233,6 +246,28 @@ pub struct RuleName {
 impl RuleName {
     /// The longest rule name, in bytes: the DNS label length that Kubernetes names are held to.
     pub const LEN: usize = 64;
+}
+
+/// What a test-run entry point of the development object is told about the listener, and what it answers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Probe {
+    /// The flow of the answer.
+    pub flow: FlowKey,
+    /// The epoch of the answer.
+    pub epoch: u32,
+    /// In: the listener's port, host order.
+    pub port: u16,
+    /// The rule slot of the answer.
+    pub rule: u16,
+    /// In: 0 node, 1 pod, any other unknown.
+    pub scope: u8,
+    /// In: the IP protocol number.
+    pub protocol: u8,
+    /// The answer's [`crate::Reason`] as a number.
+    pub reason: u8,
+    /// The answer: 1 where the rule only audits.
+    pub audited: u8,
 }
 
 /// A slot of the loss and pressure counters ([`Health`] names the index).
@@ -278,6 +313,7 @@ mod user {
         super::PeerValue,
         super::Pinhole,
         super::PortKey,
+        super::Probe,
         super::PortValue,
         super::RuleName,
         super::ScopeKey,

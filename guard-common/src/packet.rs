@@ -39,16 +39,17 @@ pub struct Packet {
 /// The listener's port is not read here: it comes from the socket, so that no odd shape can hide it.
 #[inline(always)]
 pub fn parse<B: PacketBytes + ?Sized>(bytes: &B) -> Option<Packet> {
-    match bytes.at::<1>(0)?[0] >> 4 {
-        4 => parse_v4(bytes),
-        6 => parse_v6(bytes),
+    // Both headers have at least 20 bytes: one bounds check, wide enough that the verifier keeps its range.
+    let head = bytes.at::<20>(0)?;
+    match head[0] >> 4 {
+        4 => parse_v4(bytes, &head),
+        6 => parse_v6(bytes, head[6]),
         _ => None,
     }
 }
 
 #[inline(always)]
-fn parse_v4<B: PacketBytes + ?Sized>(bytes: &B) -> Option<Packet> {
-    let header = bytes.at::<20>(0)?;
+fn parse_v4<B: PacketBytes + ?Sized>(bytes: &B, header: &[u8; 20]) -> Option<Packet> {
     let header_len = usize::from(header[0] & 0x0f) << 2;
     if header_len < 20 {
         return None;
@@ -65,8 +66,7 @@ fn parse_v4<B: PacketBytes + ?Sized>(bytes: &B) -> Option<Packet> {
 }
 
 #[inline(always)]
-fn parse_v6<B: PacketBytes + ?Sized>(bytes: &B) -> Option<Packet> {
-    let next_header = bytes.at::<1>(6)?[0];
+fn parse_v6<B: PacketBytes + ?Sized>(bytes: &B, next_header: u8) -> Option<Packet> {
     let source = bytes.at::<16>(8)?;
     let destination = bytes.at::<16>(24)?;
     // A mapped address on the wire would be taken for its IPv4 twin; Linux drops such a source too (since 5.4).

@@ -6,5 +6,6 @@
 //! drains) -> `policy` (file to ruleset) -> `kernel` (ruleset to maps) -> `tunnel` (stream to dial) -> `dial` -> `authorize` ->
 //! `connections` -> `relay` -> `drain`, `admin`, `metrics`.
 
+pub mod kernel;
 pub mod node;
 pub mod policy;

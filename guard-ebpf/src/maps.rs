@@ -1,0 +1,105 @@
+//! Owns the kernel's tables and how `decide` looks things up in them.
+//! Called by `ingress`, `sockops`, `report` and `probe`.
+//! Must never be written from here but for counters, events and pinholes: the ruleset belongs to guard/src/kernel/apply.rs.
+
+use aya_ebpf::{
+    Global,
+    macros::map,
+    maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf, lpm_trie::Key},
+};
+use guard_common::{
+    Tables,
+    abi::{
+        Active, EVENTS_BYTES, FlowKey, MAX_COOKIES, MAX_COUNTERS, MAX_HEALTH, MAX_PEERS, MAX_PINHOLES, MAX_PORTS,
+        MAX_SCOPES, PeerKey4, PeerKey6, PeerValue, Pinhole, PortKey, PortValue, RULE_SLOTS, RuleName, ScopeKey,
+        ScopeValue,
+    },
+};
+
+/// Preallocated hash tables would take their full size at once; these grow with the policy.
+const NO_PREALLOC: u32 = 1;
+
+#[map]
+pub(crate) static ACTIVE: Array<Active> = Array::with_max_entries(1, 0);
+#[map]
+pub(crate) static SCOPES: LpmTrie<ScopeKey, ScopeValue> = LpmTrie::with_max_entries(MAX_SCOPES, 0);
+#[map]
+pub(crate) static PORTS: HashMap<PortKey, PortValue> = HashMap::with_max_entries(MAX_PORTS, NO_PREALLOC);
+#[map]
+pub(crate) static PEERS_V4: LpmTrie<PeerKey4, PeerValue> = LpmTrie::with_max_entries(MAX_PEERS, 0);
+#[map]
+pub(crate) static PEERS_V6: LpmTrie<PeerKey6, PeerValue> = LpmTrie::with_max_entries(MAX_PEERS, 0);
+#[map]
+pub(crate) static PINHOLES: HashMap<FlowKey, Pinhole> = HashMap::with_max_entries(MAX_PINHOLES, NO_PREALLOC);
+#[map]
+pub(crate) static COOKIES: HashMap<u64, Pinhole> = HashMap::with_max_entries(MAX_COOKIES, NO_PREALLOC);
+#[map]
+pub(crate) static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(MAX_COUNTERS, 0);
+#[map]
+pub(crate) static HEALTH: PerCpuArray<u64> = PerCpuArray::with_max_entries(MAX_HEALTH, 0);
+#[map]
+pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(EVENTS_BYTES, 0);
+/// Not read by any program: the names of the rule slots, so that counters outlive the daemon with their meaning.
+#[map]
+pub(crate) static RULE_NAMES: Array<RuleName> = Array::with_max_entries(RULE_SLOTS, 0);
+
+/// The cookie of the node's own network namespace. Set at load.
+#[unsafe(no_mangle)]
+static NODE_NETNS: Global<u64> = Global::new(0);
+/// 1 where cgroup_skb programs have `bpf_get_netns_cookie` (kernel 6.15). Set at load; the verifier drops the dead branch.
+#[unsafe(no_mangle)]
+static NETNS_HELPER: Global<u32> = Global::new(0);
+
+/// The cookie of the node's own network namespace.
+#[inline(always)]
+pub(crate) fn node_netns() -> u64 {
+    NODE_NETNS.load()
+}
+
+/// Whether a cgroup_skb program can ask for a socket's network namespace.
+#[inline(always)]
+pub(crate) fn has_netns_helper() -> bool {
+    NETNS_HELPER.load() != 0
+}
+
+/// The pinned tables, as `decide` sees them.
+pub(crate) struct KernelTables;
+
+impl Tables for KernelTables {
+    #[inline(always)]
+    fn epoch(&self) -> u32 {
+        ACTIVE.get(0).map_or(0, |active| active.epoch)
+    }
+
+    #[inline(always)]
+    fn scope(&self, key: &ScopeKey) -> Option<ScopeValue> {
+        SCOPES.get(Key::new(bits::<ScopeKey>(), *key)).copied()
+    }
+
+    #[inline(always)]
+    fn port(&self, key: &PortKey) -> Option<PortValue> {
+        // SAFETY: the value is copied at once; a concurrent write replaces the whole element, it does not change one.
+        unsafe { PORTS.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn pinhole(&self, key: &FlowKey) -> Option<Pinhole> {
+        // SAFETY: as above.
+        unsafe { PINHOLES.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn peer_v4(&self, key: &PeerKey4) -> Option<PeerValue> {
+        PEERS_V4.get(Key::new(bits::<PeerKey4>(), *key)).copied()
+    }
+
+    #[inline(always)]
+    fn peer_v6(&self, key: &PeerKey6) -> Option<PeerValue> {
+        PEERS_V6.get(Key::new(bits::<PeerKey6>(), *key)).copied()
+    }
+}
+
+#[inline(always)]
+const fn bits<K>() -> u32 {
+    (size_of::<K>() as u32) << 3
+}

@@ -1,0 +1,199 @@
+//! Owns writing the ruleset's maps: carries out a plan, operation by operation.
+//! Called by `app`, at start and on every edit.
+//! Must never leave the generation in force half-written: what fails before `Activate` has changed nothing that decides.
+
+use std::collections::BTreeMap;
+
+use aya::maps::{MapError, PerCpuValues, lpm_trie::Key};
+use guard_common::{
+    Reason,
+    abi::{Active, NO_RULE, RULE_SLOTS, RuleName, counter_index},
+};
+
+use super::{
+    load::Maps,
+    plan::{Entries, Image, Op, PlanError, plan, step},
+    sys,
+};
+use crate::policy::ruleset::Ruleset;
+
+/// Why a ruleset did not come into force. The one before it is still whole.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// No plan.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// A map refused a write or a read.
+    #[error("map {0}: {1}")]
+    Map(&'static str, #[source] MapError),
+    /// The kernel could not be asked to wait.
+    #[error("membarrier")]
+    Grace(#[source] std::io::Error),
+}
+
+/// The one writer of the ruleset's maps.
+pub struct Apply {
+    maps: Maps,
+    /// What the maps hold; `None` where a failure left it unknown, so that it is read anew.
+    image: Option<Image>,
+}
+
+/// A ruleset that is in force.
+#[derive(Clone, Debug, Default)]
+pub struct InForce {
+    /// Its epoch.
+    pub epoch: u32,
+    /// The names of the rule slots that count.
+    pub names: BTreeMap<u16, String>,
+}
+
+impl Apply {
+    /// Reads what the pinned maps hold.
+    pub fn new(maps: Maps) -> Result<Apply, ApplyError> {
+        let image = read(&maps)?;
+        Ok(Apply { maps, image: Some(image) })
+    }
+
+    /// What is in force now, whoever put it there.
+    pub fn in_force(&self) -> InForce {
+        self.image.as_ref().map(|image| InForce { epoch: image.epoch, names: image.names.clone() }).unwrap_or_default()
+    }
+
+    /// Brings a ruleset into force. Without effect, and with the same epoch, where it is in force already.
+    pub fn apply(&mut self, ruleset: &Ruleset) -> Result<InForce, ApplyError> {
+        let mut image = match self.image.take() {
+            Some(image) => image,
+            None => read(&self.maps)?,
+        };
+        let plan = plan(&image, ruleset)?;
+        for op in &plan.ops {
+            write(&mut self.maps, op)?;
+            step(&mut image, op);
+        }
+        self.image = Some(image);
+        Ok(self.in_force())
+    }
+
+    /// The counters of every rule slot in use, and of packets that reached no rule, in the order of the slots.
+    pub fn counters(&self) -> Result<Vec<(u16, Reason, bool, u64)>, ApplyError> {
+        let slots = self.image.iter().flat_map(|image| image.names.keys().copied()).chain([NO_RULE]);
+        let mut counters = Vec::new();
+        for slot in slots {
+            for reason in Reason::ALL.into_iter().filter(|reason| *reason != Reason::NotGuarded) {
+                for audited in [false, true] {
+                    let values = self
+                        .maps
+                        .counters
+                        .get(&counter_index(slot, reason, audited), 0)
+                        .map_err(|error| ApplyError::Map("COUNTERS", error))?;
+                    counters.push((slot, reason, audited, values.iter().sum()));
+                }
+            }
+        }
+        Ok(counters)
+    }
+}
+
+/// Reads the maps.
+fn read(maps: &Maps) -> Result<Image, ApplyError> {
+    let mut image = Image {
+        epoch: maps.active.get(&0, 0).map_err(|error| ApplyError::Map("ACTIVE", error))?.epoch,
+        ..Image::default()
+    };
+    for slot in 0..RULE_SLOTS as u16 {
+        let name = maps.names.get(&u32::from(slot), 0).map_err(|error| ApplyError::Map("RULE_NAMES", error))?;
+        if let Some(name) = text(&name) {
+            image.names.insert(slot, name);
+        }
+    }
+    let Entries { scopes, ports, peers_v4, peers_v6 } = &mut image.entries;
+    collect(maps.scopes.iter(), "SCOPES", |key, value| scopes.insert((key.prefix_len(), key.data()), value))?;
+    collect(maps.ports.iter(), "PORTS", |key, value| ports.insert(key, value))?;
+    collect(maps.peers_v4.iter(), "PEERS_V4", |key, value| peers_v4.insert((key.prefix_len(), key.data()), value))?;
+    collect(maps.peers_v6.iter(), "PEERS_V6", |key, value| peers_v6.insert((key.prefix_len(), key.data()), value))?;
+    Ok(image)
+}
+
+fn collect<K, V, R>(
+    entries: impl Iterator<Item = Result<(K, V), MapError>>,
+    map: &'static str,
+    mut insert: impl FnMut(K, V) -> R,
+) -> Result<(), ApplyError> {
+    for entry in entries {
+        let (key, value) = entry.map_err(|error| ApplyError::Map(map, error))?;
+        insert(key, value);
+    }
+    Ok(())
+}
+
+fn write(maps: &mut Maps, op: &Op) -> Result<(), ApplyError> {
+    match op {
+        Op::Name(slot, name) => {
+            for reason in Reason::ALL {
+                for audited in [false, true] {
+                    zero(maps, counter_index(*slot, reason, audited))?;
+                }
+            }
+            maps.names.set(u32::from(*slot), rule_name(name), 0).map_err(|error| ApplyError::Map("RULE_NAMES", error))
+        }
+        Op::Unname(slot) => {
+            maps.names.set(u32::from(*slot), rule_name(""), 0).map_err(|error| ApplyError::Map("RULE_NAMES", error))
+        }
+        Op::Scope((bits, key), value) => put_lpm(&mut maps.scopes, "SCOPES", *bits, *key, *value),
+        Op::PeerV4((bits, key), value) => put_lpm(&mut maps.peers_v4, "PEERS_V4", *bits, *key, *value),
+        Op::PeerV6((bits, key), value) => put_lpm(&mut maps.peers_v6, "PEERS_V6", *bits, *key, *value),
+        Op::Port(key, value) => match value {
+            Some(value) => maps.ports.insert(key, value, 0),
+            None => absent_is_fine(maps.ports.remove(key)),
+        }
+        .map_err(|error| ApplyError::Map("PORTS", error)),
+        Op::Activate(epoch) => {
+            maps.active.set(0, Active { epoch: *epoch }, 0).map_err(|error| ApplyError::Map("ACTIVE", error))
+        }
+        Op::Grace => sys::grace_period().map_err(ApplyError::Grace),
+    }
+}
+
+fn put_lpm<K: aya::Pod, V: aya::Pod>(
+    map: &mut aya::maps::LpmTrie<aya::maps::MapData, K, V>,
+    name: &'static str,
+    bits: u32,
+    key: K,
+    value: Option<V>,
+) -> Result<(), ApplyError> {
+    let key = Key::new(bits, key);
+    match value {
+        Some(value) => map.insert(&key, value, 0),
+        None => absent_is_fine(map.remove(&key)),
+    }
+    .map_err(|error| ApplyError::Map(name, error))
+}
+
+/// Somebody else may have removed the entry: it is gone, as wanted.
+fn absent_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {
+    match result {
+        Err(MapError::KeyNotFound) => Ok(()),
+        Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        Ok(()) | Err(_) => result,
+    }
+}
+
+fn zero(maps: &mut Maps, index: u32) -> Result<(), ApplyError> {
+    let cpus = maps.counters.get(&index, 0).map_err(|error| ApplyError::Map("COUNTERS", error))?.len();
+    let zeros = PerCpuValues::try_from(vec![0u64; cpus])
+        .map_err(|error| ApplyError::Map("COUNTERS", MapError::IoError(error)))?;
+    maps.counters.set(index, zeros, 0).map_err(|error| ApplyError::Map("COUNTERS", error))
+}
+
+fn rule_name(name: &str) -> RuleName {
+    let mut bytes = [0; RuleName::LEN];
+    for (to, from) in bytes.iter_mut().zip(name.as_bytes()) {
+        *to = *from;
+    }
+    RuleName { bytes }
+}
+
+fn text(name: &RuleName) -> Option<String> {
+    let end = name.bytes.iter().position(|byte| *byte == 0).unwrap_or(RuleName::LEN);
+    (end > 0).then(|| String::from_utf8_lossy(&name.bytes[..end]).into_owned())
+}

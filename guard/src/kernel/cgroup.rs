@@ -1,0 +1,56 @@
+//! Owns finding the cgroup v2 hierarchy.
+//! Called by `app`, to resolve `--cgroup`.
+//! Must never assume /sys/fs/cgroup: on a hybrid host that is v1, and attaching there fails with EBADF.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+/// Why there is no cgroup to attach to.
+#[derive(Debug, thiserror::Error)]
+pub enum CgroupError {
+    /// The mount table could not be read.
+    #[error("cannot read /proc/self/mountinfo")]
+    MountInfo(#[source] io::Error),
+    /// No cgroup v2 hierarchy is mounted.
+    #[error(
+        "no cgroup v2 hierarchy is mounted here; mount one (`mount -t cgroup2 none /sys/fs/cgroup/unified`) or name its directory with --cgroup"
+    )]
+    NotMounted,
+}
+
+/// The mount point of the cgroup v2 hierarchy: its root covers every socket of the node.
+pub fn v2_root() -> Result<PathBuf, CgroupError> {
+    let table = std::fs::read_to_string("/proc/self/mountinfo").map_err(CgroupError::MountInfo)?;
+    v2_mount(&table).ok_or(CgroupError::NotMounted)
+}
+
+/// The first cgroup2 mount of a mount table (proc(5), "mountinfo": the mount point is field 5, the type follows the ` - `).
+fn v2_mount(table: &str) -> Option<PathBuf> {
+    table.lines().find_map(|line| {
+        let (mount, filesystem) = line.split_once(" - ")?;
+        (filesystem.split(' ').next() == Some("cgroup2"))
+            .then(|| mount.split(' ').nth(4))
+            .flatten()
+            .map(|path| Path::new(&path.replace("\\040", " ")).to_path_buf())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hybrid_host_has_it_below_the_v1_tree() {
+        let table = "30 25 0:27 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n\
+                     31 30 0:28 / /sys/fs/cgroup/cpu rw shared:1 - cgroup cgroup rw,cpu\n\
+                     40 30 0:36 / /sys/fs/cgroup/unified rw,relatime shared:9 - cgroup2 cgroup2 rw\n";
+        assert_eq!(v2_mount(table), Some(PathBuf::from("/sys/fs/cgroup/unified")));
+    }
+
+    #[test]
+    fn v1_only_host_has_none() {
+        assert_eq!(v2_mount("31 30 0:28 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n"), None);
+    }
+}

@@ -1,0 +1,374 @@
+//! Owns the pinned state: opens or adopts the maps, loads the programs, attaches or adopts the links.
+//! Called by `app` at start (`open`, then `apply`, then `attach`), by `status` and `unpin` (`attachments`).
+//! Must never attach before a ruleset is in force, and never reuse a pinned map of another shape.
+
+use std::{
+    fs, io,
+    os::{fd::AsFd, unix::fs::MetadataExt},
+    path::{Path, PathBuf},
+};
+
+use aya::{
+    Ebpf, EbpfError, EbpfLoader,
+    maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, MapInfo, PerCpuArray, RingBuf},
+    pin::PinError,
+    programs::{CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, Program, ProgramError, ProgramInfo, SockOps},
+};
+use guard_common::abi::{
+    ABI, Active, PeerKey4, PeerKey6, PeerValue, Pinhole, PortKey, PortValue, RuleName, ScopeKey, ScopeValue,
+};
+
+use super::{
+    object::{OBJECT, PROGRAMS},
+    sys,
+};
+
+/// Where the kernel half lives.
+#[derive(Clone, Debug)]
+pub struct Location {
+    /// The cgroup v2 directory that the programs attach to: the root of the hierarchy covers the whole node.
+    pub cgroup: PathBuf,
+    /// The directory on a bpf file system below which everything is pinned, in `v1/`.
+    pub bpffs: PathBuf,
+}
+
+impl Location {
+    /// The versioned pin directory.
+    pub fn pins(&self) -> PathBuf {
+        pins(&self.bpffs)
+    }
+}
+
+/// The pin directory of this ABI below `--bpffs`.
+pub fn pins(bpffs: &Path) -> PathBuf {
+    bpffs.join(format!("v{ABI}"))
+}
+
+/// Why the kernel half could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The pin directory is not on bpffs.
+    #[error(
+        "{0} is not on a bpf file system: pins there would not outlive the daemon. Mount one first: mount -t bpf bpf /sys/fs/bpf"
+    )]
+    NotBpffs(PathBuf),
+    /// A system call on a path failed.
+    #[error("{0}: {1}")]
+    Path(PathBuf, #[source] io::Error),
+    /// A pinned map is not what this binary expects.
+    #[error(
+        "the pinned map {path} has another shape ({found}; this binary expects {expected}): it was made by another build. Run `nodeguard unpin` to remove what is pinned, then start again"
+    )]
+    MapShape {
+        /// Its pin.
+        path: PathBuf,
+        /// Its definition.
+        found: String,
+        /// The definition in this binary's object.
+        expected: String,
+    },
+    /// The object lacks a map or program that this binary names.
+    #[error("the kernel object has no {0}: it does not belong to this binary")]
+    Missing(&'static str),
+    /// The object could not be parsed.
+    #[error("the built-in kernel object does not parse")]
+    Object(#[source] aya_obj::ParseError),
+    /// The kernel refused maps or globals.
+    #[error("the kernel refused the maps (are CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON there?)")]
+    Ebpf(#[from] EbpfError),
+    /// A map could not be opened.
+    #[error("a map could not be opened")]
+    Map(#[from] MapError),
+    /// The kernel refused a program.
+    #[error("the kernel refused the program {0}: {1}")]
+    Program(&'static str, String),
+    /// A program or link could not be pinned.
+    #[error("cannot pin {0}")]
+    Pin(PathBuf, #[source] PinError),
+    /// A pinned link is attached elsewhere.
+    #[error(
+        "the pinned link {path} is attached to another cgroup than {cgroup}. Run `nodeguard unpin` with the --bpffs of that guard, or choose another --bpffs"
+    )]
+    OtherCgroup {
+        /// The link's pin.
+        path: PathBuf,
+        /// The cgroup that was asked for.
+        cgroup: PathBuf,
+    },
+}
+
+/// The maps, typed. Only `apply` and `pinholes` write them.
+pub struct Maps {
+    pub(super) active: Array<MapData, Active>,
+    pub(super) scopes: LpmTrie<MapData, ScopeKey, ScopeValue>,
+    pub(super) ports: HashMap<MapData, PortKey, PortValue>,
+    pub(super) peers_v4: LpmTrie<MapData, PeerKey4, PeerValue>,
+    pub(super) peers_v6: LpmTrie<MapData, PeerKey6, PeerValue>,
+    pub(super) names: Array<MapData, RuleName>,
+    pub(super) counters: PerCpuArray<MapData, u64>,
+}
+
+/// The kernel half, opened: what `app` hands out to its parts.
+pub struct Loaded {
+    /// For `apply` and `counters`.
+    pub maps: Maps,
+    /// For `counters`: what the kernel half could not do.
+    pub health: PerCpuArray<MapData, u64>,
+    /// For `events`.
+    pub events: RingBuf<MapData>,
+    /// For `pinholes`.
+    pub cookies: HashMap<MapData, u64, Pinhole>,
+    /// For `attach`.
+    pub programs: Programs,
+}
+
+/// The programs, loaded and not yet attached.
+pub struct Programs {
+    ebpf: Ebpf,
+    location: Location,
+    /// Whether cgroup_skb programs can ask for the network namespace here (kernel 6.15).
+    pub netns_helper: bool,
+}
+
+/// Whether a program holds.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Attachment {
+    /// The program.
+    pub name: String,
+    /// Whether its link is there and attached.
+    pub attached: bool,
+    /// The link's id.
+    pub link_id: Option<u32>,
+    /// The id of the program in the link.
+    pub program_id: Option<u32>,
+}
+
+/// A pinned map.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct PinnedMap {
+    /// The map.
+    pub name: String,
+    /// Its id.
+    pub id: u32,
+}
+
+/// Opens the maps (pinned ones are adopted after a check of their shape) and loads the programs. Attaches nothing.
+pub fn open(location: &Location) -> Result<Loaded, LoadError> {
+    let pins = location.pins();
+    make_directories(&location.bpffs, &pins)?;
+    let map_names = check_shapes(&pins)?;
+    let (mut ebpf, netns_helper) = load_programs(&pins, &map_names)?;
+    Ok(Loaded {
+        maps: Maps::take(&mut ebpf)?,
+        health: PerCpuArray::try_from(take(&mut ebpf, "HEALTH")?)?,
+        events: RingBuf::try_from(take(&mut ebpf, "EVENTS")?)?,
+        cookies: HashMap::try_from(take(&mut ebpf, "COOKIES")?)?,
+        programs: Programs { ebpf, location: location.clone(), netns_helper },
+    })
+}
+
+impl Maps {
+    /// Takes the ruleset's maps out of a loaded object.
+    pub fn take(ebpf: &mut Ebpf) -> Result<Maps, LoadError> {
+        Ok(Maps {
+            active: Array::try_from(take(ebpf, "ACTIVE")?)?,
+            scopes: LpmTrie::try_from(take(ebpf, "SCOPES")?)?,
+            ports: HashMap::try_from(take(ebpf, "PORTS")?)?,
+            peers_v4: LpmTrie::try_from(take(ebpf, "PEERS_V4")?)?,
+            peers_v6: LpmTrie::try_from(take(ebpf, "PEERS_V6")?)?,
+            names: Array::try_from(take(ebpf, "RULE_NAMES")?)?,
+            counters: PerCpuArray::try_from(take(ebpf, "COUNTERS")?)?,
+        })
+    }
+}
+
+impl Programs {
+    /// Attaches each program, or adopts its pinned link: a link that holds an older program gets this one in one step and
+    /// keeps its id.
+    pub fn attach(&mut self) -> Result<(), LoadError> {
+        let pins = self.location.pins();
+        let cgroup = fs::File::open(&self.location.cgroup).map_err(at(&self.location.cgroup))?;
+        let cgroup_id = cgroup.metadata().map_err(at(&self.location.cgroup))?.ino();
+        for name in PROGRAMS {
+            let link_pin = pins.join("links").join(name);
+            let program_pin = pins.join("programs").join(name);
+            let program = self.ebpf.program_mut(name).ok_or(LoadError::Missing(name))?;
+            if link_pin.exists() {
+                adopt(name, program, &link_pin, &program_pin, cgroup_id, &self.location.cgroup)?;
+            } else {
+                attach_new(name, program, &cgroup, &link_pin)?;
+                replace_pin(program, &program_pin)?;
+                tracing::info!(program = name, cgroup = %self.location.cgroup.display(), "program attached and pinned");
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Which programs hold, read from the pins alone: the daemon need not run.
+pub fn attachments(bpffs: &Path) -> Vec<Attachment> {
+    let links = pins(bpffs).join("links");
+    PROGRAMS
+        .iter()
+        .map(|name| {
+            let info = sys::obj_get(&links.join(name)).and_then(|link| sys::link_info(link.as_fd())).ok();
+            Attachment {
+                name: (*name).to_owned(),
+                attached: info.is_some_and(|info| info.cgroup_id != 0),
+                link_id: info.map(|info| info.id),
+                program_id: info.map(|info| info.program_id),
+            }
+        })
+        .collect()
+}
+
+/// The pinned maps with their ids, in the order of their names.
+pub fn pinned_maps(bpffs: &Path) -> Vec<PinnedMap> {
+    let directory = pins(bpffs).join("maps");
+    let mut maps: Vec<PinnedMap> = fs::read_dir(directory)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| {
+            let name = entry.file_name().into_string().ok()?;
+            Some(PinnedMap { name, id: MapInfo::from_pin(entry.path()).ok()?.id() })
+        })
+        .collect();
+    maps.sort_by(|a, b| a.name.cmp(&b.name));
+    maps
+}
+
+fn make_directories(bpffs: &Path, pins: &Path) -> Result<(), LoadError> {
+    // The directory itself may not exist yet; then its nearest existing parent says which file system it will be on.
+    let existing = bpffs.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+    if !sys::is_bpffs(existing).map_err(at(existing))? {
+        return Err(LoadError::NotBpffs(bpffs.to_path_buf()));
+    }
+    for kind in ["maps", "programs", "links"] {
+        let directory = pins.join(kind);
+        fs::create_dir_all(&directory).map_err(at(&directory))?;
+    }
+    Ok(())
+}
+
+/// Compares every pinned map with its definition in the object; the loader itself would silently take any.
+fn check_shapes(pins: &Path) -> Result<Vec<String>, LoadError> {
+    let object = aya_obj::Object::parse(OBJECT).map_err(LoadError::Object)?;
+    let mut names = Vec::new();
+    for (name, map) in object.maps.iter().filter(|(name, _)| !name.starts_with('.')) {
+        names.push(name.clone());
+        let path = pins.join("maps").join(name);
+        if !path.exists() {
+            continue;
+        }
+        let info = MapInfo::from_pin(&path)?;
+        let shape = |kind: u32, key: u32, value: u32, entries: u32| {
+            format!("type {kind}, key {key}, value {value}, entries {entries}")
+        };
+        let found = shape(info.map_type()? as u32, info.key_size(), info.value_size(), info.max_entries());
+        let expected = shape(map.map_type(), map.key_size(), map.value_size(), map.max_entries());
+        if found != expected {
+            return Err(LoadError::MapShape { path, found, expected });
+        }
+    }
+    Ok(names)
+}
+
+/// Loads with the network-namespace helper, and without it where the kernel does not know it for cgroup_skb.
+fn load_programs(pins: &Path, map_names: &[String]) -> Result<(Ebpf, bool), LoadError> {
+    match load_programs_with(pins, map_names, true) {
+        Ok(ebpf) => Ok((ebpf, true)),
+        Err(LoadError::Program(..)) => load_programs_with(pins, map_names, false).map(|ebpf| (ebpf, false)),
+        Err(error) => Err(error),
+    }
+}
+
+fn load_programs_with(pins: &Path, map_names: &[String], netns_helper: bool) -> Result<Ebpf, LoadError> {
+    let node_netns = sys::netns_cookie().map_err(at(Path::new("/proc/self/ns/net")))?;
+    let netns_helper = u32::from(netns_helper);
+    let mut loader = EbpfLoader::new();
+    loader.override_global("NODE_NETNS", &node_netns, true).override_global("NETNS_HELPER", &netns_helper, true);
+    for name in map_names {
+        loader.map_pin_path(name, pins.join("maps").join(name));
+    }
+    let mut ebpf = loader.load(OBJECT)?;
+    for name in PROGRAMS {
+        let program = ebpf.program_mut(name).ok_or(LoadError::Missing(name))?;
+        load_program(program).map_err(|error| LoadError::Program(name, verifier_tail(&error)))?;
+    }
+    Ok(ebpf)
+}
+
+fn load_program(program: &mut Program) -> Result<(), ProgramError> {
+    if let Ok(program) = <&mut CgroupSkb>::try_from(&mut *program) {
+        return program.load();
+    }
+    <&mut SockOps>::try_from(program)?.load()
+}
+
+/// The end of a verifier log says what was refused; the rest is thousands of lines of how it got there.
+fn verifier_tail(error: &ProgramError) -> String {
+    let text = error.to_string();
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(12)..].join("\n")
+}
+
+fn attach_new(name: &'static str, program: &mut Program, cgroup: &fs::File, pin: &Path) -> Result<(), LoadError> {
+    let failed = |error: ProgramError| LoadError::Program(name, format!("cannot attach: {error}"));
+    // `Single` is how the library spells "no flags"; links of a cgroup are always many.
+    let link = if let Ok(program) = <&mut CgroupSkb>::try_from(&mut *program) {
+        let id = program.attach(cgroup, CgroupSkbAttachType::Ingress, CgroupAttachMode::Single).map_err(failed)?;
+        aya::programs::links::FdLink::try_from(program.take_link(id).map_err(failed)?)
+    } else {
+        let program = <&mut SockOps>::try_from(program).map_err(failed)?;
+        let id = program.attach(cgroup, CgroupAttachMode::Single).map_err(failed)?;
+        aya::programs::links::FdLink::try_from(program.take_link(id).map_err(failed)?)
+    };
+    let link = link.map_err(|error| LoadError::Program(name, error.to_string()))?;
+    link.pin(pin).map(drop).map_err(|error| LoadError::Pin(pin.to_path_buf(), error))
+}
+
+/// Takes over a pinned link. The program in it stays if it is the same code, else it is replaced in one step.
+fn adopt(
+    name: &'static str,
+    program: &mut Program,
+    link_pin: &Path,
+    program_pin: &Path,
+    cgroup_id: u64,
+    cgroup: &Path,
+) -> Result<(), LoadError> {
+    let link = sys::obj_get(link_pin).map_err(at(link_pin))?;
+    let info = sys::link_info(link.as_fd()).map_err(at(link_pin))?;
+    if info.cgroup_id != cgroup_id {
+        return Err(LoadError::OtherCgroup { path: link_pin.to_path_buf(), cgroup: cgroup.to_path_buf() });
+    }
+    let refused = |error: ProgramError| LoadError::Program(name, error.to_string());
+    let tag = program.info().map_err(refused)?.tag();
+    let pinned = ProgramInfo::from_pin(program_pin).ok();
+    if pinned.is_some_and(|pinned| pinned.id() == info.program_id && pinned.tag() == tag) {
+        tracing::info!(program = name, link = info.id, "pinned link adopted");
+        return Ok(());
+    }
+    let fd = program.fd().map_err(refused)?;
+    sys::link_update(link.as_fd(), fd.as_fd()).map_err(at(link_pin))?;
+    tracing::info!(program = name, link = info.id, "program replaced in its pinned link");
+    replace_pin(program, program_pin)
+}
+
+fn replace_pin(program: &mut Program, pin: &Path) -> Result<(), LoadError> {
+    match fs::remove_file(pin) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(at(pin)(error)),
+        Ok(()) | Err(_) => {}
+    }
+    program.pin(pin).map_err(|error| LoadError::Pin(pin.to_path_buf(), error))
+}
+
+fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, LoadError> {
+    ebpf.take_map(name).ok_or(LoadError::Missing(name))
+}
+
+fn at(path: &Path) -> impl FnOnce(io::Error) -> LoadError + use<> {
+    let path = path.to_path_buf();
+    move |error| LoadError::Path(path, error)
+}

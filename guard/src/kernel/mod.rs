@@ -1,0 +1,17 @@
+//! Owns the kernel half: loading and pinning the programs, bringing a ruleset into the maps, reading back what happened.
+//! Called by `app` (run), `status` and `unpin`.
+//! Must never write a map outside `apply` and `pinholes`, and never detach anything but on `unpin`.
+//!
+//! Reading order: `load` (open or adopt the pinned state) -> `plan` (have and want to operations) -> `apply` (carry them out) ->
+//! `events` (what the programs say) -> `pinholes` (one for each dial) -> `unpin`.
+
+pub mod apply;
+pub mod cgroup;
+pub mod events;
+pub mod load;
+pub mod model;
+pub mod object;
+pub mod pinholes;
+pub mod plan;
+mod sys;
+pub mod unpin;

@@ -1,0 +1,70 @@
+//! Owns the tables as ordinary collections, so that `decide` runs on the host as it runs in the kernel.
+//! Called by the tests that compare the two, and by whatever explains a decision offline.
+//! Must never be cleverer than the kernel's maps: a longest-prefix match is a search by falling length.
+
+use std::collections::BTreeMap;
+
+use guard_common::{
+    Tables,
+    abi::{FlowKey, PeerKey4, PeerKey6, PeerValue, Pinhole, PortKey, PortValue, ScopeKey, ScopeValue},
+};
+
+use super::plan::Image;
+
+/// What the kernel would look things up in.
+#[derive(Clone, Debug, Default)]
+pub struct Model {
+    /// The ruleset's tables.
+    pub image: Image,
+    /// The open pinholes.
+    pub pinholes: BTreeMap<FlowKey, Pinhole>,
+}
+
+impl Tables for Model {
+    fn epoch(&self) -> u32 {
+        self.image.epoch
+    }
+
+    fn scope(&self, key: &ScopeKey) -> Option<ScopeValue> {
+        longest(&self.image.entries.scopes, key)
+    }
+
+    fn port(&self, key: &PortKey) -> Option<PortValue> {
+        self.image.entries.ports.get(key).copied()
+    }
+
+    fn pinhole(&self, key: &FlowKey) -> Option<Pinhole> {
+        self.pinholes.get(key).copied()
+    }
+
+    fn peer_v4(&self, key: &PeerKey4) -> Option<PeerValue> {
+        longest(&self.image.entries.peers_v4, key)
+    }
+
+    fn peer_v6(&self, key: &PeerKey6) -> Option<PeerValue> {
+        longest(&self.image.entries.peers_v6, key)
+    }
+}
+
+/// The value of the longest prefix that holds the key.
+fn longest<K, V>(table: &BTreeMap<(u32, K), V>, key: &K) -> Option<V>
+where
+    K: Copy + Ord + zerocopy::IntoBytes + zerocopy::FromBytes + zerocopy::Immutable + zerocopy::KnownLayout,
+    V: Copy,
+{
+    let bits = size_of::<K>() as u32 * 8;
+    (0..=bits).rev().find_map(|length| table.get(&(length, masked(key, length))).copied())
+}
+
+/// The key with everything behind its first `length` bits at zero.
+fn masked<K>(key: &K, length: u32) -> K
+where
+    K: Copy + zerocopy::IntoBytes + zerocopy::FromBytes + zerocopy::Immutable + zerocopy::KnownLayout,
+{
+    let mut key = *key;
+    for (index, byte) in key.as_mut_bytes().iter_mut().enumerate() {
+        let kept = length.saturating_sub(index as u32 * 8).min(8);
+        *byte &= !(0xffu32 >> kept) as u8;
+    }
+    key
+}
