@@ -29,3 +29,6 @@ pub mod verdict;
 pub use decide::{Listener, Scope, Tables, decide};
 pub use packet::{Packet, PacketBytes, parse};
 pub use verdict::{Decision, Reason, Verdict};
+
+#[cfg(test)]
+mod tests;

@@ -226,3 +226,139 @@ fn difference<K: Ord + Copy, V: Copy + PartialEq>(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::policy::ruleset::{GuardedPort, Mode, Rule, Tables};
+
+    fn ruleset() -> impl Strategy<Value = Ruleset> {
+        let names = prop::collection::btree_set("[a-e]", 1..4);
+        let nets =
+            prop::sample::select(vec!["10.0.0.0/8", "10.1.0.0/16", "0.0.0.0/0", "fd00::/16", "::/0", "10.1.2.3/32"]);
+        let nets = nets.prop_map(|text: &str| text.parse::<IpNet>().unwrap());
+        let scopes = prop::collection::btree_map(nets.clone(), 0u32..3, 0..4);
+        let ports = prop::collection::btree_map(
+            (0u32..3, 0u16..4),
+            (0u32..3, 0usize..4, prop::option::of(0usize..4), any::<bool>()),
+            0..6,
+        );
+        let peers = prop::collection::btree_map((0u32..3, nets), (0usize..4, any::<bool>()), 0..6);
+        (names, scopes, ports, peers).prop_map(|(names, scopes, ports, peers)| {
+            let rules: Vec<Rule> = names
+                .into_iter()
+                .map(|name| Rule { name, mode: Mode::Enforce, guards: String::new(), allows: String::new() })
+                .collect();
+            let rule = |index: usize| index % rules.len();
+            let tables = Tables {
+                scopes,
+                ports: ports
+                    .into_iter()
+                    .map(|((scope, port), (list, by, node, audit))| {
+                        let value = PortRule { list, rule: rule(by), tunnel: None, node: node.map(rule), audit };
+                        (GuardedPort { scope, protocol: 6, port }, value)
+                    })
+                    .collect(),
+                peers: peers
+                    .into_iter()
+                    .map(|(key, (by, allow))| {
+                        let kind = if allow { PeerKind::Allow } else { PeerKind::Except };
+                        (key, Peer { rule: rule(by), kind })
+                    })
+                    .collect(),
+            };
+            let (name, digest, dial) = (String::new(), String::new(), Vec::new());
+            Ruleset { name, digest, mode: Mode::Enforce, rules, tables, dial }
+        })
+    }
+
+    /// The part of an image that a packet can meet: the entries of the generation in force.
+    fn view(image: &Image) -> Entries {
+        let generation = (image.epoch & 1) as u8;
+        let mut entries = image.entries.clone();
+        entries.scopes.retain(|(_, key), _| key.generation[0] == generation);
+        entries.ports.retain(|key, _| key.generation == generation);
+        entries.peers_v4.retain(|(_, key), _| key.list[0] >> 7 == generation);
+        entries.peers_v6.retain(|(_, key), _| key.list[0] >> 7 == generation);
+        entries
+    }
+
+    fn run(image: &mut Image, ops: &[Op]) {
+        ops.iter().for_each(|op| step(image, op));
+    }
+
+    proptest! {
+        #[test]
+        fn a_plan_carried_out_leaves_exactly_what_was_wanted(rulesets in prop::collection::vec(ruleset(), 1..5)) {
+            let mut image = Image::default();
+            for want in &rulesets {
+                let plan = plan(&image, want).unwrap();
+                run(&mut image, &plan.ops);
+                prop_assert_eq!(image.epoch, plan.epoch);
+                let generation = (plan.epoch & 1) as u8;
+                prop_assert_eq!(&image.entries, &encode(want, &plan.slots, generation));
+                prop_assert_eq!(image.names.len(), want.rules.len());
+                // What is in force is not written again: no second epoch for the same ruleset.
+                prop_assert!(super::plan(&image, want).unwrap().ops.is_empty());
+            }
+        }
+
+        #[test]
+        fn a_packet_meets_the_old_ruleset_or_the_new_one(first in ruleset(), second in ruleset(), third in ruleset(), crash in 0usize..40) {
+            let mut image = Image::default();
+            let plan_of_first = plan(&image, &first).unwrap();
+            run(&mut image, &plan_of_first.ops);
+            // A crash in the middle of an apply: the next one starts from whatever is there.
+            let half = plan(&image, &second).unwrap().ops;
+            let before = view(&image);
+            let cut = crash.min(half.len());
+            run(&mut image, &half[..cut]);
+            if !half[..cut].iter().any(|op| matches!(op, Op::Activate(_))) {
+                prop_assert_eq!(&view(&image), &before);
+            }
+            let plan = plan(&image, &third).unwrap();
+            let old = view(&image);
+            let new = encode(&third, &plan.slots, (plan.epoch & 1) as u8);
+            for op in &plan.ops {
+                step(&mut image, op);
+                let now = view(&image);
+                prop_assert!(now == old || now == new, "a mix after {:?}", op);
+            }
+            prop_assert_eq!(&image.entries, &new);
+        }
+
+        #[test]
+        fn a_rule_keeps_its_slot_and_shares_it_with_nobody_in_force(first in ruleset(), second in ruleset()) {
+            let mut image = Image::default();
+            let plan_of_first = plan(&image, &first).unwrap();
+            run(&mut image, &plan_of_first.ops);
+            let before = image.names.clone();
+            let plan = plan(&image, &second).unwrap();
+            for (rule, slot) in second.rules.iter().zip(&plan.slots) {
+                match before.iter().find(|(_, name)| **name == rule.name) {
+                    Some((kept, _)) => prop_assert_eq!(kept, slot),
+                    None => prop_assert!(!before.contains_key(slot)),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_epoch_never_becomes_none() {
+        for epoch in [u32::MAX, u32::MAX - 1] {
+            let image = Image { epoch, ..Image::default() };
+            let want = Ruleset {
+                name: String::new(),
+                digest: String::new(),
+                mode: Mode::Enforce,
+                rules: vec![Rule { name: "new".into(), mode: Mode::Enforce, guards: String::new(), allows: String::new() }],
+                tables: Tables::default(),
+                dial: Vec::new(),
+            };
+            let next = plan(&image, &want).unwrap().epoch;
+            assert!(next != 0 && next & 1 != epoch & 1);
+        }
+    }
+}

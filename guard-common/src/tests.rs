@@ -1,0 +1,161 @@
+//! Owns the tests of the decision as a whole: what holds for every packet and every table.
+//! Called by the test runner.
+//! Must never repeat the decision's own logic as its oracle.
+
+use proptest::prelude::*;
+
+use crate::{
+    Listener, Reason, Scope, Tables, Verdict,
+    abi::{FlowKey, PeerKey4, PeerKey6, PeerValue, Pinhole, PortKey, PortValue, ScopeKey, ScopeValue, counter_index},
+    decide,
+    packet::{mapped, parse},
+};
+
+/// Every look-up answers with one fixed value.
+#[derive(Clone, Copy, Default)]
+struct Fixed {
+    scope: Option<u32>,
+    port: Option<PortValue>,
+    pinhole: Option<u32>,
+    peer: Option<u16>,
+}
+
+impl Tables for Fixed {
+    fn epoch(&self) -> u32 {
+        1
+    }
+    fn scope(&self, _: &ScopeKey) -> Option<ScopeValue> {
+        self.scope.map(|scope| ScopeValue { scope })
+    }
+    fn port(&self, _: &PortKey) -> Option<PortValue> {
+        self.port
+    }
+    fn pinhole(&self, _: &FlowKey) -> Option<Pinhole> {
+        self.pinhole.map(|via| Pinhole { via })
+    }
+    fn peer_v4(&self, _: &PeerKey4) -> Option<PeerValue> {
+        self.peer.map(|kind| PeerValue { rule: 1, kind })
+    }
+    fn peer_v6(&self, _: &PeerKey6) -> Option<PeerValue> {
+        self.peer.map(|kind| PeerValue { rule: 1, kind })
+    }
+}
+
+const NODE: Listener = Listener { scope: Scope::Node, port: 10_250, protocol: 6 };
+
+fn packet() -> impl Strategy<Value = Vec<u8>> {
+    let edges = prop::sample::select(vec![0x45u8, 0x44, 0x46, 0x4f, 0x60, 0x00, 0xf0]);
+    (edges, prop::collection::vec(any::<u8>(), 0..80)).prop_map(|(first, mut rest)| {
+        if let Some(byte) = rest.first_mut() {
+            *byte = first;
+        }
+        rest
+    })
+}
+
+fn syn_v4() -> Vec<u8> {
+    let mut bytes = vec![0u8; 40];
+    bytes[0] = 0x45;
+    bytes[9] = 6;
+    bytes[12..16].copy_from_slice(&[10, 0, 0, 1]);
+    bytes[16..20].copy_from_slice(&[10, 0, 0, 2]);
+    bytes[20..22].copy_from_slice(&[0x9c, 0x40]);
+    bytes
+}
+
+proptest! {
+    #[test]
+    fn a_guarded_port_with_an_empty_list_admits_nobody(bytes in packet(), flags in 0u16..4, scope in 0usize..3) {
+        let tables = Fixed { scope: Some(1), port: Some(PortValue { flags, ..PortValue::default() }), ..Fixed::default() };
+        let scope = [Scope::Node, Scope::Pod, Scope::Unknown][scope];
+        let decision = decide(bytes.as_slice(), Listener { scope, ..NODE }, &tables);
+        prop_assert_eq!(decision.verdict, Verdict::Deny);
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_never_admitted_to_a_guarded_port(bytes in packet(), peer in 0u16..4, pinhole in 0u32..4) {
+        let port = PortValue { flags: PortValue::ALLOW_TUNNEL | PortValue::ALLOW_NODE, ..PortValue::default() };
+        let tables = Fixed { scope: Some(1), port: Some(port), pinhole: Some(pinhole), peer: Some(peer) };
+        let decision = decide(bytes.as_slice(), NODE, &tables);
+        if parse(bytes.as_slice()).is_none() {
+            prop_assert_eq!((decision.verdict, decision.reason), (Verdict::Deny, Reason::BadHeader));
+        }
+        if decision.verdict == Verdict::Allow {
+            prop_assert!(peer == PeerValue::ALLOW || pinhole == Pinhole::TUNNEL || pinhole == Pinhole::NODE);
+        }
+    }
+
+    #[test]
+    fn audit_changes_the_verdict_and_nothing_else(bytes in packet(), peer in prop::option::of(0u16..4), pinhole in prop::option::of(0u32..4), flags in 0u16..4) {
+        let port = PortValue { flags, ..PortValue::default() };
+        let enforced = Fixed { scope: Some(1), port: Some(port), pinhole, peer };
+        let audited = Fixed { port: Some(PortValue { flags: flags | PortValue::AUDIT, ..port }), ..enforced };
+        let (enforced, audited) = (decide(bytes.as_slice(), NODE, &enforced), decide(bytes.as_slice(), NODE, &audited));
+        prop_assert_eq!(audited.verdict, Verdict::Allow);
+        prop_assert_eq!(audited.reason, enforced.reason);
+        prop_assert_eq!(audited.audited, enforced.verdict == Verdict::Deny);
+    }
+}
+
+#[test]
+fn a_pinhole_admits_only_where_the_rule_names_what_opened_it() {
+    for (via, flag, reason) in [
+        (Pinhole::TUNNEL, PortValue::ALLOW_TUNNEL, Reason::Tunnel),
+        (Pinhole::NODE, PortValue::ALLOW_NODE, Reason::Node),
+    ] {
+        let with = |flags| Fixed {
+            port: Some(PortValue { flags, ..PortValue::default() }),
+            pinhole: Some(via),
+            ..Fixed::default()
+        };
+        assert_eq!(decide(syn_v4().as_slice(), NODE, &with(flag)).reason, reason);
+        assert_eq!(decide(syn_v4().as_slice(), NODE, &with(3 ^ flag)).reason, Reason::PinholeNotAllowed);
+    }
+}
+
+#[test]
+fn a_fragment_has_no_pinhole() {
+    let tables = Fixed {
+        port: Some(PortValue { flags: PortValue::ALLOW_TUNNEL, ..PortValue::default() }),
+        pinhole: Some(Pinhole::TUNNEL),
+        ..Fixed::default()
+    };
+    let mut bytes = syn_v4();
+    bytes[6] = 0x20;
+    assert_eq!(decide(bytes.as_slice(), NODE, &tables).reason, Reason::NoSelector);
+}
+
+#[test]
+fn without_a_namespace_helper_an_unknown_destination_counts_as_the_nodes() {
+    let tables = Fixed { port: Some(PortValue::default()), ..Fixed::default() };
+    let pod = Listener { scope: Scope::Pod, ..NODE };
+    let unknown = Listener { scope: Scope::Unknown, ..NODE };
+    assert_eq!(decide(syn_v4().as_slice(), pod, &tables).reason, Reason::NotGuarded);
+    assert_eq!(decide(syn_v4().as_slice(), unknown, &tables).reason, Reason::NoSelector);
+}
+
+#[test]
+fn the_flow_is_read_from_the_packet_and_its_port_from_the_listener() {
+    let flow = decide(syn_v4().as_slice(), NODE, &Fixed { port: Some(PortValue::default()), ..Fixed::default() }).flow;
+    assert_eq!(flow.source, mapped([10, 0, 0, 1]));
+    assert_eq!(u16::from_be_bytes(flow.source_port), 40_000);
+    assert_eq!(u16::from_be_bytes(flow.destination_port), 10_250);
+}
+
+#[test]
+fn every_reason_has_its_own_index_name_and_counter() {
+    let mut seen = std::collections::BTreeSet::new();
+    for (index, reason) in Reason::ALL.into_iter().enumerate() {
+        assert_eq!(reason as usize, index);
+        assert_eq!(Reason::from_index(index as u8), Some(reason));
+        for rule in [0, 1, crate::abi::NO_RULE, u16::MAX] {
+            for audited in [false, true] {
+                let counter = counter_index(rule, reason, audited);
+                assert!(counter < crate::abi::MAX_COUNTERS);
+                seen.insert(counter);
+            }
+        }
+    }
+    // u16::MAX is counted as "no rule", every other one by itself.
+    assert_eq!(seen.len(), Reason::ALL.len() * 3 * 2);
+}
