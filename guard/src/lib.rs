@@ -6,6 +6,10 @@
 //! drains) -> `policy` (file to ruleset) -> `kernel` (ruleset to maps) -> `tunnel` (stream to dial) -> `dial` -> `authorize` ->
 //! `connections` -> `relay` -> `drain`, `admin`, `metrics`.
 
+pub mod admin;
 pub mod kernel;
+pub mod metrics;
 pub mod node;
 pub mod policy;
+pub mod status;
+pub mod table;

@@ -2,7 +2,7 @@
 //! Called by `policy/compile` (which destinations are the node's) and by `authorize` (what `node` means in a dial rule).
 //! Must never resolve a name over the network: the node's facts come from the kernel and the command line.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// The node's own addresses and names, as one reading.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -11,4 +11,59 @@ pub struct NodeFacts {
     pub addresses: Vec<IpAddr>,
     /// The node's names (host name, `--node-name`, `host` identifiers), lower case: a dial to one of them is a dial to the first address.
     pub names: Vec<String>,
+}
+
+impl NodeFacts {
+    /// Reads the interfaces of the caller's network namespace, and adds the host name to the given names.
+    pub fn read(names: &[String]) -> std::io::Result<NodeFacts> {
+        let mut addresses: Vec<IpAddr> = nix::ifaddrs::getifaddrs()?
+            .filter_map(|interface| {
+                let address = interface.address?;
+                let v4 = address.as_sockaddr_in().map(|address| IpAddr::from(address.ip()));
+                v4.or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::from(address.ip())))
+            })
+            .filter(|address| is_reachable(*address))
+            .collect();
+        addresses.sort_unstable();
+        addresses.dedup();
+        let host = nix::unistd::gethostname()?;
+        let mut names: Vec<String> =
+            names.iter().cloned().chain(host.into_string()).map(|name| name.to_lowercase()).collect();
+        names.sort_unstable();
+        names.dedup();
+        Ok(NodeFacts { addresses, names })
+    }
+}
+
+/// Whether others can reach the node by this address.
+fn is_reachable(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => !(address.is_loopback() || address.is_link_local() || address == Ipv4Addr::UNSPECIFIED),
+        IpAddr::V6(address) => {
+            !(address.is_loopback() || address.is_unicast_link_local() || address == Ipv6Addr::UNSPECIFIED)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loopback_and_link_local_are_no_addresses_of_the_node() {
+        for text in ["127.0.0.1", "127.0.1.1", "169.254.1.1", "0.0.0.0", "::1", "fe80::1", "::"] {
+            assert!(!is_reachable(text.parse().unwrap()), "{text}");
+        }
+        for text in ["10.0.0.1", "fd00::1", "2001:db8::1"] {
+            assert!(is_reachable(text.parse().unwrap()), "{text}");
+        }
+    }
+
+    #[test]
+    fn names_are_lower_case_and_hold_the_host_name() {
+        let facts = NodeFacts::read(&["Worker-1".to_owned(), "worker-1".to_owned()]).unwrap();
+        let host = nix::unistd::gethostname().unwrap().into_string().unwrap().to_lowercase();
+        assert!(facts.names.contains(&host));
+        assert_eq!(facts.names.iter().filter(|name| *name == "worker-1").count(), 1);
+    }
 }

@@ -131,7 +131,7 @@ pub struct Programs {
 }
 
 /// Whether a program holds.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Attachment {
     /// The program.
@@ -145,7 +145,7 @@ pub struct Attachment {
 }
 
 /// A pinned map.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct PinnedMap {
     /// The map.
     pub name: String,

@@ -353,7 +353,12 @@ mod tests {
                 name: String::new(),
                 digest: String::new(),
                 mode: Mode::Enforce,
-                rules: vec![Rule { name: "new".into(), mode: Mode::Enforce, guards: String::new(), allows: String::new() }],
+                rules: vec![Rule {
+                    name: "new".into(),
+                    mode: Mode::Enforce,
+                    guards: String::new(),
+                    allows: String::new(),
+                }],
                 tables: Tables::default(),
                 dial: Vec::new(),
             };

@@ -1,0 +1,121 @@
+//! Owns the two ways to ask a running daemon: the admin socket (status) and the health port (healthz, readyz, metrics).
+//! Called by `app` to serve, by the `status` command to ask.
+//! Must never change anything: every request is a read.
+
+use std::{
+    future::Future,
+    io,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use axum::{Router, extract::State, http::StatusCode, http::header, response::IntoResponse, routing::get};
+use http_body_util::{BodyExt, Empty};
+use hyper_util::rt::TokioIo;
+use tokio::net::{TcpListener, UnixListener, UnixStream};
+
+use crate::{metrics, status::Status};
+
+/// What the endpoints read.
+pub trait Snapshots: Send + Sync + 'static {
+    /// A fresh snapshot.
+    fn status(&self) -> Status;
+    /// Whether the guard does its work: programs attached, a policy in force, at least one tunnel stream. The missing parts, by name.
+    fn unready(&self) -> Vec<&'static str>;
+}
+
+/// Why the daemon could not be asked.
+#[derive(Debug, thiserror::Error)]
+pub enum AskError {
+    /// Nobody listens.
+    #[error("no daemon answers on {0}")]
+    Unreachable(PathBuf, #[source] io::Error),
+    /// The answer is not one of ours.
+    #[error("the daemon on {0} gave no usable answer: {1}")]
+    Answer(PathBuf, String),
+}
+
+/// Binds the admin socket, for its owner only. A socket that nobody listens on any more is replaced.
+pub fn bind_admin(path: &Path) -> io::Result<UnixListener> {
+    if let Some(directory) = path.parent() {
+        std::fs::create_dir_all(directory)?;
+    }
+    if path.exists() {
+        if std::os::unix::net::UnixStream::connect(path).is_ok() {
+            return Err(io::Error::new(
+                io::ErrorKind::AddrInUse,
+                format!("another nodeguard is running: {} answers", path.display()),
+            ));
+        }
+        std::fs::remove_file(path)?;
+    }
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// Serves the admin socket until `stop`.
+pub async fn serve_admin<S: Snapshots>(
+    listener: UnixListener,
+    snapshots: Arc<S>,
+    stop: impl Future<Output = ()> + Send + 'static,
+) -> io::Result<()> {
+    let router = Router::new().route("/status", get(status::<S>)).with_state(snapshots);
+    axum::serve(listener, router).with_graceful_shutdown(stop).await
+}
+
+/// Serves the health port until `stop`.
+pub async fn serve_health<S: Snapshots>(
+    listener: TcpListener,
+    snapshots: Arc<S>,
+    stop: impl Future<Output = ()> + Send + 'static,
+) -> io::Result<()> {
+    let router = Router::new()
+        .route("/healthz", get(async || "ok"))
+        .route("/readyz", get(ready::<S>))
+        .route("/ready", get(ready::<S>))
+        .route("/metrics", get(text_metrics::<S>))
+        .with_state(snapshots);
+    axum::serve(listener, router).with_graceful_shutdown(stop).await
+}
+
+/// Asks a running daemon for its status.
+pub async fn ask(path: &Path) -> Result<Status, AskError> {
+    let stream = UnixStream::connect(path).await.map_err(|error| AskError::Unreachable(path.to_path_buf(), error))?;
+    let failed = |error: String| AskError::Answer(path.to_path_buf(), error);
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| failed(error.to_string()))?;
+    let connection = tokio::spawn(connection);
+    let request = hyper::Request::get("/status")
+        .header(header::HOST, "nodeguard")
+        .body(Empty::<bytes::Bytes>::new())
+        .map_err(|error| failed(error.to_string()))?;
+    let response = sender.send_request(request).await.map_err(|error| failed(error.to_string()))?;
+    let body = response.into_body().collect().await.map_err(|error| failed(error.to_string()))?.to_bytes();
+    connection.abort();
+    serde_json::from_slice(&body).map_err(|error| failed(error.to_string()))
+}
+
+async fn status<S: Snapshots>(State(snapshots): State<Arc<S>>) -> impl IntoResponse {
+    axum::Json(snapshots.status())
+}
+
+async fn text_metrics<S: Snapshots>(State(snapshots): State<Arc<S>>) -> impl IntoResponse {
+    match metrics::encode(snapshots.status()) {
+        Ok(text) => ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}
+
+async fn ready<S: Snapshots>(State(snapshots): State<Arc<S>>) -> impl IntoResponse {
+    let unready = snapshots.unready();
+    if unready.is_empty() {
+        return (StatusCode::OK, "ok".to_owned());
+    }
+    let lines: Vec<String> = ["ping", "programs-attached", "policy-in-force", "server-connected"]
+        .iter()
+        .map(|check| if unready.contains(check) { format!("[-]{check} failed") } else { format!("[+]{check} ok") })
+        .collect();
+    (StatusCode::SERVICE_UNAVAILABLE, lines.join("\n") + "\n")
+}

@@ -1,0 +1,138 @@
+//! Owns the metrics: a snapshot as OpenMetrics text.
+//! Called by `admin`, for each scrape.
+//! Must never carry a label without bounds: rule names are bounded by the policy, addresses never appear.
+
+use std::fmt;
+
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeMetric, text},
+    metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
+    registry::Registry,
+};
+
+use crate::status::Status;
+
+/// What a scraper is told about the text.
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Encodes a snapshot.
+pub fn encode(status: Status) -> Result<String, fmt::Error> {
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(Snapshot(status)));
+    let mut out = String::new();
+    text::encode(&mut out, &registry)?;
+    Ok(out)
+}
+
+#[derive(Debug)]
+struct Snapshot(Status);
+
+impl Collector for Snapshot {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let Status { policy, programs, counters, health, weakened, dials, tunnel, mode, .. } = &self.0;
+        gauge(
+            &mut encoder,
+            "nodeguard_policy_epoch",
+            "Epoch of the ruleset in force; 0 means none.",
+            policy.epoch.into(),
+        )?;
+        gauge(
+            &mut encoder,
+            "nodeguard_policy_enforcing",
+            "1 where the policy enforces, 0 where it only audits.",
+            (mode == "Enforce").into(),
+        )?;
+        gauge(
+            &mut encoder,
+            "nodeguard_policy_rejected",
+            "1 where the last edit was rejected and the one before it stays in force.",
+            policy.last_error.is_some().into(),
+        )?;
+        gauge(
+            &mut encoder,
+            "nodeguard_weakened",
+            "Number of things that weaken protection right now.",
+            weakened.len() as i64,
+        )?;
+        let connected = tunnel.get("streams").and_then(serde_json::Value::as_array).map_or(0, |streams| {
+            streams
+                .iter()
+                .filter(|stream| stream.get("state").and_then(|state| state.as_str()) == Some("connected"))
+                .count()
+        });
+        gauge(&mut encoder, "nodeguard_tunnel_streams", "Tunnel streams that are connected.", connected as i64)?;
+
+        let mut family = encoder.encode_descriptor(
+            "nodeguard_program_attached",
+            "1 where the kernel program is attached.",
+            None,
+            MetricType::Gauge,
+        )?;
+        for program in programs {
+            let labels = [("program", program.name.as_str())];
+            ConstGauge::new(i64::from(program.attached)).encode(family.encode_family(&labels)?)?;
+        }
+        let mut family = encoder.encode_descriptor(
+            "nodeguard_packets",
+            "Packets to guarded ports that reached a listener or were denied, by rule and reason.",
+            None,
+            MetricType::Counter,
+        )?;
+        for counter in counters {
+            let audited = if counter.audited { "true" } else { "false" };
+            let labels = [
+                ("rule", counter.rule.as_str()),
+                ("reason", counter.reason.as_str()),
+                ("verdict", counter.verdict.as_str()),
+                ("audited", audited),
+            ];
+            ConstCounter::new(counter.packets).encode(family.encode_family(&labels)?)?;
+        }
+        let mut family = encoder.encode_descriptor(
+            "nodeguard_kernel_lost",
+            "What the kernel half could not do: events or pinholes that did not fit.",
+            None,
+            MetricType::Counter,
+        )?;
+        for lost in health {
+            ConstCounter::new(lost.count).encode(family.encode_family(&[("what", lost.name.as_str())])?)?;
+        }
+        let mut family = encoder.encode_descriptor(
+            "nodeguard_dials",
+            "Dials of the control plane by outcome.",
+            None,
+            MetricType::Counter,
+        )?;
+        for outcome in ["admitted", "refused"] {
+            let count = dials.get(outcome).and_then(serde_json::Value::as_u64).unwrap_or(0);
+            ConstCounter::new(count).encode(family.encode_family(&[("outcome", outcome)])?)?;
+        }
+        Ok(())
+    }
+}
+
+fn gauge(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: i64) -> Result<(), fmt::Error> {
+    ConstGauge::new(value).encode(encoder.encode_descriptor(name, help, None, MetricType::Gauge)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::status::Counter;
+
+    #[test]
+    fn a_denial_is_a_counter_with_its_reason() {
+        let counter = Counter {
+            rule: "kubelet".into(),
+            reason: "no-selector".into(),
+            verdict: "Deny".into(),
+            audited: false,
+            packets: 3,
+        };
+        let text = encode(Status { counters: vec![counter], ..Status::default() }).unwrap();
+        let line = r#"nodeguard_packets_total{rule="kubelet",reason="no-selector",verdict="Deny",audited="false"} 3"#;
+        assert!(text.contains(line), "{text}");
+        assert!(text.ends_with("# EOF\n"));
+    }
+}
