@@ -1,2 +1,63 @@
-//! stub
-fn main() {}
+//! Every developer task, one file a task. `cargo xtask help` lists them.
+
+mod build_ebpf;
+mod demo;
+mod lint;
+mod setup;
+mod shell;
+mod stamp;
+mod test;
+mod upstream;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Developer tasks of Nodeguard.
+#[derive(Parser)]
+#[command(name = "cargo xtask")]
+struct Args {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Installs what is missing on a fresh Debian 12 machine; on any other system, prints what to install.
+    Setup,
+    /// Builds the kernel objects into target/bpf.
+    BuildEbpf {
+        /// Builds them even if no source changed.
+        #[arg(long)]
+        force: bool,
+    },
+    /// Shows the main job in a lab of network namespaces: every attempt, what became of it, whether that was expected.
+    Demo {
+        /// Keeps the lab running and prints commands to try.
+        #[arg(long)]
+        stay: bool,
+    },
+    /// Runs the tests: lint, unit, kernel, policy, tunnel, lab; all of them without an area.
+    Test {
+        /// One area only.
+        area: Option<test::Area>,
+        /// Only the tests whose name holds this.
+        filter: Option<String>,
+    },
+}
+
+fn main() -> ExitCode {
+    let result = match Args::parse().task {
+        Task::Setup => setup::setup(setup::For::Test),
+        Task::BuildEbpf { force } => build_ebpf::build_ebpf(force),
+        Task::Demo { stay } => demo::demo(stay),
+        Task::Test { area, filter } => test::test(area, filter.as_deref()),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            shell::complain(format!("error: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,29 @@
+//! Puts the kernel object into the daemon, and refuses a missing or an old one.
+
+use std::{env, error::Error, fs, path::Path};
+
+#[path = "../xtask/src/stamp.rs"]
+mod stamp;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let manifest = env::var("CARGO_MANIFEST_DIR")?;
+    let root = Path::new(&manifest).parent().ok_or("the package stands in a workspace")?;
+    let output = root.join(stamp::OUTPUT);
+    let (object, written) = (output.join("guard.o"), output.join(stamp::STAMP));
+    println!("cargo::rerun-if-changed={}", object.display());
+    println!("cargo::rerun-if-changed={}", written.display());
+    for source in stamp::SOURCES {
+        println!("cargo::rerun-if-changed={}", root.join(source).display());
+    }
+    let found = fs::read_to_string(&written).unwrap_or_default();
+    if !object.is_file() || found.is_empty() {
+        println!("cargo::error=the kernel object {} is missing: run `cargo xtask build-ebpf`", object.display());
+    } else if found.trim() != stamp::of(root)? {
+        println!(
+            "cargo::error=the kernel object {} is older than its sources: run `cargo xtask build-ebpf`",
+            object.display()
+        );
+    }
+    println!("cargo::rustc-env=NODEGUARD_BPF_OBJECT={}", object.display());
+    Ok(())
+}

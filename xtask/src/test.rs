@@ -1,0 +1,125 @@
+//! Owns `cargo xtask test`: all set-up, then every area, then one line with the totals.
+//! Called as `cargo xtask test [AREA [FILTER]]`, and by CI.
+//! Must never end well with a failed test, and in CI not with a skipped one.
+
+use std::{
+    io::{BufRead, BufReader},
+    process::Stdio,
+};
+
+use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
+
+use crate::{
+    lint, setup,
+    shell::{command, find, say},
+};
+
+/// A part of the tests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Area {
+    /// Format, clippy, licences, shape of the files.
+    Lint,
+    /// Unit and property tests of every crate.
+    Unit,
+    /// Every program in the kernel: verifier, and the same decision as on the host.
+    Kernel,
+    /// Policy documents: corpus, broken ones, `nodeguard check`.
+    Policy,
+    /// The agent against the real proxy-server.
+    Tunnel,
+    /// The whole guard in network namespaces.
+    Lab,
+}
+
+/// What ran.
+#[derive(Default)]
+struct Total {
+    passed: usize,
+    failed: usize,
+    skipped: usize,
+}
+
+/// Runs one area or all.
+pub(crate) fn test(area: Option<Area>, filter: Option<&str>) -> Result<()> {
+    setup::root_or_say("test")?;
+    setup::setup(setup::For::Test)?;
+    let mut total = Total::default();
+    for each in Area::value_variants().iter().filter(|each| area.is_none_or(|area| area == **each)) {
+        say(format!("\n== {}", each.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())));
+        run(*each, filter, &mut total)?;
+    }
+    let Total { passed, failed, skipped } = total;
+    say(format!("\ntotal: {passed} passed, {failed} failed, {skipped} skipped"));
+    if failed > 0 {
+        bail!("{failed} failed");
+    }
+    if skipped > 0 && std::env::var_os("CI").is_some() {
+        bail!("{skipped} skipped, and in CI nothing may be");
+    }
+    if passed == 0 {
+        bail!("no test ran");
+    }
+    Ok(())
+}
+
+fn run(area: Area, filter: Option<&str>, total: &mut Total) -> Result<()> {
+    match area {
+        Area::Lint => {
+            let (passed, failed) = lint::lint();
+            total.passed += passed;
+            total.failed += failed;
+            Ok(())
+        }
+        Area::Unit => cargo_test(&["--workspace", "--exclude", "guard-ebpf", "--lib", "--bins"], filter, total),
+        Area::Kernel => cargo_test(&["--package", "nodeguard-tests", "--test", "kernel"], filter, total),
+        Area::Policy => with_daemon(&["--package", "nodeguard-tests", "--test", "policy"], filter, total),
+        Area::Tunnel => with_daemon(&["--package", "nodeguard-tests", "--test", "tunnel"], filter, total),
+        Area::Lab => with_daemon(&["--package", "nodeguard-tests", "--test", "lab"], filter, total),
+    }
+}
+
+/// Tests that start the daemon need its binary built first.
+fn with_daemon(arguments: &[&str], filter: Option<&str>, total: &mut Total) -> Result<()> {
+    let mut build = command(find("cargo").context("cargo is not in PATH")?);
+    crate::shell::run(build.args(["build", "--quiet", "--locked", "--package", "nodeguard"]))?;
+    cargo_test(arguments, filter, total)
+}
+
+/// Runs `cargo test` and adds up what its closing lines say. A run that ends badly without a failed test counts as one.
+fn cargo_test(arguments: &[&str], filter: Option<&str>, total: &mut Total) -> Result<()> {
+    let mut test = command(find("cargo").context("cargo is not in PATH")?);
+    test.args(["test", "--quiet", "--locked", "--no-fail-fast"]).args(arguments).args([
+        "--",
+        "--nocapture",
+        "--format=pretty",
+    ]);
+    // Figures are printed by the tests; side by side they would mix.
+    test.args(["--test-threads=2"]).args(filter).stdout(Stdio::piped());
+    let mut child = test.spawn().context("cargo test")?;
+    let output = child.stdout.take().context("its output")?;
+    let before = total.failed;
+    for line in BufReader::new(output).lines() {
+        let line = line?;
+        say(&line);
+        if let Some(result) = line.strip_prefix("test result: ") {
+            let count = |what: &str| {
+                let end = result.find(what).unwrap_or(0);
+                result
+                    .get(..end)
+                    .and_then(|text| text.split([' ', ';']).rfind(|word| !word.is_empty())?.parse::<usize>().ok())
+                    .unwrap_or(0)
+            };
+            total.passed += count(" passed");
+            total.failed += count(" failed");
+            total.skipped += count(" ignored");
+        } else if line.starts_with("SKIPPED") {
+            total.skipped += 1;
+            total.passed = total.passed.saturating_sub(1);
+        }
+    }
+    if !child.wait()?.success() && total.failed == before {
+        total.failed += 1;
+    }
+    Ok(())
+}
