@@ -7,6 +7,7 @@
 //! `connections` -> `relay` -> `drain`, `admin`, `metrics`.
 
 pub mod admin;
+pub mod args;
 pub mod kernel;
 pub mod metrics;
 pub mod node;

@@ -2,4 +2,11 @@
 //! Called by `app`, and by `nodeguard check`.
 //! Must never publish a ruleset that did not compile as a whole.
 
+pub mod check;
+pub mod compile;
+pub mod diagnostic;
+pub mod document;
+mod peers;
 pub mod ruleset;
+mod values;
+pub mod watch;

@@ -1,0 +1,171 @@
+//! Owns the policy document as it is written: strict decoding of YAML, every value with its place.
+//! Called by `watch` and `check`, before `compile`.
+//! Must never accept what it does not know: an unknown field, a second document or a duplicate key is an error.
+
+use std::ops::Range;
+
+use serde::Deserialize;
+use serde_saphyr::{DefaultMessageFormatter, MessageFormatter, Spanned};
+
+use super::diagnostic::{Diagnostic, Source};
+
+/// A whole document.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Document {
+    /// `nodeguard.dev/v1alpha1`.
+    pub api_version: Spanned<String>,
+    /// `NodeGuardPolicy`.
+    pub kind: Spanned<String>,
+    /// The name.
+    pub metadata: Metadata,
+    /// The policy.
+    pub spec: Spec,
+}
+
+/// `metadata`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Metadata {
+    /// How `status` and logs call the policy.
+    pub name: Spanned<String>,
+}
+
+/// `spec`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Spec {
+    /// `Enforce` or `Audit`.
+    pub mode: Spanned<String>,
+    /// The rules.
+    pub guard: Vec<Guard>,
+    /// The tunnel.
+    pub tunnel: Tunnel,
+}
+
+/// An entry of `spec.guard`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Guard {
+    /// Unique in the document.
+    pub name: Spanned<String>,
+    /// `Audit` for this rule alone.
+    pub mode: Option<Spanned<String>>,
+    /// The node's ports.
+    pub node: Option<NodePorts>,
+    /// Pods' ports.
+    pub pods: Option<PodPorts>,
+    /// Who may reach them; empty admits nobody.
+    pub allow: Spanned<Vec<Selector>>,
+}
+
+/// `node: {ports, protocol}`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NodePorts {
+    /// Ports and ranges.
+    pub ports: Spanned<Vec<Spanned<String>>>,
+    /// `TCP`.
+    pub protocol: Option<Spanned<String>>,
+}
+
+/// `pods: {cidrs, ports, protocol}`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PodPorts {
+    /// Prefixes of pod addresses on this node.
+    pub cidrs: Spanned<Vec<Spanned<String>>>,
+    /// Ports and ranges.
+    pub ports: Spanned<Vec<Spanned<String>>>,
+    /// `TCP`.
+    pub protocol: Option<Spanned<String>>,
+}
+
+/// An entry of `allow`: exactly one of its fields.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Selector {
+    /// Control-plane connections that came through the tunnel.
+    pub tunnel: Option<Spanned<Empty>>,
+    /// Connections opened in this node's own network namespace.
+    pub node: Option<Spanned<Empty>>,
+    /// Source addresses.
+    pub ip_block: Option<Spanned<IpBlock>>,
+}
+
+/// `{}`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Empty {}
+
+/// `{cidr, except}`, as in a NetworkPolicy.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct IpBlock {
+    /// Who.
+    pub cidr: Spanned<String>,
+    /// But not these, inside `cidr`.
+    #[serde(default)]
+    pub except: Vec<Spanned<String>>,
+}
+
+/// `spec.tunnel`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tunnel {
+    /// Where the control plane may go; empty is nowhere.
+    pub dial: Vec<Dial>,
+}
+
+/// An entry of `tunnel.dial`: exactly one of its fields.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Dial {
+    /// The node's own addresses.
+    pub node: Option<Spanned<NodePorts>>,
+    /// Pods' addresses.
+    pub pods: Option<Spanned<PodPorts>>,
+}
+
+/// Decodes a document. The first pass knows no types, so that a wrong indent is told as such and not as a missing field.
+pub fn decode(source: &Source) -> Result<Document, Vec<Diagnostic>> {
+    let options = || {
+        let mut options = serde_saphyr::options! { strict_booleans: true, with_snippet: false };
+        // A policy with 100,000 prefixes is 600,000 nodes; aliases are not needed at all.
+        options.budget =
+            serde_saphyr::budget! { max_events: 4_000_000, max_nodes: 2_000_000, max_aliases: 64, max_anchors: 64 };
+        options
+    };
+    let first = serde_saphyr::from_str_with_options::<serde_json::Value>(&source.text, options());
+    first.map_err(|error| vec![finding(source, "NG002", &error)])?;
+    serde_saphyr::from_str_with_options(&source.text, options()).map_err(|error| vec![finding(source, "NG003", &error)])
+}
+
+/// The bytes that a value was written with.
+pub fn span<T>(value: &Spanned<T>) -> Range<usize> {
+    let span = value.referenced.span();
+    let start = span.byte_offset().unwrap_or(0) as usize;
+    start..start + span.byte_len().unwrap_or(0) as usize
+}
+
+fn finding(source: &Source, id: &'static str, error: &serde_saphyr::Error) -> Diagnostic {
+    let message = DefaultMessageFormatter.format_message(error).into_owned();
+    let span = error.location().map_or(source.text.len()..source.text.len(), |location| {
+        let span = location.span();
+        match (span.byte_offset(), span.byte_len()) {
+            (Some(start), Some(length)) => start as usize..(start + length) as usize,
+            _ => {
+                let line = source
+                    .text
+                    .lines()
+                    .take((location.line() as usize).saturating_sub(1))
+                    .map(|line| line.len() + 1)
+                    .sum::<usize>();
+                line + location.column().saturating_sub(1) as usize..line + location.column() as usize
+            }
+        }
+    });
+    let what = if id == "NG002" { "not valid YAML" } else { "not a NodeGuardPolicy" };
+    Diagnostic::error(id, span, format!("{what}: {message}"), "here")
+        .help("docs/policy.md lists every field; `nodeguard check FILE` tries a document without applying it")
+}
