@@ -8,9 +8,15 @@
 
 pub mod admin;
 pub mod args;
+pub mod authorize;
+pub mod connections;
+pub mod dial;
+pub mod drain;
 pub mod kernel;
 pub mod metrics;
 pub mod node;
 pub mod policy;
+pub mod relay;
 pub mod status;
 pub mod table;
+pub mod tunnel;

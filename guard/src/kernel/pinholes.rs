@@ -7,6 +7,8 @@ use std::sync::{Mutex, PoisonError};
 use aya::maps::{HashMap, MapData, MapError};
 use guard_common::abi::Pinhole;
 
+use crate::dial::Pinholes;
+
 /// Registers sockets in the kernel's cookie table.
 pub struct KernelPinholes {
     cookies: Mutex<HashMap<MapData, u64, Pinhole>>,
@@ -22,16 +24,18 @@ impl KernelPinholes {
         }
         Ok(KernelPinholes { cookies: Mutex::new(cookies) })
     }
+}
 
-    /// Lets the socket with this cookie open a pinhole for the flow that it is about to make. Fails where the table is full:
-    /// then the dial is refused.
-    pub fn register(&self, cookie: u64) -> Result<(), MapError> {
+impl Pinholes for KernelPinholes {
+    /// Fails where the table is full: then the dial is refused.
+    fn register(&self, cookie: u64) -> Result<(), String> {
         let pinhole = Pinhole { via: Pinhole::TUNNEL };
-        self.cookies.lock().unwrap_or_else(PoisonError::into_inner).insert(cookie, pinhole, 0)
+        let mut cookies = self.cookies.lock().unwrap_or_else(PoisonError::into_inner);
+        cookies.insert(cookie, pinhole, 0).map_err(|error| format!("no pinhole in the kernel: {error}"))
     }
 
-    /// Takes a registration back. Used up by the connection in the usual case, so that nothing is there any more.
-    pub fn forget(&self, cookie: u64) {
+    /// Used up by the connection in the usual case, so that nothing is there any more.
+    fn forget(&self, cookie: u64) {
         let removed = self.cookies.lock().unwrap_or_else(PoisonError::into_inner).remove(&cookie);
         if let Err(error) = removed {
             tracing::trace!(cookie, %error, "no registration to take back");
