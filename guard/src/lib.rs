@@ -7,8 +7,10 @@
 //! `connections` -> `relay` -> `drain`, `admin`, `metrics`.
 
 pub mod admin;
+pub mod app;
 pub mod args;
 pub mod authorize;
+pub mod config;
 pub mod connections;
 pub mod dial;
 pub mod drain;
@@ -17,6 +19,7 @@ pub mod metrics;
 pub mod node;
 pub mod policy;
 pub mod relay;
+pub mod snapshot;
 pub mod status;
 pub mod table;
 pub mod tunnel;

@@ -181,6 +181,21 @@ impl Maps {
             counters: PerCpuArray::try_from(take(ebpf, "COUNTERS")?)?,
         })
     }
+
+    /// Opens the pinned maps without any program: the daemon need not run.
+    pub fn pinned(bpffs: &Path) -> Result<Maps, MapError> {
+        let pins = pins(bpffs).join("maps");
+        let map = |name: &str| MapData::from_pin(pins.join(name)).and_then(Map::from_map_data);
+        Ok(Maps {
+            active: Array::try_from(map("ACTIVE")?)?,
+            scopes: LpmTrie::try_from(map("SCOPES")?)?,
+            ports: HashMap::try_from(map("PORTS")?)?,
+            peers_v4: LpmTrie::try_from(map("PEERS_V4")?)?,
+            peers_v6: LpmTrie::try_from(map("PEERS_V6")?)?,
+            names: Array::try_from(map("RULE_NAMES")?)?,
+            counters: PerCpuArray::try_from(map("COUNTERS")?)?,
+        })
+    }
 }
 
 impl Programs {

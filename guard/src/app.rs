@@ -1,0 +1,222 @@
+//! Owns the daemon: builds its parts from top to bottom, spawns them, waits, drains.
+//! Called by `main` for `run`.
+//! Must never attach a program before a ruleset is in force, and never end with the kernel half detached.
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use anyhow::Context;
+use arc_swap::ArcSwap;
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+    task::JoinSet,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    admin,
+    config::Config,
+    connections::Connections,
+    dial::Dialer,
+    drain::drain,
+    kernel::{
+        apply::{Apply, InForce},
+        events::{self, DenialLog},
+        load::{self, Loaded, attachments},
+        pinholes::KernelPinholes,
+    },
+    policy::watch::{self, Edit},
+    snapshot::{Current, Guard},
+    tunnel::Tunnel,
+};
+
+/// How often the links are looked at.
+const LINK_CHECK: Duration = Duration::from_secs(2);
+
+/// Runs until SIGTERM or SIGINT, then drains.
+pub async fn run(config: Config, colour: bool) -> anyhow::Result<()> {
+    let Config { policy, location, admin_socket, health, drain_timeout, node, tunnel } = config;
+    let admin_listener =
+        admin::bind_admin(&admin_socket).with_context(|| format!("cannot listen on {}", admin_socket.display()))?;
+    let health_listener = match health {
+        Some(address) => Some(
+            TcpListener::bind(address)
+                .await
+                .with_context(|| format!("cannot listen on {address} (--health-server-port)"))?,
+        ),
+        None => None,
+    };
+
+    // Policy and kernel: what is pinned is adopted, the ruleset comes into force, and only then is anything attached.
+    let first = watch::load(&policy, &node);
+    let Loaded { maps, health: lost, events, cookies, mut programs } = load::open(&location)?;
+    let mut apply = Apply::new(maps)?;
+    let mut current = Current::default();
+    match &first {
+        Ok(loaded) => {
+            apply.apply(&loaded.ruleset)?;
+            current.took(loaded);
+        }
+        Err(rejected) if apply.in_force().epoch == 0 => {
+            anyhow::bail!("the policy is rejected, and there is none in force:\n{}", rejected.render(colour))
+        }
+        Err(rejected) => {
+            let epoch = apply.in_force().epoch;
+            tracing::error!(
+                epoch,
+                "the policy is rejected; what was in force before stays so in the kernel, and no dial is admitted:\n{}",
+                rejected.render(false)
+            );
+            current.rejected(rejected);
+        }
+    }
+    programs.attach()?;
+    let in_force = apply.in_force();
+    tracing::info!(policy = %policy.display(), epoch = in_force.epoch, cgroup = %location.cgroup.display(), "in force");
+
+    // The tunnel half.
+    let connections = Connections::new(node.clone());
+    connections.publish(current.ruleset.clone());
+    let dialer = Dialer::new(Arc::clone(&connections), Arc::new(KernelPinholes::new(cookies)?));
+    let tunnel = Tunnel::new(tunnel, dialer);
+    let guard = Arc::new(Guard {
+        policy: policy.clone(),
+        bpffs: location.bpffs.clone(),
+        netns_helper: programs.netns_helper,
+        current: Mutex::new(current),
+        apply: Mutex::new(apply),
+        lost,
+        in_force: Arc::new(ArcSwap::from_pointee(in_force)),
+        denials: Arc::new(DenialLog::default()),
+        connections: Arc::clone(&connections),
+        tunnel: Arc::clone(&tunnel),
+    });
+
+    let (draining, stop) = (CancellationToken::new(), CancellationToken::new());
+    let mut parts: JoinSet<&'static str> = JoinSet::new();
+    let (edits_to, mut edits) = mpsc::channel(1);
+    parts.spawn(named("policy watch", watch::watch(policy, node, first, edits_to)));
+    parts.spawn(named(
+        "denial events",
+        log_error(events::drain(events, Arc::clone(&guard.in_force), Arc::clone(&guard.denials))),
+    ));
+    parts.spawn(named("link check", watch_links(location.bpffs.clone())));
+    let (drained, stopped) = (draining.clone(), stop.clone());
+    parts.spawn(named("tunnel", async move { tunnel.run(drained, stopped).await }));
+    parts.spawn(named(
+        "admin socket",
+        log_error(admin::serve_admin(admin_listener, Arc::clone(&guard), stop.clone().cancelled_owned())),
+    ));
+    if let Some(listener) = health_listener {
+        parts.spawn(named(
+            "health port",
+            log_error(admin::serve_health(listener, Arc::clone(&guard), stop.clone().cancelled_owned())),
+        ));
+    }
+
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            Some(edit) = edits.recv() => take_edit(&guard, edit).await?,
+            Some(part) = parts.join_next() => {
+                // A part that ends early is a defect: say so, and let the supervisor start the whole anew. The kernel half stays.
+                anyhow::bail!("the {} ended unexpectedly; the kernel half stays in force", part.unwrap_or("crashed part"));
+            }
+        }
+    }
+    let clean = drain(&connections, &draining, drain_timeout).await;
+    stop.cancel();
+    // The tunnel says goodbye on its own; the other parts have nothing to lose.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    parts.shutdown().await;
+    drop(std::fs::remove_file(&admin_socket));
+    tracing::info!(clean, "ended; the kernel half stays in force (`nodeguard unpin` removes it)");
+    Ok(())
+}
+
+/// Brings an edit into force: the kernel first, then the dials. A rejected or failed one changes nothing.
+async fn take_edit(guard: &Arc<Guard>, edit: Edit) -> anyhow::Result<()> {
+    let started = Instant::now();
+    let loaded = match edit {
+        Ok(loaded) => loaded,
+        Err(rejected) => {
+            tracing::error!(
+                epoch = guard.in_force.load().epoch,
+                "the edit is rejected; the last good policy stays in force:\n{}",
+                rejected.render(false)
+            );
+            lock(&guard.current).rejected(&rejected);
+            return Ok(());
+        }
+    };
+    let (applier, ruleset) = (Arc::clone(guard), Arc::clone(&loaded.ruleset));
+    let applied = tokio::task::spawn_blocking(move || lock(&applier.apply).apply(&ruleset)).await?;
+    let in_force: InForce = match applied {
+        Ok(in_force) => in_force,
+        Err(error) => {
+            let error = anyhow::Error::from(error);
+            tracing::error!(
+                error = format!("{error:#}"),
+                "the edit could not be brought into the kernel; what was in force stays so"
+            );
+            lock(&guard.current).failed(format!("{error:#}"));
+            return Ok(());
+        }
+    };
+    let epoch = in_force.epoch;
+    guard.in_force.store(Arc::new(in_force));
+    let closed = guard.connections.publish(Some(Arc::clone(&loaded.ruleset)));
+    if !loaded.warnings.is_empty() {
+        tracing::warn!("the policy is taken, with warnings:\n{}", loaded.source.render(&loaded.warnings, false));
+    }
+    lock(&guard.current).took(&loaded);
+    tracing::info!(
+        policy = loaded.ruleset.name,
+        epoch,
+        closed_dials = closed,
+        milliseconds = started.elapsed().as_millis() as u64,
+        "in force"
+    );
+    Ok(())
+}
+
+/// Says so, once, when a link is gone: nothing is denied by a program that is not attached.
+async fn watch_links(bpffs: PathBuf) {
+    let mut lost = false;
+    loop {
+        tokio::time::sleep(LINK_CHECK).await;
+        let missing: Vec<String> =
+            attachments(&bpffs).into_iter().filter(|program| !program.attached).map(|program| program.name).collect();
+        if missing.is_empty() {
+            lost = false;
+        } else if !lost {
+            lost = true;
+            tracing::error!(
+                programs = missing.join(", "),
+                "programs are not attached any more: their ports are open; restart nodeguard to attach them"
+            );
+        }
+    }
+}
+
+async fn named(name: &'static str, part: impl Future<Output = ()>) -> &'static str {
+    part.await;
+    name
+}
+
+async fn log_error(part: impl Future<Output = std::io::Result<()>>) {
+    if let Err(error) = part.await {
+        tracing::error!(%error, "a part of the daemon failed");
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,203 @@
+//! Owns taking a snapshot of the guard for `status`: from the running daemon, or from the pins alone.
+//! Called by `admin` on each request, and by the `status` command if no daemon answers.
+//! Must never change anything.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::SystemTime,
+};
+
+use arc_swap::ArcSwap;
+use aya::maps::{MapData, PerCpuArray};
+use guard_common::{Reason, Verdict, abi::NO_RULE};
+
+use crate::{
+    admin::Snapshots,
+    connections::Connections,
+    kernel::{
+        apply::{Apply, InForce},
+        events::DenialLog,
+        load::{Maps, attachments, pinned_maps},
+    },
+    policy::{
+        diagnostic::Rejected,
+        ruleset::{Mode, Ruleset},
+        watch::Loaded,
+    },
+    status::{Counter, Health, Policy, Rule, Status},
+    tunnel::Tunnel,
+};
+
+/// The policy as the daemon knows it.
+#[derive(Default)]
+pub struct Current {
+    /// What is in force; `None` where only the kernel holds one, from before.
+    pub ruleset: Option<Arc<Ruleset>>,
+    since: Option<String>,
+    last_error: Option<String>,
+}
+
+impl Current {
+    /// A document came into force.
+    pub fn took(&mut self, loaded: &Loaded) {
+        let since = jiff::Timestamp::try_from(SystemTime::now()).unwrap_or_default().to_string();
+        *self = Current { ruleset: Some(Arc::clone(&loaded.ruleset)), since: Some(since), last_error: None };
+    }
+
+    /// A document was not taken.
+    pub fn rejected(&mut self, rejected: &Rejected) {
+        self.last_error = Some(rejected.render(false));
+    }
+
+    /// A document could not be brought into the kernel.
+    pub fn failed(&mut self, error: String) {
+        self.last_error = Some(error);
+    }
+}
+
+/// The parts of the daemon that a snapshot is taken of.
+pub struct Guard {
+    /// The policy file.
+    pub policy: PathBuf,
+    /// Where the kernel half is pinned.
+    pub bpffs: PathBuf,
+    /// Whether a listener's network namespace is told by its cookie.
+    pub netns_helper: bool,
+    /// The policy.
+    pub current: Mutex<Current>,
+    /// The one writer of the ruleset's maps, which also reads the counters.
+    pub apply: Mutex<Apply>,
+    /// What the kernel half could not do.
+    pub lost: PerCpuArray<MapData, u64>,
+    /// What is in force in the kernel.
+    pub in_force: Arc<ArcSwap<InForce>>,
+    /// The last denials.
+    pub denials: Arc<DenialLog>,
+    /// The dials.
+    pub connections: Arc<Connections>,
+    /// The tunnel.
+    pub tunnel: Arc<Tunnel>,
+}
+
+impl Snapshots for Guard {
+    fn status(&self) -> Status {
+        let current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        let ruleset = current.ruleset.as_deref();
+        let (in_force, counters) = {
+            let apply = self.apply.lock().unwrap_or_else(PoisonError::into_inner);
+            (apply.in_force(), counters(&apply))
+        };
+        let programs = attachments(&self.bpffs);
+        let health: Vec<Health> = guard_common::abi::Health::ALL
+            .iter()
+            .map(|lost| Health {
+                name: lost.name().to_owned(),
+                count: self.lost.get(&(*lost as u32), 0).map(|values| values.iter().sum()).unwrap_or(0),
+            })
+            .collect();
+        let mut weakened: Vec<String> = programs
+            .iter()
+            .filter(|program| !program.attached)
+            .map(|program| format!("{} is not attached: guarded ports are open", program.name))
+            .collect();
+        if current.last_error.is_some() {
+            weakened.push("the last edit of the policy is not in force (see below)".to_owned());
+        }
+        if ruleset.is_some_and(|ruleset| ruleset.mode == Mode::Audit) {
+            weakened.push("the policy only audits: nothing is denied".to_owned());
+        }
+        weakened
+            .extend(health.iter().filter(|lost| lost.count > 0).map(|lost| format!("{} {}", lost.count, lost.name)));
+        let rule = |rule: &crate::policy::ruleset::Rule| Rule {
+            name: rule.name.clone(),
+            mode: format!("{:?}", rule.mode),
+            guards: rule.guards.clone(),
+            allows: rule.allows.clone(),
+        };
+        let policy = Policy {
+            name: ruleset.map(|ruleset| ruleset.name.clone()).unwrap_or_default(),
+            path: self.policy.display().to_string(),
+            digest: ruleset.map(|ruleset| ruleset.digest.clone()).unwrap_or_default(),
+            epoch: in_force.epoch,
+            since: current.since.clone(),
+            rules: ruleset.map(|ruleset| ruleset.rules.iter().map(rule).collect()).unwrap_or_default(),
+            last_error: current.last_error.clone(),
+        };
+        Status {
+            daemon: true,
+            mode: ruleset.map(|ruleset| format!("{:?}", ruleset.mode)).unwrap_or_default(),
+            policy,
+            programs,
+            namespace_by: if self.netns_helper { "cookie" } else { "address" }.to_owned(),
+            maps: pinned_maps(&self.bpffs),
+            tunnel: serde_json::json!({ "streams": [self.tunnel.state()] }),
+            counters,
+            health,
+            last_denies: values(self.denials.last()),
+            last_refused_dials: values(self.connections.last_refused()),
+            dials: serde_json::to_value(self.connections.counts()).unwrap_or_default(),
+            weakened,
+        }
+    }
+
+    fn unready(&self) -> Vec<&'static str> {
+        let mut unready = Vec::new();
+        if !attachments(&self.bpffs).iter().all(|program| program.attached) {
+            unready.push("programs-attached");
+        }
+        if self.current.lock().unwrap_or_else(PoisonError::into_inner).ruleset.is_none() {
+            unready.push("policy-in-force");
+        }
+        if !self.tunnel.connected() {
+            unready.push("server-connected");
+        }
+        unready
+    }
+}
+
+/// What the pins alone say.
+pub fn from_pins(bpffs: &Path) -> Status {
+    let apply = Maps::pinned(bpffs).ok().and_then(|maps| Apply::new(maps).ok());
+    let programs = attachments(bpffs);
+    let in_force = apply.as_ref().map(Apply::in_force).unwrap_or_default();
+    let mut weakened: Vec<String> = Vec::new();
+    let attached = programs.iter().filter(|program| program.attached).count();
+    if attached < programs.len() || in_force.epoch == 0 {
+        weakened.push("this node is not guarded: no ruleset is in force or a program is not attached".to_owned());
+    } else {
+        weakened.push(
+            "no daemon: guarded ports stay guarded, but nothing comes through the tunnel and edits are not seen"
+                .to_owned(),
+        );
+    }
+    let rules = in_force.names.values().map(|name| Rule { name: name.clone(), ..Rule::default() }).collect();
+    Status {
+        policy: Policy { epoch: in_force.epoch, rules, ..Policy::default() },
+        programs,
+        maps: pinned_maps(bpffs),
+        counters: apply.as_ref().map(counters).unwrap_or_default(),
+        weakened,
+        ..Status::default()
+    }
+}
+
+fn counters(apply: &Apply) -> Vec<Counter> {
+    let names = apply.in_force().names;
+    let name = |slot: u16| {
+        if slot == NO_RULE { "-".to_owned() } else { names.get(&slot).cloned().unwrap_or_else(|| "-".to_owned()) }
+    };
+    let counter = |(slot, reason, audited, packets): (u16, Reason, bool, u64)| {
+        let verdict = match reason.verdict() {
+            Verdict::Allow => "Allow",
+            Verdict::Deny if audited => "Allow",
+            Verdict::Deny => "Deny",
+        };
+        Counter { rule: name(slot), reason: reason.name().to_owned(), verdict: verdict.to_owned(), audited, packets }
+    };
+    apply.counters().unwrap_or_default().into_iter().map(counter).collect()
+}
+
+fn values<T: serde::Serialize>(items: Vec<T>) -> Vec<serde_json::Value> {
+    items.into_iter().filter_map(|item| serde_json::to_value(item).ok()).collect()
+}
