@@ -210,7 +210,7 @@ impl Dialer {
                 let text = format!("nodeguard refuses {requested}: {refusal}");
                 let judged = address.map(|address| address.to_string());
                 tracing::warn!(target: "audit", verdict = "refused", server, requested, address = judged, reason = refusal.name(), "dial refused");
-                let time = jiff::Timestamp::try_from(SystemTime::now()).unwrap_or_default().to_string();
+                let time = format!("{:.3}", jiff::Timestamp::try_from(SystemTime::now()).unwrap_or_default());
                 self.connections.refuse(RefusedDial {
                     time,
                     requested: requested.clone(),

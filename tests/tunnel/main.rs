@@ -1,2 +1,5 @@
-//! stub
-fn main() {}
+//! The agent against the real proxy-server: bytes, certificates, restarts.
+
+mod bytes;
+mod certificates;
+mod restart;

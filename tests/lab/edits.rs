@@ -1,0 +1,140 @@
+//! Edits of the policy file under a running guard: broken ones change nothing, good ones are in force at once.
+
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use aya::maps::{Array, Map, MapData};
+use guard_common::abi::Active;
+use lab::{
+    client::{Outcome, https, tcp},
+    lab::{KUBELET, Lab, POLICY},
+    net::Who,
+    process::until,
+};
+use nodeguard::{
+    node::NodeFacts,
+    policy::{compile::compile, diagnostic::Source},
+};
+use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
+
+const BROKEN: usize = 200;
+const GOOD: usize = 50;
+const IN_FORCE: Duration = Duration::from_millis(100);
+
+#[test]
+fn two_hundred_broken_documents_change_nothing_and_each_error_names_a_line() {
+    let mut lab = Lab::new(POLICY).unwrap();
+    let seed = rand::random::<u64>();
+    println!("broken edits: seed {seed}");
+    let mut random = StdRng::seed_from_u64(seed);
+    let epoch = epoch_reader(&lab);
+    let before = epoch();
+    let mut last = String::new();
+    for number in 0..BROKEN {
+        let text =
+            std::iter::repeat_with(|| broken(&mut random)).find(|text| *text != last && is_rejected(text)).unwrap();
+        lab.write_policy(&text).unwrap();
+        let rejections = number + 1;
+        let daemon = lab.daemon().unwrap();
+        let rejected = until("the rejection", Duration::from_secs(5), || {
+            Ok(daemon.printed().matches("the edit is rejected").count() >= rejections)
+        });
+        rejected.unwrap_or_else(|error| panic!("{error}: document {number}\n{text}"));
+        let status = daemon.status().unwrap();
+        let error = status.policy.last_error.expect("an error");
+        let place = error.split("policy.yaml:").nth(1).and_then(|rest| rest.split(':').next()?.parse::<usize>().ok());
+        assert!(place.is_some_and(|line| line >= 1), "no line is named:\n{error}\n{text}");
+        assert_eq!(
+            (epoch(), status.policy.epoch),
+            (before, before),
+            "document {number} changed what is enforced\n{text}"
+        );
+        assert!(!status.weakened.is_empty(), "a rejected edit is told in the first line of status");
+        if number % 20 == 0 {
+            enforced(&lab);
+        }
+        last = text;
+    }
+    enforced(&lab);
+    println!("broken edits: {BROKEN} documents, 0 changed what is enforced, {BROKEN} named a line");
+}
+
+#[test]
+fn a_good_edit_is_in_force_within_a_tenth_of_a_second() {
+    let mut lab = Lab::new(POLICY).unwrap();
+    let epoch = epoch_reader(&lab);
+    let mut took: Vec<Duration> = Vec::new();
+    for number in 0..GOOD {
+        let text = POLICY.replace("10.0.8.66/32", &format!("10.0.8.{}/32", 100 + number));
+        let before = epoch();
+        let written = Instant::now();
+        lab.write_policy(&text).unwrap();
+        while epoch() == before {
+            assert!(written.elapsed() < Duration::from_secs(5), "edit {number} never came into force");
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        took.push(written.elapsed());
+    }
+    took.sort_unstable();
+    let (median, longest) = (took[GOOD / 2], took[GOOD - 1]);
+    println!("good edits: in force after {median:?} (median of {GOOD}), at most {longest:?}");
+    assert!(median <= IN_FORCE, "{median:?}");
+    // What was excepted before is admitted now: the kernel follows the last edit, not only its number.
+    let kubelet = SocketAddr::new(Who::Node.v4().into(), KUBELET);
+    let ca = lab.certs.path("ca.crt");
+    assert_eq!(lab.net.run(Who::Excepted, || Ok(https(tcp(kubelet), "/healthz", &ca))).unwrap(), Outcome::Http(200));
+    assert_eq!(lab.daemon().unwrap().status().unwrap().policy.last_error, None);
+}
+
+/// The peer is admitted, the stranger is not.
+fn enforced(lab: &Lab) {
+    let kubelet = SocketAddr::new(Who::Node.v4().into(), KUBELET);
+    let ca = lab.certs.path("ca.crt");
+    let attempt = |who| lab.net.run(who, || Ok(https(tcp(kubelet), "/healthz", &ca))).unwrap();
+    assert_eq!(attempt(Who::Peer), Outcome::Http(200));
+    assert_eq!(attempt(Who::Stranger), Outcome::NoAnswer);
+}
+
+/// Reads the epoch in force straight from the kernel.
+fn epoch_reader(lab: &Lab) -> impl Fn() -> u32 + use<> {
+    let map = MapData::from_pin(lab.directory.join("bpf/nodeguard/v1/maps/ACTIVE")).unwrap();
+    let active: Array<MapData, Active> = Map::from_map_data(map).unwrap().try_into().unwrap();
+    move || active.get(&0, 0).unwrap().epoch
+}
+
+fn is_rejected(text: &str) -> bool {
+    compile(&Source { path: "policy.yaml".into(), text: text.to_owned() }, &NodeFacts::default()).is_err()
+}
+
+/// A document that was good, with one to three things done to it that happen to documents.
+fn broken(random: &mut StdRng) -> String {
+    let mut lines: Vec<String> = POLICY.lines().map(str::to_owned).collect();
+    for _ in 0..random.random_range(1..=3) {
+        let at = random.random_range(0..lines.len());
+        let line = lines[at].clone();
+        match random.random_range(0..9) {
+            0 => drop(lines.remove(at)),
+            1 => lines[at] = format!(" {line}"),
+            2 => lines[at] = line.replacen("  ", "\t", 1),
+            3 => lines[at] = line.replace(':', ""),
+            4 => lines[at] = line.replace(['{', '}', '[', ']'], ""),
+            5 => lines.insert(at, line),
+            6 => {
+                lines[at] =
+                    line.chars().map(|c| if c.is_ascii_digit() && random.random_bool(0.5) { 'x' } else { c }).collect()
+            }
+            7 => {
+                let cut = (0..=line.len()).filter(|at| line.is_char_boundary(*at)).collect::<Vec<_>>();
+                lines[at].truncate(*cut.choose(random).unwrap());
+            }
+            _ => {
+                let words = ["allow", "tunnel", "mode", "kind", "ports", "cidr", "node", "name", "dial"];
+                let word = words.choose(random).unwrap();
+                lines[at] = line.replace(word, &format!("{word}s"));
+            }
+        }
+    }
+    lines.join("\n") + "\n"
+}

@@ -1,0 +1,83 @@
+//! A daemon that is killed leaves nothing open, and its successor adopts what it left.
+
+use std::{
+    net::SocketAddr,
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
+
+use lab::{
+    client::{Outcome, https, tcp, through},
+    lab::{KUBELET, Lab, POLICY},
+    net::Who,
+    process::until,
+};
+use nodeguard::status::Status;
+
+/// Attempts in all, and by how many at once.
+const ATTEMPTS: usize = 1000;
+const AT_ONCE: usize = 50;
+/// How long one waits for a SYN-ACK; in a lab it comes within a millisecond.
+const PATIENCE: Duration = Duration::from_millis(200);
+
+#[test]
+fn a_thousand_attempts_around_a_kill_9_and_none_admitted() {
+    let mut lab = Lab::new(POLICY).unwrap();
+    let kubelet = SocketAddr::new(Who::Node.v4().into(), KUBELET);
+    let ca = lab.certs.path("ca.crt");
+    let before = lab.daemon().unwrap().status().unwrap();
+    let (made, admitted) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        let namespace = lab.net.open(Who::Stranger).unwrap();
+        let (made, admitted) = (&made, &admitted);
+        scope.spawn(move || {
+            nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+            std::thread::scope(|scope| {
+                for _ in 0..AT_ONCE {
+                    scope.spawn(|| {
+                        while made.fetch_add(1, Ordering::Relaxed) < ATTEMPTS {
+                            if std::net::TcpStream::connect_timeout(&kubelet, PATIENCE).is_ok() {
+                                admitted.fetch_add(1, Ordering::Relaxed);
+                            }
+                        }
+                    });
+                }
+            });
+        });
+        // A third of them with the daemon, a third without, a third around its restart.
+        let reached = |count: usize| {
+            until("attempts", Duration::from_secs(30), || Ok(made.load(Ordering::Relaxed) >= count)).unwrap()
+        };
+        reached(ATTEMPTS / 3);
+        lab.daemon.take().unwrap().kill().unwrap();
+        reached(ATTEMPTS * 2 / 3);
+        assert!(made.load(Ordering::Relaxed) < ATTEMPTS, "the attempts were over before the restart");
+        lab.start_daemon().unwrap().connected().unwrap();
+    });
+    assert_eq!(admitted.load(Ordering::Relaxed), 0);
+
+    let after = lab.daemon().unwrap().status().unwrap();
+    let links = |status: &Status| {
+        status
+            .programs
+            .iter()
+            .map(|program| (program.name.clone(), program.link_id, program.program_id))
+            .collect::<Vec<_>>()
+    };
+    let maps = |status: &Status| status.maps.iter().map(|map| (map.name.clone(), map.id)).collect::<Vec<_>>();
+    assert_eq!(links(&before), links(&after), "links and programs are adopted");
+    assert_eq!(maps(&before), maps(&after), "maps are adopted");
+    assert_eq!(before.policy.epoch, after.policy.epoch, "the same policy is not brought into force again");
+    let denied: u64 =
+        after.counters.iter().filter(|counter| counter.reason == "no-selector").map(|counter| counter.packets).sum();
+    assert!(denied >= ATTEMPTS as u64, "every attempt was denied in the kernel: {denied}");
+    // The way that is meant works again, and the network was never the reason.
+    assert_eq!(https(through(lab.server().unwrap(), "10.0.0.2:10250"), "/healthz", &ca), Outcome::Http(200));
+    let peer = lab.net.run(Who::Peer, || Ok(https(tcp(kubelet), "/healthz", &ca))).unwrap();
+    assert_eq!(peer, Outcome::Http(200));
+    println!(
+        "kill -9: {ATTEMPTS} attempts, 0 admitted, {denied} packets denied; {} links and {} maps adopted",
+        links(&after).len(),
+        maps(&after).len()
+    );
+}

@@ -1,0 +1,47 @@
+//! Enforcement outlives the daemon until somebody says `nodeguard unpin`, which tells what is open then.
+
+use std::{net::SocketAddr, time::Duration};
+
+use lab::{
+    client::{Outcome, https, tcp},
+    lab::{KUBELET, Lab, POLICY},
+    net::Who,
+    process::output,
+};
+use nix::sys::signal::Signal;
+
+#[test]
+fn sigterm_ends_it_well_the_kernel_half_stays_and_unpin_removes_it() {
+    let mut lab = Lab::new(POLICY).unwrap();
+    let kubelet = SocketAddr::new(Who::Node.v4().into(), KUBELET);
+    let ca = lab.certs.path("ca.crt");
+    let stranger = |lab: &Lab| lab.net.run(Who::Stranger, || Ok(https(tcp(kubelet), "/healthz", &ca))).unwrap();
+    let process = lab.daemon().unwrap().process();
+    process.signal(Signal::SIGTERM).unwrap();
+    assert!(process.wait(Duration::from_secs(5)).unwrap().success(), "SIGTERM is exit 0");
+    assert_eq!(stranger(&lab), Outcome::NoAnswer);
+
+    // Nobody answers, so `status` says what the pins say, with its own exit code.
+    let said = output(lab.daemon().unwrap().command_of("status", &[]).unwrap()).unwrap();
+    let text = String::from_utf8_lossy(&said.stdout).into_owned();
+    assert_eq!(said.status.code(), Some(3), "{text}");
+    assert!(text.contains("Holding:    yes") && text.contains("no-selector"), "{text}");
+
+    let said = output(lab.daemon().unwrap().command_of("unpin", &[]).unwrap()).unwrap();
+    let text = String::from_utf8_lossy(&said.stdout).into_owned();
+    assert!(said.status.success() && text.contains("node ports 10250") && text.contains("pod ports 8080"), "{text}");
+    assert_eq!(stranger(&lab), Outcome::Http(200));
+    let said = output(lab.daemon().unwrap().command_of("unpin", &[]).unwrap()).unwrap();
+    assert!(String::from_utf8_lossy(&said.stdout).contains("Nothing is pinned"));
+}
+
+#[test]
+fn without_a_policy_nothing_is_attached_and_the_error_says_where() {
+    let mut lab = Lab::bare().unwrap();
+    lab.write_policy(&POLICY.replace("10250", "102500")).unwrap();
+    let error = format!("{:#}", lab.start_daemon().map(|_| ()).unwrap_err());
+    assert!(error.contains("NG006") && error.contains("policy.yaml:9:22"), "{error}");
+    let kubelet = SocketAddr::new(Who::Node.v4().into(), KUBELET);
+    let ca = lab.certs.path("ca.crt");
+    assert_eq!(lab.net.run(Who::Stranger, || Ok(https(tcp(kubelet), "/healthz", &ca))).unwrap(), Outcome::Http(200));
+}

@@ -1,0 +1,180 @@
+//! Owns what runs in the node and in pods: kubelet stand-in, pod server, a server for bytes by the megabyte, a local client.
+//! Called as `nodeguard-demo helper ...`, in a namespace and in the lab's guarded cgroup: a socket belongs to the cgroup of its maker.
+//! Must never end by itself but for the client.
+
+use std::{convert::Infallible, net::SocketAddr, path::Path, sync::Arc, time::Duration};
+
+use anyhow::{Context, Result, bail};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, StreamBody, combinators::BoxBody};
+use hyper::{Request, Response, StatusCode, body::Frame, body::Incoming, header, service::service_fn};
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    net::{TcpListener, TcpStream},
+};
+use tokio_rustls::TlsAcceptor;
+
+use crate::client::{self, pattern};
+
+type Body = BoxBody<Bytes, Infallible>;
+
+/// How many lines the log endpoint streams, and how far apart.
+pub const LOG_LINES: usize = 5;
+const LOG_PAUSE: Duration = Duration::from_millis(60);
+
+/// Runs a helper by its command line.
+pub fn main(arguments: &[String]) -> Result<()> {
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    if let ["get", url_address, ca] = words[..] {
+        let outcome = client::https(client::tcp(url_address.parse()?), "/healthz", Path::new(ca));
+        return say(&serde_json::to_string(&outcome)?);
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    match words[..] {
+        ["kubelet", address, certificate, key] => {
+            runtime.block_on(kubelet(address.parse()?, Path::new(certificate), Path::new(key)))
+        }
+        ["pod", address] => runtime.block_on(pod(address.parse()?)),
+        ["bytes", address] => runtime.block_on(byte_server(address.parse()?)),
+        _ => bail!("no such helper: {}", words.join(" ")),
+    }
+}
+
+/// HTTPS as kubelet has it: /healthz, a log that streams, an upgraded connection that echoes.
+async fn kubelet(address: SocketAddr, certificate: &Path, key: &Path) -> Result<()> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let chain = CertificateDer::pem_file_iter(certificate)?.collect::<Result<Vec<_>, _>>()?;
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_no_client_auth()
+        .with_single_cert(chain, PrivateKeyDer::from_pem_file(key)?)?;
+    let (acceptor, listener) = (TlsAcceptor::from(Arc::new(config)), listen(address).await?);
+    loop {
+        let (stream, _) = listener.accept().await?;
+        let acceptor = acceptor.clone();
+        tokio::spawn(async move {
+            let stream = acceptor.accept(stream).await?;
+            serve(TokioIo::new(stream)).await
+        });
+    }
+}
+
+/// Plain HTTP, as pods have it.
+async fn pod(address: SocketAddr) -> Result<()> {
+    let listener = listen(address).await?;
+    loop {
+        let (stream, _) = listener.accept().await?;
+        tokio::spawn(serve(TokioIo::new(stream)));
+    }
+}
+
+async fn serve<S: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static>(stream: S) -> Result<()> {
+    let connection = hyper::server::conn::http1::Builder::new().serve_connection(stream, service_fn(answer));
+    Ok(connection.with_upgrades().await?)
+}
+
+async fn answer(request: Request<Incoming>) -> Result<Response<Body>> {
+    let body = |text: &'static str| Full::new(Bytes::from_static(text.as_bytes())).boxed();
+    match request.uri().path() {
+        "/healthz" | "/" => Ok(Response::new(body("ok"))),
+        "/containerLogs/default/web/app" => Ok(Response::new(log())),
+        "/exec/default/web/app" => {
+            let mut response = Response::new(body(""));
+            *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+            response.headers_mut().insert(header::UPGRADE, header::HeaderValue::from_static("echo"));
+            response.headers_mut().insert(header::CONNECTION, header::HeaderValue::from_static("upgrade"));
+            tokio::spawn(async move {
+                let mut upgraded = TokioIo::new(hyper::upgrade::on(request).await?);
+                let mut buffer = vec![0; 16 << 10];
+                loop {
+                    let count = upgraded.read(&mut buffer).await?;
+                    if count == 0 {
+                        return anyhow::Ok(());
+                    }
+                    upgraded.write_all(buffer.get(..count).unwrap_or_default()).await?;
+                }
+            });
+            Ok(response)
+        }
+        _ => {
+            let mut response = Response::new(body("not found"));
+            *response.status_mut() = StatusCode::NOT_FOUND;
+            Ok(response)
+        }
+    }
+}
+
+fn log() -> Body {
+    let (sender, lines) = tokio::sync::mpsc::channel(1);
+    tokio::spawn(async move {
+        for number in 0..LOG_LINES {
+            let line = Bytes::from(format!("line {number}\n"));
+            if sender.send(Ok::<_, Infallible>(Frame::data(line))).await.is_err() {
+                return;
+            }
+            tokio::time::sleep(LOG_PAUSE).await;
+        }
+    });
+    BodyExt::boxed(StreamBody::new(tokio_stream::wrappers::ReceiverStream::new(lines)))
+}
+
+/// `GET N SEED`: sends N bytes of the pattern and closes right behind them. `PUT SEED ID`: reads to the end; `SUM ID` says what was read.
+async fn byte_server(address: SocketAddr) -> Result<()> {
+    let listener = listen(address).await?;
+    let sums: Arc<tokio::sync::Mutex<std::collections::HashMap<String, String>>> = Arc::default();
+    loop {
+        let (stream, _) = listener.accept().await?;
+        let sums = Arc::clone(&sums);
+        tokio::spawn(async move { bytes_of(stream, &sums).await });
+    }
+}
+
+async fn bytes_of(
+    mut stream: TcpStream,
+    sums: &tokio::sync::Mutex<std::collections::HashMap<String, String>>,
+) -> Result<()> {
+    let (read, mut write) = stream.split();
+    let mut read = BufReader::with_capacity(64 << 10, read);
+    let mut line = String::new();
+    read.read_line(&mut line).await?;
+    match line.split_whitespace().collect::<Vec<_>>()[..] {
+        ["GET", count, seed] => {
+            let bytes = pattern(seed.parse()?, count.parse()?);
+            write.write_all(&bytes).await?;
+            write.shutdown().await?;
+        }
+        ["PUT", id] => {
+            let mut digest = client::Digest::default();
+            let mut buffer = vec![0; 64 << 10];
+            let said = loop {
+                match read.read(&mut buffer).await {
+                    Ok(0) => break digest.finish(),
+                    Ok(count) => digest.update(buffer.get(..count).unwrap_or_default()),
+                    Err(error) => break format!("error {error}"),
+                }
+            };
+            sums.lock().await.insert(id.to_owned(), said);
+        }
+        ["SUM", id] => {
+            let said = sums.lock().await.remove(id).unwrap_or_else(|| "none".to_owned());
+            write.write_all(format!("{said}\n").as_bytes()).await?;
+        }
+        _ => bail!("no such request: {line}"),
+    }
+    Ok(())
+}
+
+async fn listen(address: SocketAddr) -> Result<TcpListener> {
+    let listener = TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
+    say("ready")?;
+    Ok(listener)
+}
+
+fn say(text: &str) -> Result<()> {
+    use std::io::Write;
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{text}")?;
+    Ok(out.flush()?)
+}

@@ -1,0 +1,65 @@
+//! Owns removing labs: one that ends, and what killed runs left behind.
+//! Called by `lab`.
+//! Must never touch a lab whose owner lives.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use nix::mount::{MntFlags, umount2};
+
+use crate::net;
+
+/// Where every lab has its directory, named by the owner's process id and start time.
+pub const LABS: &str = "/run/nodeguard-lab";
+
+/// Removes the labs of owners that are gone.
+pub fn stale() {
+    for entry in fs::read_dir(LABS).into_iter().flatten().flatten() {
+        let id = entry.file_name().to_string_lossy().into_owned();
+        let mut parts = id.split('-');
+        let owner = parts.next().and_then(|pid| pid.parse::<u32>().ok()).zip(parts.next());
+        if owner.is_none_or(|(pid, started)| start_time(pid).as_deref() != Some(started)) {
+            remove(&id);
+        }
+    }
+}
+
+/// Removes a lab, whatever is there of it.
+pub fn remove(id: &str) {
+    if let Ok(root) = nodeguard::kernel::cgroup::v2_root() {
+        remove_cgroup(&root.join(format!("nodeguard-lab-{id}")));
+    }
+    net::remove(id);
+    let directory = Path::new(LABS).join(id);
+    let _ = umount2(&directory.join("bpf"), MntFlags::MNT_DETACH);
+    let _ = fs::remove_dir_all(&directory);
+}
+
+/// When a process started, in ticks since boot: with its id, a name that is never used twice.
+pub fn start_time(pid: u32) -> Option<String> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name in parentheses may hold anything; the start time is field 22 (proc(5)).
+    stat.rsplit_once(')')?.1.split_whitespace().nth(19).map(str::to_owned)
+}
+
+/// Ends every process in it (only the lab's own are), then removes it.
+fn remove_cgroup(cgroup: &Path) {
+    let children: Vec<PathBuf> = fs::read_dir(cgroup)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| path.is_dir())
+        .collect();
+    children.iter().for_each(|child| remove_cgroup(child));
+    let _ = fs::write(cgroup.join("cgroup.kill"), "1");
+    for _ in 0..100 {
+        if !cgroup.exists() || fs::remove_dir(cgroup).is_ok() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
