@@ -38,6 +38,9 @@ use crate::{
 /// How often the links are looked at.
 const LINK_CHECK: Duration = Duration::from_secs(2);
 
+/// How long the tunnel may take to end.
+const GOODBYE: Duration = Duration::from_secs(8);
+
 /// Runs until SIGTERM or SIGINT, then drains.
 pub async fn run(config: Config, colour: bool) -> anyhow::Result<()> {
     let Config { policy, location, admin_socket, health, drain_timeout, node, tunnel } = config;
@@ -133,8 +136,9 @@ pub async fn run(config: Config, colour: bool) -> anyhow::Result<()> {
     }
     let clean = drain(&connections, &draining, drain_timeout).await;
     stop.cancel();
-    // The tunnel says goodbye on its own; the other parts have nothing to lose.
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    // What the dials sent last is still on its way through the tunnel; the other parts have nothing to lose.
+    let goodbye = async { while parts.join_next().await.is_some_and(|part| !matches!(part, Ok("tunnel"))) {} };
+    let _ = tokio::time::timeout(GOODBYE, goodbye).await;
     parts.shutdown().await;
     drop(std::fs::remove_file(&admin_socket));
     tracing::info!(clean, "ended; the kernel half stays in force (`nodeguard unpin` removes it)");

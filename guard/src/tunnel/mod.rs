@@ -89,15 +89,9 @@ impl Tunnel {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Holds the tunnel until `stop`. After `drain` the server is asked for no more dials, and a stream that ends is not made anew.
+    /// Holds the tunnel until `stop`, when what is on its way to the server is still sent. After `drain` the server is asked for no more
+    /// dials, and a stream that ends is not made anew.
     pub async fn run(&self, drain: CancellationToken, stop: CancellationToken) {
-        tokio::select! {
-            () = self.hold(&drain, &stop) => {}
-            () = stop.cancelled() => {}
-        }
-    }
-
-    async fn hold(&self, drain: &CancellationToken, stop: &CancellationToken) {
         let server = format!("{}:{}", self.config.host, self.config.port);
         let (first, longest) = self.config.backoff;
         let builder = ExponentialBuilder::default()
@@ -111,8 +105,15 @@ impl Tunnel {
             if drain.is_cancelled() {
                 return stop.cancelled().await;
             }
+            if stop.is_cancelled() {
+                return;
+            }
             self.set(|state| state.state = "connecting");
-            let error = match connect::connect(&self.config, number).await {
+            let connected = tokio::select! {
+                connected = connect::connect(&self.config, number) => connected,
+                () = stop.cancelled() => return,
+            };
+            let error = match connected {
                 Ok(stream) => {
                     waits = builder.build();
                     tracing::info!(
@@ -128,7 +129,10 @@ impl Tunnel {
                         state.tls = Some(stream.tls.clone());
                         state.last_error = None;
                     });
-                    let ended = session::run(stream, Arc::clone(&self.dialer), drain, stop).await;
+                    let ended = session::run(stream, Arc::clone(&self.dialer), &drain, &stop).await;
+                    if stop.is_cancelled() {
+                        return;
+                    }
                     tracing::warn!(server, reason = %ended, "tunnel lost");
                     format!("the stream ended: {ended}")
                 }
@@ -152,6 +156,7 @@ impl Tunnel {
             tokio::select! {
                 () = tokio::time::sleep(waits.next().unwrap_or(longest)) => {}
                 () = drain.cancelled() => {}
+                () = stop.cancelled() => return,
             }
         }
     }

@@ -25,6 +25,9 @@ use crate::{
 /// How long the dials of a lost stream may take to end.
 const WIND_UP: Duration = Duration::from_secs(5);
 
+/// How long the server may take to end a stream that we ended.
+const GOODBYE: Duration = Duration::from_secs(2);
+
 /// What the frames of one stream refer to.
 #[derive(Default)]
 struct Routes {
@@ -93,6 +96,10 @@ pub async fn run(stream: Stream, dialer: Arc<Dialer>, drain: &CancellationToken,
     if tokio::time::timeout(WIND_UP, dials.wait()).await.is_err() {
         tracing::warn!(left = dials.len(), "dials of the lost stream are still ending");
     }
+    // The end of our messages goes out behind all of them; the server then ends the stream.
+    drop(outbound);
+    let rest = async { while let Ok(Some(_)) = inbound.message().await {} };
+    let _ = tokio::time::timeout(GOODBYE, rest).await;
     ended
 }
 
