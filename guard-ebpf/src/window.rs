@@ -28,9 +28,9 @@ impl PacketBytes for Window<'_> {
             if start.wrapping_add(N) <= end {
                 // SAFETY: the comparison above covers all `N` bytes; the verifier checks that it does.
                 return Some(unsafe {
-                    if N % 4 == 0 {
+                    if N.is_multiple_of(4) {
                         (*(start as *const By4<N>)).0
-                    } else if N % 2 == 0 {
+                    } else if N.is_multiple_of(2) {
                         (*(start as *const By2<N>)).0
                     } else {
                         *(start as *const [u8; N])

@@ -132,10 +132,8 @@ mod tests {
 
     fn config(more: &[&str]) -> Result<Config, ConfigError> {
         let all = ["nodeguard", "run", "--policy", "p.yaml", "--cgroup", "/c"].iter().chain(more);
-        match Cli::try_parse_from(all).unwrap().command {
-            Command::Run(args) => resolve(*args),
-            other => panic!("{other:?}"),
-        }
+        let Command::Run(args) = Cli::try_parse_from(all).unwrap().command else { panic!("not run") };
+        resolve(*args)
     }
 
     #[test]

@@ -244,6 +244,7 @@ fn split(address: &str) -> Option<(&str, u16)> {
 }
 
 /// A connect error in the words that the server and its users look for (Go's).
+#[expect(clippy::wildcard_enum_match_arm, reason = "every other error is told in the system's own words")]
 fn reason(address: SocketAddr, error: &io::Error) -> String {
     let words = match error.kind() {
         io::ErrorKind::ConnectionRefused => "connect: connection refused".to_owned(),

@@ -173,7 +173,8 @@ async fn both_ways(
     match reason {
         CloseReason::ControlPlaneClosed => drop(timeout(LINGER, download).await),
         CloseReason::BackendClosed if uploading => drop(timeout(FLUSH, upload).await),
-        _ => {}
+        CloseReason::BackendClosed | CloseReason::BackendReset => {}
+        CloseReason::Stalled | CloseReason::PolicyChanged | CloseReason::TunnelLost | CloseReason::Drained => {}
     }
     reason
 }

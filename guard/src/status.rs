@@ -161,10 +161,10 @@ impl Status {
     }
 
     fn render_tunnel(&self, out: &mut dyn Write) -> io::Result<()> {
-        let text = |value: &serde_json::Value| match value {
-            serde_json::Value::Null => "-".to_owned(),
-            serde_json::Value::String(text) => text.clone(),
-            other => other.to_string(),
+        let text = |value: &serde_json::Value| match value.as_str() {
+            Some(text) => text.to_owned(),
+            None if value.is_null() => "-".to_owned(),
+            None => value.to_string(),
         };
         let streams = self.tunnel.get("streams").and_then(serde_json::Value::as_array).cloned().unwrap_or_default();
         if !self.daemon {

@@ -202,9 +202,7 @@ impl Pair {
 }
 
 fn load(object: &str) -> Ebpf {
-    let directory = std::env::var_os("NODEGUARD_BPF_DIR")
-        .map(PathBuf::from)
-        .unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/bpf"));
+    let directory = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/bpf");
     let path = directory.join(object);
     EbpfLoader::new()
         .override_global("NETNS_HELPER", &1u32, true)

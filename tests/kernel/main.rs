@@ -1,7 +1,7 @@
 //! Owns the tests of the kernel half by `BPF_PROG_TEST_RUN`: the programs load, and decide as the host does.
-//! Called by `cargo xtask test kernel`, with the objects' directory in `NODEGUARD_BPF_DIR`.
+//! Called by `cargo xtask test kernel`, which builds the objects first.
 //! Must never attach anything.
-#![expect(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, reason = "tests panic and print figures")]
+#![allow(clippy::unwrap_used, clippy::wildcard_enum_match_arm, reason = "a test fails by panicking")]
 
 mod agree;
 mod packets;

@@ -1,5 +1,7 @@
 //! `nodeguard check` as its users meet it: exit codes, excerpts, JSON, and the policies that are shipped.
 
+#![allow(clippy::unwrap_used, clippy::wildcard_enum_match_arm, reason = "a test fails by panicking")]
+
 use std::{path::Path, process::Command};
 
 use lab::{daemon::binary, process::output};

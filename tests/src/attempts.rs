@@ -176,7 +176,7 @@ fn refused_dials(
             Outcome::NotConnected(code, _) => {
                 format!("CONNECT {code}{}", if audited { "" } else { " (and no audit line)" })
             }
-            other => in_words(other),
+            Outcome::Http(_) | Outcome::NoAnswer | Outcome::Error(_) => in_words(&outcome),
         };
         let named = matches!(&outcome, Outcome::NotConnected(502, text) if text.contains("nodeguard refuses"));
         let ok = named && said == *reason && audited && started.elapsed() < Duration::from_secs(5);

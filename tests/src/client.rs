@@ -41,10 +41,10 @@ impl<T: Read + Write + Send> Stream for T {}
 
 /// A TCP connection from where this thread stands.
 pub fn tcp(address: SocketAddr) -> Result<Box<dyn Stream>, Outcome> {
-    let stream = TcpStream::connect_timeout(&address, SYN_ACK).map_err(|error| match error.kind() {
-        io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => Outcome::NoAnswer,
-        _ => Outcome::Error(error.to_string()),
-    })?;
+    let timed_out = |error: &io::Error| matches!(error.kind(), io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock);
+    let failed =
+        |error: io::Error| if timed_out(&error) { Outcome::NoAnswer } else { Outcome::Error(error.to_string()) };
+    let stream = TcpStream::connect_timeout(&address, SYN_ACK).map_err(failed)?;
     bounded(&stream).map_err(|error| Outcome::Error(error.to_string()))?;
     Ok(Box::new(stream))
 }

@@ -100,6 +100,7 @@ fn certificates(what: &'static str, path: &Path) -> Result<Vec<CertificateDer<'s
 }
 
 /// Which check a handshake failed at, and that in words.
+#[expect(clippy::wildcard_enum_match_arm, reason = "every other error is told in the library's own words")]
 pub fn explain(error: &io::Error, config: &TunnelConfig) -> (&'static str, String) {
     let Some(tls) = error.get_ref().and_then(|error| error.downcast_ref::<rustls::Error>()) else {
         return ("handshake", format!("the TLS handshake failed: {error}"));
