@@ -9,7 +9,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let manifest = env::var("CARGO_MANIFEST_DIR")?;
     let root = Path::new(&manifest).parent().ok_or("the package stands in a workspace")?;
     let output = root.join(stamp::OUTPUT);
-    let (object, written) = (output.join("guard.o"), output.join(stamp::STAMP));
+    // Program diagnostics cost instructions: they are in an object of their own, for daemons built to show them.
+    let name = if env::var_os("CARGO_FEATURE_EBPF_LOG").is_some() { "guard-log.o" } else { "guard.o" };
+    let (object, written) = (output.join(name), output.join(stamp::STAMP));
     println!("cargo::rerun-if-changed={}", object.display());
     println!("cargo::rerun-if-changed={}", written.display());
     for source in stamp::SOURCES {

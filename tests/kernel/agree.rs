@@ -70,7 +70,12 @@ fn a_planted_mutant_is_caught() {
 /// The product's own programs pass the verifier; the figures show growth.
 #[test]
 fn every_program_loads() {
-    let mut ebpf = load("guard.o");
+    every_program_of("guard.o");
+    every_program_of("guard-log.o");
+}
+
+fn every_program_of(object: &str) {
+    let mut ebpf = load(object);
     for (name, program) in ebpf.programs_mut() {
         match program {
             aya::programs::Program::CgroupSkb(program) => program.load().unwrap(),
@@ -79,7 +84,7 @@ fn every_program_loads() {
         }
         let info = program.info().unwrap();
         println!(
-            "load: {name}: {} instructions verified, {} bytes translated",
+            "load: {object}: {name}: {} instructions verified, {} bytes translated",
             info.verified_instruction_count().unwrap_or_default(),
             info.size_translated().unwrap_or_default()
         );

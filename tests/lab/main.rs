@@ -1,6 +1,11 @@
 //! The whole guard in network namespaces: the main job, a killed daemon, edits, removal.
 
-#![allow(clippy::unwrap_used, clippy::wildcard_enum_match_arm, reason = "a test fails by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::wildcard_enum_match_arm,
+    reason = "a test panics and prints figures"
+)]
 
 mod edits;
 mod kill;

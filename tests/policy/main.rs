@@ -1,6 +1,11 @@
 //! `nodeguard check` as its users meet it: exit codes, excerpts, JSON, and the policies that are shipped.
 
-#![allow(clippy::unwrap_used, clippy::wildcard_enum_match_arm, reason = "a test fails by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::wildcard_enum_match_arm,
+    reason = "a test panics and prints figures"
+)]
 
 use std::{path::Path, process::Command};
 

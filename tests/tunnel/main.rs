@@ -1,6 +1,11 @@
 //! The agent against the real proxy-server: bytes, certificates, restarts.
 
-#![allow(clippy::unwrap_used, clippy::wildcard_enum_match_arm, reason = "a test fails by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::wildcard_enum_match_arm,
+    reason = "a test panics and prints figures"
+)]
 
 mod bytes;
 mod certificates;

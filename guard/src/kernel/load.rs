@@ -159,6 +159,8 @@ pub fn open(location: &Location) -> Result<Loaded, LoadError> {
     make_directories(&location.bpffs, &pins)?;
     let map_names = check_shapes(&pins)?;
     let (mut ebpf, netns_helper) = load_programs(&pins, &map_names)?;
+    #[cfg(feature = "ebpf-log")]
+    super::program_log::start(&mut ebpf);
     Ok(Loaded {
         maps: Maps::take(&mut ebpf)?,
         health: PerCpuArray::try_from(take(&mut ebpf, "HEALTH")?)?,

@@ -13,5 +13,7 @@ pub mod model;
 pub mod object;
 pub mod pinholes;
 pub mod plan;
+#[cfg(feature = "ebpf-log")]
+mod program_log;
 mod sys;
 pub mod unpin;
