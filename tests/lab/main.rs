@@ -10,4 +10,5 @@
 mod edits;
 mod kill;
 mod main_job;
+mod sweep;
 mod unpin;
