@@ -8,7 +8,7 @@ use std::{
 use aya::maps::{Array, Map, MapData};
 use guard_common::abi::Active;
 use lab::{
-    client::{Outcome, https, tcp},
+    client::{Outcome, https, tcp, through},
     lab::{KUBELET, Lab, POLICY},
     net::Who,
     process::until,
@@ -86,6 +86,31 @@ fn a_good_edit_is_in_force_within_a_tenth_of_a_second() {
     let ca = lab.certs.path("ca.crt");
     assert_eq!(lab.net.run(Who::Excepted, || Ok(https(tcp(kubelet), "/healthz", &ca))).unwrap(), Outcome::Http(200));
     assert_eq!(lab.daemon().unwrap().status().unwrap().policy.last_error, None);
+}
+
+#[test]
+fn a_start_with_a_broken_policy_keeps_what_is_in_force_and_admits_no_dial() {
+    let mut lab = Lab::new(POLICY).unwrap();
+    lab.daemon.take().unwrap().kill().unwrap();
+    lab.write_policy(&POLICY.replace("mode: Enforce", "mode: Off")).unwrap();
+    lab.start_daemon().unwrap().connected().unwrap();
+    enforced(&lab);
+    let refused = through(lab.server().unwrap(), "10.0.0.2:10250").err();
+    assert!(
+        matches!(&refused, Some(Outcome::NotConnected(502, text)) if text.contains("no policy is in force")),
+        "{refused:?}"
+    );
+    let status = lab.daemon().unwrap().status().unwrap();
+    assert!(
+        !status.weakened.is_empty() && status.policy.last_error.is_some_and(|error| error.contains("policy.yaml:6:9"))
+    );
+    // Mended, it all works again.
+    lab.write_policy(POLICY).unwrap();
+    let ca = lab.certs.path("ca.crt");
+    until("the dial is admitted", Duration::from_secs(5), || {
+        Ok(https(through(lab.server()?, "10.0.0.2:10250"), "/healthz", &ca) == Outcome::Http(200))
+    })
+    .unwrap();
 }
 
 /// The peer is admitted, the stranger is not.
