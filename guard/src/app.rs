@@ -3,8 +3,10 @@
 //! Must never attach a program before a ruleset is in force, and never end with the kernel half detached.
 
 use std::{
-    path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -27,7 +29,7 @@ use crate::{
     kernel::{
         apply::{Apply, InForce},
         events::{self, DenialLog},
-        load::{self, Loaded, attachments},
+        load::{self, Loaded},
         pinholes::KernelPinholes,
     },
     policy::watch::{self, Edit},
@@ -35,8 +37,8 @@ use crate::{
     tunnel::Tunnel,
 };
 
-/// How often the links are looked at.
-const LINK_CHECK: Duration = Duration::from_secs(2);
+/// How often links, pins and tables are looked at.
+const HOLD: Duration = Duration::from_secs(3);
 
 /// How long the tunnel may take to end.
 const GOODBYE: Duration = Duration::from_secs(8);
@@ -91,6 +93,8 @@ pub async fn run(config: Config, colour: bool) -> anyhow::Result<()> {
         policy: policy.clone(),
         bpffs: location.bpffs.clone(),
         netns_helper: programs.netns_helper,
+        programs: Mutex::new(programs),
+        mended: AtomicU64::new(0),
         current: Mutex::new(current),
         apply: Mutex::new(apply),
         lost,
@@ -108,7 +112,7 @@ pub async fn run(config: Config, colour: bool) -> anyhow::Result<()> {
         "denial events",
         log_error(events::drain(events, Arc::clone(&guard.in_force), Arc::clone(&guard.denials))),
     ));
-    parts.spawn(named("link check", watch_links(location.bpffs.clone())));
+    parts.spawn(named("hold on the kernel half", hold(Arc::clone(&guard))));
     let (drained, stopped) = (draining.clone(), stop.clone());
     parts.spawn(named("tunnel", async move { tunnel.run(drained, stopped).await }));
     parts.spawn(named(
@@ -191,23 +195,36 @@ async fn take_edit(guard: &Arc<Guard>, edit: Edit) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Says so, once, when a link is gone: nothing is denied by a program that is not attached.
-async fn watch_links(bpffs: PathBuf) {
-    let mut lost = false;
+/// Holds the kernel half: what somebody else removed or changed is told, counted and mended.
+async fn hold(guard: Arc<Guard>) {
     loop {
-        tokio::time::sleep(LINK_CHECK).await;
-        let missing: Vec<String> =
-            attachments(&bpffs).into_iter().filter(|program| !program.attached).map(|program| program.name).collect();
-        if missing.is_empty() {
-            lost = false;
-        } else if !lost {
-            lost = true;
-            tracing::error!(
-                programs = missing.join(", "),
-                "programs are not attached any more: their ports are open; restart nodeguard to attach them"
-            );
+        tokio::time::sleep(HOLD).await;
+        let holder = Arc::clone(&guard);
+        let mended = tokio::task::spawn_blocking(move || mend(&holder)).await;
+        match mended.map_err(anyhow::Error::from).flatten() {
+            Ok(mended) if mended.is_empty() => {}
+            Ok(mended) => {
+                guard.mended.fetch_add(mended.len() as u64, Ordering::Relaxed);
+                tracing::error!(
+                    mended = mended.join(", "),
+                    "somebody removed or changed what holds this node closed; it is mended"
+                );
+            }
+            Err(error) => {
+                tracing::error!(error = format!("{error:#}"), "what holds this node closed cannot be checked or mended")
+            }
         }
     }
+}
+
+fn mend(guard: &Guard) -> anyhow::Result<Vec<String>> {
+    let mut mended = lock(&guard.programs).mend()?;
+    let mut apply = lock(&guard.apply);
+    if apply.mend()? {
+        guard.in_force.store(Arc::new(apply.in_force()));
+        mended.push("tables of the ruleset".to_owned());
+    }
+    Ok(mended)
 }
 
 async fn named(name: &'static str, part: impl Future<Output = ()>) -> &'static str {

@@ -46,6 +46,9 @@ pub enum Command {
     },
     /// Removes the guard from the kernel and says what is open then. Enforcement outlives the daemon; only this ends it.
     Unpin {
+        /// Where the daemon listens: while it runs, it would put everything back.
+        #[arg(long, default_value = ADMIN_SOCKET)]
+        admin_socket: PathBuf,
         /// Where the kernel half is pinned.
         #[arg(long, default_value = BPFFS)]
         bpffs: PathBuf,

@@ -32,7 +32,7 @@ fn main() -> ExitCode {
             .map(|good| if good { ExitCode::SUCCESS } else { ExitCode::from(FOUND) })
             .context("cannot write the findings"),
         Command::Status { admin_socket, bpffs, output } => status(&admin_socket, &bpffs, output),
-        Command::Unpin { bpffs, output } => remove(&bpffs, output),
+        Command::Unpin { admin_socket, bpffs, output } => remove(&admin_socket, &bpffs, output),
     };
     outcome.unwrap_or_else(|error| {
         let _ = writeln!(io::stderr(), "error: {error:#}");
@@ -72,7 +72,10 @@ fn status(socket: &std::path::Path, bpffs: &std::path::Path, output: Output) -> 
     Ok(code)
 }
 
-fn remove(bpffs: &std::path::Path, output: Output) -> anyhow::Result<ExitCode> {
+fn remove(socket: &std::path::Path, bpffs: &std::path::Path, output: Output) -> anyhow::Result<ExitCode> {
+    if std::os::unix::net::UnixStream::connect(socket).is_ok() {
+        anyhow::bail!("a daemon answers on {} and would put everything back: stop it first", socket.display());
+    }
     let unpinned = unpin(bpffs).with_context(|| bpffs.display().to_string())?;
     let mut out = io::stdout().lock();
     if output == Output::Json {

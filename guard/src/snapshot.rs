@@ -4,7 +4,10 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::SystemTime,
 };
 
@@ -18,7 +21,7 @@ use crate::{
     kernel::{
         apply::{Apply, InForce},
         events::DenialLog,
-        load::{Maps, attachments, pinned_maps},
+        load::{Maps, Programs, attachments, pinned_maps},
     },
     policy::{
         diagnostic::Rejected,
@@ -64,6 +67,10 @@ pub struct Guard {
     pub bpffs: PathBuf,
     /// Whether a listener's network namespace is told by its cookie.
     pub netns_helper: bool,
+    /// The programs and their links.
+    pub programs: Mutex<Programs>,
+    /// How much was mended because somebody else removed or changed it.
+    pub mended: AtomicU64,
     /// The policy.
     pub current: Mutex<Current>,
     /// The one writer of the ruleset's maps, which also reads the counters.
@@ -134,6 +141,7 @@ impl Snapshots for Guard {
             tunnel: serde_json::json!({ "streams": [self.tunnel.state()] }),
             counters,
             health,
+            mended: self.mended.load(Ordering::Relaxed),
             last_denies: values(self.denials.last()),
             last_refused_dials: values(self.connections.last_refused()),
             dials: serde_json::to_value(self.connections.counts()).unwrap_or_default(),

@@ -33,6 +33,8 @@ pub struct Status {
     pub counters: Vec<Counter>,
     /// What the kernel half could not do.
     pub health: Vec<Health>,
+    /// How many pins, links and tables were mended because somebody else removed or changed them.
+    pub mended: u64,
     /// The last denials, the newest last.
     pub last_denies: Vec<serde_json::Value>,
     /// The last refused dials, the newest last.
@@ -199,6 +201,9 @@ impl Status {
         table.write(out)?;
         for Health { name, count } in self.health.iter().filter(|health| health.count > 0) {
             writeln!(out, "{name}: {count}")?;
+        }
+        if self.mended > 0 {
+            writeln!(out, "mended: {} (somebody removed or changed what is pinned; the log says what)", self.mended)?;
         }
         Ok(())
     }

@@ -7,6 +7,7 @@
     reason = "a test panics and prints figures"
 )]
 
+mod drift;
 mod edits;
 mod kill;
 mod main_job;

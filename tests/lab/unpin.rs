@@ -16,6 +16,8 @@ fn sigterm_ends_it_well_the_kernel_half_stays_and_unpin_removes_it() {
     let kubelet = SocketAddr::new(Who::Node.v4().into(), KUBELET);
     let ca = lab.certs.path("ca.crt");
     let stranger = |lab: &Lab| lab.net.run(Who::Stranger, || Ok(https(tcp(kubelet), "/healthz", &ca))).unwrap();
+    let said = output(lab.daemon().unwrap().command_of("unpin", &[]).unwrap()).unwrap();
+    assert!(!said.status.success() && String::from_utf8_lossy(&said.stderr).contains("stop it first"));
     let process = lab.daemon().unwrap().process();
     process.signal(Signal::SIGTERM).unwrap();
     assert!(process.wait(Duration::from_secs(5)).unwrap().success(), "SIGTERM is exit 0");

@@ -123,10 +123,7 @@ impl Daemon {
     /// A command line about this guard.
     pub fn command_of(&self, name: &str, more: &[&str]) -> Result<Command> {
         let mut command = Command::new(binary()?);
-        command.arg(name).arg("--bpffs").arg(&self.bpffs).args(more);
-        if name == "status" {
-            command.arg("--admin-socket").arg(&self.socket);
-        }
+        command.arg(name).arg("--bpffs").arg(&self.bpffs).arg("--admin-socket").arg(&self.socket).args(more);
         Ok(command)
     }
 

@@ -2,7 +2,7 @@
 //! Called by `app`, at start and on every edit.
 //! Must never leave the generation in force half-written: what fails before `Activate` has changed nothing that decides.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use aya::maps::{MapError, PerCpuValues, lpm_trie::Key};
 use guard_common::{
@@ -36,6 +36,8 @@ pub struct Apply {
     maps: Maps,
     /// What the maps hold; `None` where a failure left it unknown, so that it is read anew.
     image: Option<Image>,
+    /// What was brought into force last by this daemon.
+    wanted: Option<Arc<Ruleset>>,
 }
 
 /// A ruleset that is in force.
@@ -51,7 +53,7 @@ impl Apply {
     /// Reads what the pinned maps hold.
     pub fn new(maps: Maps) -> Result<Apply, ApplyError> {
         let image = read(&maps)?;
-        Ok(Apply { maps, image: Some(image) })
+        Ok(Apply { maps, image: Some(image), wanted: None })
     }
 
     /// What is in force now, whoever put it there.
@@ -60,7 +62,7 @@ impl Apply {
     }
 
     /// Brings a ruleset into force. Without effect, and with the same epoch, where it is in force already.
-    pub fn apply(&mut self, ruleset: &Ruleset) -> Result<InForce, ApplyError> {
+    pub fn apply(&mut self, ruleset: &Arc<Ruleset>) -> Result<InForce, ApplyError> {
         let mut image = match self.image.take() {
             Some(image) => image,
             None => read(&self.maps)?,
@@ -71,7 +73,21 @@ impl Apply {
             step(&mut image, op);
         }
         self.image = Some(image);
+        self.wanted = Some(Arc::clone(ruleset));
         Ok(self.in_force())
+    }
+
+    /// Compares what the maps hold with what was written, and brings the ruleset into force anew where somebody else wrote. `true` where
+    /// that was needed.
+    pub fn mend(&mut self) -> Result<bool, ApplyError> {
+        let Some(wanted) = self.wanted.clone() else { return Ok(false) };
+        let found = read(&self.maps)?;
+        if self.image.as_ref() == Some(&found) {
+            return Ok(false);
+        }
+        self.image = Some(found);
+        self.apply(&wanted)?;
+        Ok(true)
     }
 
     /// The counters of every rule slot in use, and of packets that reached no rule, in the order of the slots.

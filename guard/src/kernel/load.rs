@@ -124,8 +124,10 @@ pub struct Loaded {
 
 /// The programs, loaded and not yet attached.
 pub struct Programs {
-    ebpf: Ebpf,
-    location: Location,
+    pub(super) ebpf: Ebpf,
+    pub(super) location: Location,
+    /// A handle on every pinned map, so that a lost pin can be made again.
+    pub(super) pinned: Vec<(String, MapData)>,
     /// Whether cgroup_skb programs can ask for the network namespace here (kernel 6.15).
     pub netns_helper: bool,
 }
@@ -161,12 +163,14 @@ pub fn open(location: &Location) -> Result<Loaded, LoadError> {
     let (mut ebpf, netns_helper) = load_programs(&pins, &map_names)?;
     #[cfg(feature = "ebpf-log")]
     super::program_log::start(&mut ebpf);
+    let handle = |name: &String| Ok((name.clone(), MapData::from_pin(pins.join("maps").join(name))?));
+    let pinned = map_names.iter().map(handle).collect::<Result<_, MapError>>()?;
     Ok(Loaded {
         maps: Maps::take(&mut ebpf)?,
         health: PerCpuArray::try_from(take(&mut ebpf, "HEALTH")?)?,
         events: RingBuf::try_from(take(&mut ebpf, "EVENTS")?)?,
         cookies: HashMap::try_from(take(&mut ebpf, "COOKIES")?)?,
-        programs: Programs { ebpf, location: location.clone(), netns_helper },
+        programs: Programs { ebpf, location: location.clone(), pinned, netns_helper },
     })
 }
 

@@ -3,12 +3,13 @@
 //! Must never write a map outside `apply` and `pinholes`, and never detach anything but on `unpin`.
 //!
 //! Reading order: `load` (open or adopt the pinned state) -> `plan` (have and want to operations) -> `apply` (carry them out) ->
-//! `events` (what the programs say) -> `pinholes` (one for each dial) -> `unpin`.
+//! `events` (what the programs say) -> `mend` (hold it) -> `pinholes` (one for each dial) -> `unpin`.
 
 pub mod apply;
 pub mod cgroup;
 pub mod events;
 pub mod load;
+mod mend;
 pub mod model;
 pub mod object;
 pub mod pinholes;

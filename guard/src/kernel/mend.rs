@@ -1,0 +1,56 @@
+//! Owns holding what is pinned against whoever removes or replaces it while the daemon runs.
+//! Called by `app`, every few seconds, and by nobody else.
+//! Must never act in silence: whatever it mends was open or could have been.
+
+use std::{fs, io, path::Path};
+
+use aya::{maps::MapInfo, programs::ProgramInfo};
+
+use super::{
+    load::{LoadError, Programs, attachments},
+    object::PROGRAMS,
+};
+
+impl Programs {
+    /// Attaches again what was detached or replaced, and pins again what lost its pin; the names of all that.
+    pub fn mend(&mut self) -> Result<Vec<String>, LoadError> {
+        let pins = self.location.pins();
+        for kind in ["maps", "programs", "links"] {
+            let directory = pins.join(kind);
+            fs::create_dir_all(&directory).map_err(|error| LoadError::Path(directory, error))?;
+        }
+        let mut mended = Vec::new();
+        for (name, map) in &self.pinned {
+            let path = pins.join("maps").join(name);
+            let found = MapInfo::from_pin(&path).map(|info| info.id()).ok();
+            if found != Some(map.info()?.id()) {
+                make_way(&path)?;
+                map.pin(&path).map_err(|error| LoadError::Pin(path, error))?;
+                mended.push(format!("pin of the map {name}"));
+            }
+        }
+        let before = mended.len();
+        for (name, attachment) in PROGRAMS.into_iter().zip(attachments(&self.location.bpffs)) {
+            let pinned = ProgramInfo::from_pin(pins.join("programs").join(name)).map(|program| program.id()).ok();
+            if attachment.attached && attachment.program_id == pinned {
+                continue;
+            }
+            if !attachment.attached {
+                // A link that was detached can never be attached again: its pin makes way for a new link.
+                make_way(&pins.join("links").join(name))?;
+            }
+            mended.push(format!("link of the program {name}"));
+        }
+        if mended.len() > before {
+            self.attach()?;
+        }
+        Ok(mended)
+    }
+}
+
+fn make_way(path: &Path) -> Result<(), LoadError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(LoadError::Path(path.to_path_buf(), error)),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}

@@ -1,0 +1,67 @@
+//! What somebody removes or changes while the guard runs is told and mended within ten seconds, and nothing stays open.
+
+use std::{
+    fs,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use aya::maps::{Array, HashMap, Map, MapData};
+use guard_common::abi::{Active, PortKey, PortValue};
+use lab::{
+    client::{Outcome, https, tcp},
+    lab::{KUBELET, Lab, POLICY},
+    net::Who,
+    process::until,
+};
+
+const WITHIN: Duration = Duration::from_secs(10);
+
+#[test]
+fn links_pins_and_tables_that_somebody_takes_away_come_back() {
+    let mut lab = Lab::new(POLICY).unwrap();
+    let pins = lab.directory.join("bpf/nodeguard/v1");
+    let map = |name: &str| Map::from_map_data(MapData::from_pin(pins.join("maps").join(name)).unwrap()).unwrap();
+    let entries = || -> HashMap<MapData, PortKey, PortValue> { map("PORTS").try_into().unwrap() };
+    let active = || -> Array<MapData, Active> { map("ACTIVE").try_into().unwrap() };
+    let kubelet = |key: &PortKey| key.port == KUBELET;
+
+    let deeds: [(&str, &dyn Fn()); 5] = [
+        ("the pin of a link is removed", &|| fs::remove_file(pins.join("links/guard_ingress")).unwrap()),
+        ("the pin of a map is removed", &|| fs::remove_file(pins.join("maps/PEERS_V4")).unwrap()),
+        ("a guarded port is taken out", &|| {
+            let mut ports = entries();
+            let keys: Vec<PortKey> = ports.keys().flatten().filter(kubelet).collect();
+            keys.iter().for_each(|key| ports.remove(key).unwrap());
+        }),
+        ("the epoch is set to another generation", &|| active().set(0, Active { epoch: 8 }, 0).unwrap()),
+        ("everything pinned is removed", &|| {
+            for kind in ["links", "programs", "maps"] {
+                fs::read_dir(pins.join(kind))
+                    .unwrap()
+                    .flatten()
+                    .for_each(|entry| fs::remove_file(entry.path()).unwrap());
+            }
+        }),
+    ];
+    for (number, (deed, act)) in deeds.iter().enumerate() {
+        let before = lab.daemon().unwrap().status().unwrap().mended;
+        act();
+        let started = Instant::now();
+        let daemon = lab.daemon().unwrap();
+        until(deed, WITHIN, || Ok(daemon.status()?.mended > before)).unwrap();
+        let took = started.elapsed();
+        let printed = daemon.printed();
+        assert!(printed.matches("it is mended").count() > number, "{deed}: an ERROR says so\n{printed}");
+        let status = daemon.status().unwrap();
+        assert!(
+            status.programs.iter().all(|program| program.attached) && status.maps.len() == 11,
+            "{deed}: {status:?}"
+        );
+        let to = SocketAddr::new(Who::Node.v4().into(), KUBELET);
+        let ca = lab.certs.path("ca.crt");
+        let attempt = |who| lab.net.run(who, || Ok(https(tcp(to), "/healthz", &ca))).unwrap();
+        assert_eq!((attempt(Who::Stranger), attempt(Who::Peer)), (Outcome::NoAnswer, Outcome::Http(200)), "{deed}");
+        println!("drift: {deed}: mended after {took:.1?}");
+    }
+}
