@@ -5,7 +5,7 @@
 use std::{
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -28,6 +28,7 @@ use crate::{
     drain::drain,
     kernel::{
         apply::{Apply, InForce},
+        established::{self, Pass},
         events::{self, DenialLog},
         load::{self, Loaded},
         pinholes::KernelPinholes,
@@ -39,6 +40,9 @@ use crate::{
 
 /// How often links, pins and tables are looked at.
 const HOLD: Duration = Duration::from_secs(3);
+
+/// How many cut connections are named in the log; the number says the rest.
+const CUTS_LOGGED: usize = 20;
 
 /// How long the tunnel may take to end.
 const GOODBYE: Duration = Duration::from_secs(8);
@@ -92,6 +96,9 @@ pub async fn run(config: Config, colour: bool) -> anyhow::Result<()> {
     let guard = Arc::new(Guard {
         policy: policy.clone(),
         bpffs: location.bpffs.clone(),
+        cgroup: location.cgroup.clone(),
+        cut: AtomicU64::new(0),
+        uncut: AtomicBool::new(false),
         netns_helper: programs.netns_helper,
         programs: Mutex::new(programs),
         mended: AtomicU64::new(0),
@@ -103,6 +110,10 @@ pub async fn run(config: Config, colour: bool) -> anyhow::Result<()> {
         connections: Arc::clone(&connections),
         tunnel: Arc::clone(&tunnel),
     });
+
+    // Connections from before the guard are judged like those from before an edit.
+    let cutter = Arc::clone(&guard);
+    tokio::task::spawn_blocking(move || cut(&cutter));
 
     let (draining, stop) = (CancellationToken::new(), CancellationToken::new());
     let mut parts: JoinSet<&'static str> = JoinSet::new();
@@ -185,6 +196,8 @@ async fn take_edit(guard: &Arc<Guard>, edit: Edit) -> anyhow::Result<()> {
         tracing::warn!("the policy is taken, with warnings:\n{}", loaded.source.render(&loaded.warnings, false));
     }
     lock(&guard.current).took(&loaded);
+    let cutter = Arc::clone(guard);
+    tokio::task::spawn_blocking(move || cut(&cutter));
     tracing::info!(
         policy = loaded.ruleset.name,
         epoch,
@@ -225,6 +238,25 @@ fn mend(guard: &Guard) -> anyhow::Result<Vec<String>> {
         mended.push("tables of the ruleset".to_owned());
     }
     Ok(mended)
+}
+
+/// Cuts the connections that were open before the ruleset in force and that it does not admit.
+fn cut(guard: &Guard) {
+    let Some(image) = lock(&guard.apply).image() else { return };
+    let pass = match established::pass(&image, &guard.cgroup) {
+        Ok(pass) => pass,
+        Err(error) => {
+            guard.uncut.store(true, Ordering::Relaxed);
+            return tracing::error!(%error, "open connections cannot be judged: those that are no longer admitted go on");
+        }
+    };
+    let Pass { namespaces, judged, cut, failed } = pass;
+    guard.uncut.store(failed > 0, Ordering::Relaxed);
+    guard.cut.fetch_add(cut.len() as u64, Ordering::Relaxed);
+    for (socket, reason) in cut.iter().take(CUTS_LOGGED) {
+        tracing::warn!(source = %socket.remote, destination = %socket.local, reason = reason.name(), "connection cut: it is no longer admitted");
+    }
+    tracing::info!(namespaces, judged, cut = cut.len(), failed, "open connections judged");
 }
 
 async fn named(name: &'static str, part: impl Future<Output = ()>) -> &'static str {

@@ -5,7 +5,7 @@
 use std::{
     io,
     net::{IpAddr, SocketAddr},
-    os::fd::AsRawFd,
+    os::fd::AsFd,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     authorize::{Permit, Refusal},
     connections::{CloseReason, Connections, RefusedDial},
+    kernel::sys::socket_cookie,
     relay::{Queue, queue, relay, reset},
     tunnel::frame::{DialRequest, Packet, dial_failed, dialled},
 };
@@ -178,7 +179,7 @@ impl Dialer {
         let keepalive =
             socket2::TcpKeepalive::new().with_time(Duration::from_secs(15)).with_interval(Duration::from_secs(15));
         socket2::SockRef::from(&socket).set_tcp_keepalive(&keepalive)?;
-        let cookie = cookie(&socket)?;
+        let cookie = socket_cookie(socket.as_fd())?;
         self.pinholes.register(cookie).map_err(io::Error::other)?;
         let connected = match timeout_at(deadline, socket.connect(address)).await {
             Ok(connected) => connected,
@@ -255,22 +256,6 @@ fn reason(address: SocketAddr, error: &io::Error) -> String {
         _ => format!("connect: {error}"),
     };
     format!("dial tcp {address}: {words}")
-}
-
-/// The kernel's name for a socket (`SO_COOKIE`, Linux 4.12): never given out twice.
-fn cookie(socket: &TcpSocket) -> io::Result<u64> {
-    let (mut cookie, mut length) = (0u64, size_of::<u64>() as libc::socklen_t);
-    // SAFETY: the pointers are to a u64 and to its length, and outlive the call.
-    let result = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_COOKIE,
-            (&raw mut cookie).cast(),
-            &raw mut length,
-        )
-    };
-    if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
 }
 
 #[cfg(test)]

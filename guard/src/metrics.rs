@@ -30,7 +30,7 @@ struct Snapshot(Status);
 
 impl Collector for Snapshot {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let Status { policy, programs, counters, health, mended, weakened, dials, tunnel, mode, .. } = &self.0;
+        let Status { policy, programs, counters, health, cut, mended, weakened, dials, tunnel, mode, .. } = &self.0;
         gauge(
             &mut encoder,
             "nodeguard_policy_epoch",
@@ -98,6 +98,13 @@ impl Collector for Snapshot {
         for lost in health {
             ConstCounter::new(lost.count).encode(family.encode_family(&[("what", lost.name.as_str())])?)?;
         }
+        let cut_total = encoder.encode_descriptor(
+            "nodeguard_connections_cut",
+            "Open connections that were cut because the policy in force does not admit them.",
+            None,
+            MetricType::Counter,
+        )?;
+        ConstCounter::new(*cut).encode(cut_total)?;
         let mended_total = encoder.encode_descriptor(
             "nodeguard_mended",
             "Pins, links and tables that were mended because somebody else removed or changed them.",

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::SystemTime,
 };
@@ -65,6 +65,12 @@ pub struct Guard {
     pub policy: PathBuf,
     /// Where the kernel half is pinned.
     pub bpffs: PathBuf,
+    /// What the programs are attached to.
+    pub cgroup: PathBuf,
+    /// How many open connections were cut.
+    pub cut: AtomicU64,
+    /// Whether connections are open that should have been cut.
+    pub uncut: AtomicBool,
     /// Whether a listener's network namespace is told by its cookie.
     pub netns_helper: bool,
     /// The programs and their links.
@@ -114,6 +120,10 @@ impl Snapshots for Guard {
         if ruleset.is_some_and(|ruleset| ruleset.mode == Mode::Audit) {
             weakened.push("the policy only audits: nothing is denied".to_owned());
         }
+        if self.uncut.load(Ordering::Relaxed) {
+            weakened
+                .push("connections may be open that the policy in force does not admit (the log says why)".to_owned());
+        }
         weakened
             .extend(health.iter().filter(|lost| lost.count > 0).map(|lost| format!("{} {}", lost.count, lost.name)));
         let rule = |rule: &crate::policy::ruleset::Rule| Rule {
@@ -141,6 +151,7 @@ impl Snapshots for Guard {
             tunnel: serde_json::json!({ "streams": [self.tunnel.state()] }),
             counters,
             health,
+            cut: self.cut.load(Ordering::Relaxed),
             mended: self.mended.load(Ordering::Relaxed),
             last_denies: values(self.denials.last()),
             last_refused_dials: values(self.connections.last_refused()),

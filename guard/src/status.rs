@@ -33,6 +33,8 @@ pub struct Status {
     pub counters: Vec<Counter>,
     /// What the kernel half could not do.
     pub health: Vec<Health>,
+    /// How many open connections were cut because the policy in force no longer admits them.
+    pub cut: u64,
     /// How many pins, links and tables were mended because somebody else removed or changed them.
     pub mended: u64,
     /// The last denials, the newest last.
@@ -201,6 +203,9 @@ impl Status {
         table.write(out)?;
         for Health { name, count } in self.health.iter().filter(|health| health.count > 0) {
             writeln!(out, "{name}: {count}")?;
+        }
+        if self.cut > 0 {
+            writeln!(out, "cut: {} open connections that the policy in force does not admit", self.cut)?;
         }
         if self.mended > 0 {
             writeln!(out, "mended: {} (somebody removed or changed what is pinned; the log says what)", self.mended)?;

@@ -142,7 +142,7 @@ impl Pair {
         for op in &plan::plan(&self.model.image, &ruleset).unwrap().ops {
             plan::step(&mut self.model.image, op);
         }
-        let in_force = self.apply.apply(&Arc::new(ruleset.clone())).unwrap();
+        let in_force = self.apply.apply(&Arc::new(ruleset)).unwrap();
         assert_eq!(in_force.epoch, self.model.image.epoch);
         for key in std::mem::take(&mut self.model.pinholes).keys() {
             self.pinholes.remove(key).unwrap();

@@ -7,18 +7,14 @@ use std::{
 };
 
 use lab::{
-    client::{Outcome, https, tcp, through},
+    client::{Outcome, https, knock, tcp, through},
     lab::{KUBELET, Lab, POLICY},
     net::Who,
     process::until,
 };
 use nodeguard::status::Status;
 
-/// Attempts in all, and by how many at once.
 const ATTEMPTS: usize = 1000;
-const AT_ONCE: usize = 50;
-/// How long one waits for a SYN-ACK; in a lab it comes within a millisecond.
-const PATIENCE: Duration = Duration::from_millis(200);
 
 #[test]
 fn a_thousand_attempts_around_a_kill_9_and_none_admitted() {
@@ -26,24 +22,10 @@ fn a_thousand_attempts_around_a_kill_9_and_none_admitted() {
     let kubelet = SocketAddr::new(Who::Node.v4().into(), KUBELET);
     let ca = lab.certs.path("ca.crt");
     let before = lab.daemon().unwrap().status().unwrap();
-    let (made, admitted) = (AtomicUsize::new(0), AtomicUsize::new(0));
-    std::thread::scope(|scope| {
+    let made = AtomicUsize::new(0);
+    let admitted = std::thread::scope(|scope| {
         let namespace = lab.net.open(Who::Stranger).unwrap();
-        let (made, admitted) = (&made, &admitted);
-        scope.spawn(move || {
-            nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
-            std::thread::scope(|scope| {
-                for _ in 0..AT_ONCE {
-                    scope.spawn(|| {
-                        while made.fetch_add(1, Ordering::Relaxed) < ATTEMPTS {
-                            if std::net::TcpStream::connect_timeout(&kubelet, PATIENCE).is_ok() {
-                                admitted.fetch_add(1, Ordering::Relaxed);
-                            }
-                        }
-                    });
-                }
-            });
-        });
+        let knocking = scope.spawn(|| knock(namespace, kubelet, ATTEMPTS, &made).unwrap());
         // A third of them with the daemon, a third without, a third around its restart.
         let reached = |count: usize| {
             until("attempts", Duration::from_secs(30), || Ok(made.load(Ordering::Relaxed) >= count)).unwrap()
@@ -53,8 +35,9 @@ fn a_thousand_attempts_around_a_kill_9_and_none_admitted() {
         reached(ATTEMPTS * 2 / 3);
         assert!(made.load(Ordering::Relaxed) < ATTEMPTS, "the attempts were over before the restart");
         lab.start_daemon().unwrap().connected().unwrap();
+        knocking.join().unwrap()
     });
-    assert_eq!(admitted.load(Ordering::Relaxed), 0);
+    assert_eq!(admitted, 0);
 
     let after = lab.daemon().unwrap().status().unwrap();
     let links = |status: &Status| {

@@ -9,6 +9,7 @@
 
 mod drift;
 mod edits;
+mod established;
 mod kill;
 mod main_job;
 mod sweep;

@@ -3,10 +3,14 @@
 //! Must never wait without a bound: a dropped SYN is the ordinary case here.
 
 use std::{
+    fs::File,
     io::{self, Read, Write},
     net::{SocketAddr, TcpStream},
     path::Path,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -83,6 +87,29 @@ pub fn through(server: &ProxyServer, destination: &str) -> Result<Box<dyn Stream
         Ok(Err(Outcome::NotConnected(code, String::from_utf8_lossy(&body).trim().to_owned())))
     };
     connect().unwrap_or_else(|error| Err(Outcome::Error(format!("{error:#}"))))
+}
+
+/// Knocks at a port from a namespace, so many times and by so many at once; how many were let in. `made` counts as it goes.
+pub fn knock(namespace: File, to: SocketAddr, count: usize, made: &AtomicUsize) -> Result<usize> {
+    /// In a lab a SYN-ACK comes within a millisecond.
+    const PATIENCE: Duration = Duration::from_millis(200);
+    const AT_ONCE: usize = 50;
+    let admitted = AtomicUsize::new(0);
+    let one_by_one = || {
+        while made.fetch_add(1, Ordering::Relaxed) < count {
+            if TcpStream::connect_timeout(&to, PATIENCE).is_ok() {
+                admitted.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    };
+    let all = || -> Result<()> {
+        // Threads that are started here stand in the same namespace.
+        nix::sched::setns(&namespace, nix::sched::CloneFlags::CLONE_NEWNET)?;
+        std::thread::scope(|scope| (0..AT_ONCE).for_each(|_| drop(scope.spawn(one_by_one))));
+        Ok(())
+    };
+    std::thread::scope(|scope| scope.spawn(all).join()).unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+    Ok(admitted.into_inner())
 }
 
 /// A GET over TLS; the certificate is checked against the lab's CA.

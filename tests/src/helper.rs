@@ -37,6 +37,7 @@ pub fn main(arguments: &[String]) -> Result<()> {
             runtime.block_on(kubelet(address.parse()?, Path::new(certificate), Path::new(key)))
         }
         ["pod", address] => runtime.block_on(pod(address.parse()?)),
+        ["relay", to, address] => runtime.block_on(relay(to.parse()?, address.parse()?)),
         ["bytes", address] => runtime.block_on(byte_server(address.parse()?)),
         _ => bail!("no such helper: {}", words.join(" ")),
     }
@@ -118,6 +119,18 @@ fn log() -> Body {
         }
     });
     BodyExt::boxed(StreamBody::new(tokio_stream::wrappers::ReceiverStream::new(lines)))
+}
+
+/// Connects to an address for each connection that it takes: what it dials is dialled from where it runs.
+async fn relay(to: SocketAddr, address: SocketAddr) -> Result<()> {
+    let listener = listen(address).await?;
+    loop {
+        let (mut taken, _) = listener.accept().await?;
+        tokio::spawn(async move {
+            let mut dialled = TcpStream::connect(to).await?;
+            anyhow::Ok(tokio::io::copy_bidirectional(&mut taken, &mut dialled).await?)
+        });
+    }
 }
 
 /// `GET N SEED`: sends N bytes of the pattern and closes right behind them. `PUT SEED ID`: reads to the end; `SUM ID` says what was read.

@@ -213,7 +213,8 @@ impl Drop for Lab {
             && let Some(daemon) = &self.daemon
         {
             let printed = daemon.printed();
-            let tail: Vec<&str> = printed.lines().rev().take(40).collect();
+            let tail: Vec<&str> =
+                printed.lines().filter(|line| !line.contains("connection denied")).rev().take(40).collect();
             let tail: Vec<&str> = tail.into_iter().rev().collect();
             drop(std::io::Write::write_all(
                 &mut std::io::stderr(),

@@ -77,6 +77,11 @@ impl Apply {
         Ok(self.in_force())
     }
 
+    /// What the maps hold, for judging what is not a packet.
+    pub fn image(&self) -> Option<Image> {
+        self.image.clone()
+    }
+
     /// Compares what the maps hold with what was written, and brings the ruleset into force anew where somebody else wrote. `true` where
     /// that was needed.
     pub fn mend(&mut self) -> Result<bool, ApplyError> {

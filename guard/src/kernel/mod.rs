@@ -3,10 +3,11 @@
 //! Must never write a map outside `apply` and `pinholes`, and never detach anything but on `unpin`.
 //!
 //! Reading order: `load` (open or adopt the pinned state) -> `plan` (have and want to operations) -> `apply` (carry them out) ->
-//! `events` (what the programs say) -> `mend` (hold it) -> `pinholes` (one for each dial) -> `unpin`.
+//! `established` (cut what is no longer admitted) -> `events` (what the programs say) -> `mend` (hold it) -> `pinholes` (one for each dial) -> `unpin`.
 
 pub mod apply;
 pub mod cgroup;
+pub mod established;
 pub mod events;
 pub mod load;
 mod mend;
@@ -16,5 +17,6 @@ pub mod pinholes;
 pub mod plan;
 #[cfg(feature = "ebpf-log")]
 mod program_log;
-mod sys;
+mod sock_diag;
+pub(crate) mod sys;
 pub mod unpin;

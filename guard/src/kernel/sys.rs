@@ -1,5 +1,5 @@
 //! Owns the few bpf(2) calls that the eBPF library does not make, and the network namespace's cookie.
-//! Called by `load`.
+//! Called by `load` and `apply`, and by `dial` for a socket's cookie.
 //! Must never hold a policy: these are plain system calls.
 
 use std::{
@@ -103,6 +103,11 @@ pub(super) fn grace_period() -> io::Result<()> {
 pub(super) fn netns_cookie() -> io::Result<u64> {
     let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::LOCALHOST, 0))?;
     socket_u64(socket.as_fd(), 71)
+}
+
+/// The kernel's name for a socket (`SO_COOKIE`, Linux 4.12): never given out twice.
+pub(crate) fn socket_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    socket_u64(socket, libc::SO_COOKIE)
 }
 
 /// Whether a directory is on a bpf file system (`BPF_FS_MAGIC`).
