@@ -4,14 +4,14 @@ use std::{
     io::{ErrorKind, Read, Write},
     net::{SocketAddr, TcpStream},
     process::Stdio,
-    sync::atomic::AtomicUsize,
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     time::{Duration, Instant},
 };
 
 use lab::{
     attempts::with_node_selector,
-    client::{knock, through},
-    lab::{KUBELET, Lab, POD_PORTS},
+    client::{Outcome, https, knock, through},
+    lab::{KUBELET, Lab, POD_PORTS, POLICY},
     net::Who,
     process::{output, until},
 };
@@ -126,4 +126,36 @@ fn what_was_open_before_the_guard_is_judged_when_it_starts() {
     lab.start_daemon().unwrap();
     assert!(is_cut(&stranger), "the stranger goes on");
     assert!(!is_cut(&peer), "the peer was cut");
+}
+
+#[test]
+fn edits_in_a_row_disturb_no_dial_that_stays_allowed() {
+    const EDITS: usize = 40;
+    let mut lab = Lab::new(POLICY).unwrap();
+    let ca = lab.certs.path("ca.crt");
+    let ended = AtomicBool::new(false);
+    let requests = std::thread::scope(|scope| {
+        let server = lab.server().unwrap();
+        let asking = ["10.0.0.2:10250", "[fd00::2]:10250"].map(|to| {
+            let (ended, ca) = (&ended, &ca);
+            scope.spawn(move || {
+                let mut requests = 0;
+                while !ended.load(Ordering::Relaxed) {
+                    assert_eq!(https(through(server, to), "/healthz", ca), Outcome::Http(200), "{to}");
+                    requests += 1;
+                }
+                requests
+            })
+        });
+        for number in 0..EDITS {
+            lab.write_policy(&POLICY.replace("10.0.8.66/32", &format!("10.0.8.{}/32", 100 + number))).unwrap();
+            std::thread::sleep(Duration::from_millis(40));
+        }
+        ended.store(true, Ordering::Relaxed);
+        asking.map(|asking| asking.join().unwrap()).iter().sum::<usize>()
+    });
+    let status = lab.daemon().unwrap().status().unwrap();
+    assert!(status.policy.epoch as usize > EDITS / 2, "the edits came into force: epoch {}", status.policy.epoch);
+    assert_eq!(status.cut, 0);
+    println!("established: {requests} requests through the tunnel during {EDITS} edits, none disturbed");
 }

@@ -9,6 +9,7 @@ use std::{
     net::SocketAddr,
     os::unix::fs::MetadataExt,
     path::Path,
+    time::Duration,
 };
 
 use guard_common::{
@@ -38,45 +39,67 @@ pub struct Pass {
     pub failed: usize,
 }
 
+/// How long a denied connection has to stay one before it is cut. One that just ends has lost its other end already, and with it what
+/// would admit it.
+const CONFIRM: Duration = Duration::from_millis(150);
+
+/// The denied connections of one network namespace.
+struct Denied {
+    namespace: File,
+    connections: Vec<(TcpSocket, Reason)>,
+}
+
 /// Judges every connection to a listener in every network namespace that a process lives in, and cuts what the image denies.
 pub fn pass(image: &Image, cgroup: &Path) -> io::Result<Pass> {
-    let inside = cgroup_ids(cgroup)?;
-    let covers_all = super::cgroup::v2_root().is_ok_and(|root| root == cgroup);
     let mut model = Model { image: image.clone(), pinholes: BTreeMap::new() };
-    let own = fs::metadata("/proc/self/ns/net")?.ino();
-    let mut pass = Pass::default();
-    // The node's own namespace comes first: its connections out are the pinholes of all the others.
-    for (id, namespace) in namespaces(own)? {
-        let dumped = in_namespace(&namespace, Diag::dump)?;
-        pass.namespaces += 1;
-        if id == own {
-            model.pinholes = pinholes(&dumped, &own_inodes()?);
-        }
-        let listening: BTreeSet<u16> =
-            dumped.iter().filter(|socket| socket.listens()).map(|socket| socket.local.port()).collect();
-        let scope = if id == own { Scope::Node } else { Scope::Pod };
-        let served = dumped.into_iter().filter(|socket| !socket.listens() && listening.contains(&socket.local.port()));
-        let guarded =
-            served.filter(|socket| covers_all || socket.cgroup.is_some_and(|cgroup| inside.contains(&cgroup)));
-        let mut denied = Vec::new();
-        for socket in guarded {
-            match judge(&model, scope, socket.remote, socket.local) {
-                (_, Reason::NotGuarded) => {}
-                (Verdict::Allow, _) => pass.judged += 1,
-                (Verdict::Deny, reason) => {
-                    pass.judged += 1;
-                    denied.push((socket, reason));
-                }
-            }
-        }
-        if denied.is_empty() {
-            continue;
-        }
-        for (done, cut) in in_namespace(&namespace, || Diag::destroy(&denied))?.into_iter().zip(denied) {
+    let (mut pass, first) = look(&mut model, cgroup)?;
+    if first.is_empty() {
+        return Ok(pass);
+    }
+    std::thread::sleep(CONFIRM);
+    let candidates: HashSet<[u8; 8]> =
+        first.iter().flat_map(|denied| &denied.connections).map(|(socket, _)| socket.cookie()).collect();
+    for Denied { namespace, mut connections } in look(&mut model, cgroup)?.1 {
+        connections.retain(|(socket, _)| candidates.contains(&socket.cookie()));
+        for (done, cut) in in_namespace(&namespace, || Diag::destroy(&connections))?.into_iter().zip(connections) {
             if done { pass.cut.push(cut) } else { pass.failed += 1 }
         }
     }
     Ok(pass)
+}
+
+/// One look at all connections: how many were judged, and which are denied.
+fn look(model: &mut Model, cgroup: &Path) -> io::Result<(Pass, Vec<Denied>)> {
+    let inside = cgroup_ids(cgroup)?;
+    let covers_all = super::cgroup::v2_root().is_ok_and(|root| root == cgroup);
+    let own = fs::metadata("/proc/self/ns/net")?.ino();
+    let dump =
+        |(id, namespace): (u64, File)| in_namespace(&namespace, Diag::dump).map(|sockets| (id, namespace, sockets));
+    let dumped = namespaces(own)?.into_iter().map(dump).collect::<io::Result<Vec<_>>>()?;
+    // The other ends are read after all of these: a connection that was seen above has its opener here, however new it is.
+    model.pinholes = pinholes(&Diag::dump()?, &own_inodes()?);
+    let mut pass = Pass { namespaces: dumped.len(), ..Pass::default() };
+    let mut denied = Vec::new();
+    for (id, namespace, sockets) in dumped {
+        let listening: BTreeSet<u16> =
+            sockets.iter().filter(|socket| socket.listens()).map(|socket| socket.local.port()).collect();
+        let scope = if id == own { Scope::Node } else { Scope::Pod };
+        let served = sockets.into_iter().filter(|socket| !socket.listens() && listening.contains(&socket.local.port()));
+        let guarded =
+            served.filter(|socket| covers_all || socket.cgroup.is_some_and(|cgroup| inside.contains(&cgroup)));
+        let mut connections = Vec::new();
+        for socket in guarded {
+            let (verdict, reason) = judge(model, scope, socket.remote, socket.local);
+            pass.judged += usize::from(reason != Reason::NotGuarded);
+            if verdict == Verdict::Deny {
+                connections.push((socket, reason));
+            }
+        }
+        if !connections.is_empty() {
+            denied.push(Denied { namespace, connections });
+        }
+    }
+    Ok((pass, denied))
 }
 
 /// The verdict on a connection: that on the packet which would open it now.

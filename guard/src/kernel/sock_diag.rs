@@ -35,6 +35,11 @@ pub struct TcpSocket {
 }
 
 impl TcpSocket {
+    /// The kernel's name for it, as sock_diag writes it.
+    pub(super) fn cookie(&self) -> [u8; 8] {
+        self.id.cookie
+    }
+
     /// Whether it is a listener.
     pub fn listens(&self) -> bool {
         self.state == TCP_LISTEN
