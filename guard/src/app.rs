@@ -4,7 +4,7 @@
 
 use std::{
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -33,6 +33,7 @@ use crate::{
         load::{self, Loaded},
         pinholes::KernelPinholes,
     },
+    lock::lock,
     policy::watch::{self, Edit},
     snapshot::{Current, Guard},
     tunnel::Tunnel,
@@ -268,8 +269,4 @@ async fn log_error(part: impl Future<Output = std::io::Result<()>>) {
     if let Err(error) = part.await {
         tracing::error!(%error, "a part of the daemon failed");
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

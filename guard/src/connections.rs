@@ -6,7 +6,7 @@ use std::{
     collections::{HashMap, VecDeque},
     net::SocketAddr,
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        Arc, Mutex, OnceLock,
         atomic::{AtomicI64, AtomicU64, Ordering},
     },
 };
@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     authorize::{Permit, Refusal, authorize},
+    lock::lock,
     node::NodeFacts,
     policy::ruleset::Ruleset,
 };
@@ -235,10 +236,6 @@ impl Connections {
     pub fn last_refused(&self) -> Vec<RefusedDial> {
         lock(&self.last_refused).iter().cloned().collect()
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

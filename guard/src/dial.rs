@@ -7,7 +7,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     os::fd::AsFd,
     sync::Arc,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use tokio::{
@@ -211,7 +211,7 @@ impl Dialer {
                 let text = format!("nodeguard refuses {requested}: {refusal}");
                 let judged = address.map(|address| address.to_string());
                 tracing::warn!(target: "audit", verdict = "refused", server, requested, address = judged, reason = refusal.name(), "dial refused");
-                let time = format!("{:.3}", jiff::Timestamp::try_from(SystemTime::now()).unwrap_or_default());
+                let time = format!("{:.3}", jiff::Timestamp::now());
                 self.connections.refuse(RefusedDial {
                     time,
                     requested: requested.clone(),

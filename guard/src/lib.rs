@@ -15,6 +15,7 @@ pub mod connections;
 pub mod dial;
 pub mod drain;
 pub mod kernel;
+mod lock;
 pub mod metrics;
 pub mod node;
 pub mod policy;

@@ -5,10 +5,9 @@
 use std::{
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::SystemTime,
 };
 
 use arc_swap::ArcSwap;
@@ -23,6 +22,7 @@ use crate::{
         events::DenialLog,
         load::{Maps, Programs, attachments, pinned_maps},
     },
+    lock::lock,
     policy::{
         diagnostic::Rejected,
         ruleset::{Mode, Ruleset},
@@ -44,7 +44,7 @@ pub struct Current {
 impl Current {
     /// A document came into force.
     pub fn took(&mut self, loaded: &Loaded) {
-        let since = jiff::Timestamp::try_from(SystemTime::now()).unwrap_or_default().to_string();
+        let since = jiff::Timestamp::now().to_string();
         *self = Current { ruleset: Some(Arc::clone(&loaded.ruleset)), since: Some(since), last_error: None };
     }
 
@@ -95,10 +95,10 @@ pub struct Guard {
 
 impl Snapshots for Guard {
     fn status(&self) -> Status {
-        let current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        let current = lock(&self.current);
         let ruleset = current.ruleset.as_deref();
         let (in_force, counters) = {
-            let apply = self.apply.lock().unwrap_or_else(PoisonError::into_inner);
+            let apply = lock(&self.apply);
             (apply.in_force(), counters(&apply))
         };
         let programs = attachments(&self.bpffs);
@@ -165,7 +165,7 @@ impl Snapshots for Guard {
         if !attachments(&self.bpffs).iter().all(|program| program.attached) {
             unready.push("programs-attached");
         }
-        if self.current.lock().unwrap_or_else(PoisonError::into_inner).ruleset.is_none() {
+        if lock(&self.current).ruleset.is_none() {
             unready.push("policy-in-force");
         }
         if !self.tunnel.connected() {

@@ -6,7 +6,7 @@ use std::{
     collections::VecDeque,
     io,
     net::{IpAddr, Ipv6Addr, SocketAddr},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -17,6 +17,7 @@ use tokio::io::unix::AsyncFd;
 use zerocopy::FromBytes;
 
 use super::apply::InForce;
+use crate::lock::lock;
 
 /// How many denials `status` can show.
 const KEPT: usize = 64;
@@ -56,11 +57,11 @@ pub struct DenialLog {
 impl DenialLog {
     /// A copy, the newest last.
     pub fn last(&self) -> Vec<Denial> {
-        self.last.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+        lock(&self.last).iter().cloned().collect()
     }
 
     fn push(&self, denial: Denial) {
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = lock(&self.last);
         if last.len() == KEPT {
             last.pop_front();
         }

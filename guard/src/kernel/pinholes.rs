@@ -2,12 +2,12 @@
 //! Called by `dial`, with the cookie of a socket that a permit allows to connect.
 //! Must never keep a registration whose socket is gone: the cookie is forgotten when the dial ends without a connection.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use aya::maps::{HashMap, MapData, MapError};
 use guard_common::abi::Pinhole;
 
-use crate::dial::Pinholes;
+use crate::{dial::Pinholes, lock::lock};
 
 /// Registers sockets in the kernel's cookie table.
 pub struct KernelPinholes {
@@ -30,13 +30,13 @@ impl Pinholes for KernelPinholes {
     /// Fails where the table is full: then the dial is refused.
     fn register(&self, cookie: u64) -> Result<(), String> {
         let pinhole = Pinhole { via: Pinhole::TUNNEL };
-        let mut cookies = self.cookies.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut cookies = lock(&self.cookies);
         cookies.insert(cookie, pinhole, 0).map_err(|error| format!("no pinhole in the kernel: {error}"))
     }
 
     /// Used up by the connection in the usual case, so that nothing is there any more.
     fn forget(&self, cookie: u64) {
-        let removed = self.cookies.lock().unwrap_or_else(PoisonError::into_inner).remove(&cookie);
+        let removed = lock(&self.cookies).remove(&cookie);
         if let Err(error) = removed {
             tracing::trace!(cookie, %error, "no registration to take back");
         }

@@ -11,15 +11,15 @@ pub mod tls;
 
 use std::{
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
-    time::{Duration, SystemTime},
+    sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
-use crate::dial::Dialer;
+use crate::{dial::Dialer, lock::lock};
 
 /// How to reach one proxy-server, and as whom. Files are read anew for each connection.
 #[derive(Clone, Debug)]
@@ -86,7 +86,7 @@ impl Tunnel {
 
     /// The state of the stream.
     pub fn state(&self) -> StreamState {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.state).clone()
     }
 
     /// Holds the tunnel until `stop`, when what is on its way to the server is still sent. After `drain` the server is asked for no more
@@ -162,12 +162,12 @@ impl Tunnel {
     }
 
     fn set(&self, change: impl FnOnce(&mut StreamState)) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = lock(&self.state);
         change(&mut state);
         state.since = now();
     }
 }
 
 fn now() -> String {
-    jiff::Timestamp::try_from(SystemTime::now()).unwrap_or_default().to_string()
+    jiff::Timestamp::now().to_string()
 }

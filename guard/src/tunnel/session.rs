@@ -5,7 +5,7 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicI64, Ordering},
     },
     time::Duration,
@@ -19,6 +19,7 @@ use super::{
 };
 use crate::{
     dial::{Dialer, Origin},
+    lock::lock,
     relay::Queue,
 };
 
@@ -137,8 +138,4 @@ impl Routes {
             }
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
