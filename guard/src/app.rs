@@ -46,7 +46,7 @@ const HOLD: Duration = Duration::from_secs(3);
 const CUTS_LOGGED: usize = 20;
 
 /// How long the tunnel may take to end.
-const GOODBYE: Duration = Duration::from_secs(8);
+pub(crate) const GOODBYE: Duration = Duration::from_secs(8);
 
 /// Runs until SIGTERM or SIGINT, then drains.
 pub async fn run(config: Config, colour: bool) -> anyhow::Result<()> {
@@ -260,12 +260,12 @@ fn cut(guard: &Guard) {
     tracing::info!(namespaces, judged, cut = cut.len(), failed, "open connections judged");
 }
 
-async fn named(name: &'static str, part: impl Future<Output = ()>) -> &'static str {
+pub(crate) async fn named(name: &'static str, part: impl Future<Output = ()>) -> &'static str {
     part.await;
     name
 }
 
-async fn log_error(part: impl Future<Output = std::io::Result<()>>) {
+pub(crate) async fn log_error(part: impl Future<Output = std::io::Result<()>>) {
     if let Err(error) = part.await {
         tracing::error!(%error, "a part of the daemon failed");
     }

@@ -1,15 +1,16 @@
 //! Owns the step from the command line to a configuration with nothing left optional.
-//! Called by `main` for `run`.
+//! Called by `main` for `run` and `agent`.
 //! Must never fill in what weakens protection: a missing CA is an error, not "any server".
 
 use std::{
-    net::{IpAddr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::PathBuf,
     time::Duration,
 };
 
 use crate::{
-    args::RunArgs,
+    args::{AgentArgs, RunArgs},
+    flags::UpstreamArgs,
     kernel::{
         cgroup::{self, CgroupError},
         load::Location,
@@ -43,6 +44,12 @@ pub enum ConfigError {
     /// No trust.
     #[error("--ca-cert is needed: the proxy-server's certificate is checked against it and nothing else")]
     NoCa,
+    /// A certificate without its key, or the other way round.
+    #[error("--agent-cert and --agent-key are needed together")]
+    HalfAnIdentity,
+    /// Not an address.
+    #[error("--health-server-host: `{0}` is no IP address")]
+    HealthHost(String),
     /// The waits are the wrong way round.
     #[error("--sync-interval ({0:?}) is longer than --sync-interval-cap ({1:?})")]
     Interval(Duration, Duration),
@@ -59,46 +66,103 @@ pub enum ConfigError {
     Node(#[source] std::io::Error),
 }
 
+/// What `agent` needs.
+#[derive(Clone, Debug)]
+pub struct AgentConfig {
+    /// The policy file; `None` dials anything.
+    pub policy: Option<PathBuf>,
+    /// Where `status` asks.
+    pub admin_socket: Option<PathBuf>,
+    /// The health port.
+    pub health: Option<SocketAddr>,
+    /// How long open dials may go on after SIGTERM.
+    pub drain_timeout: Duration,
+    /// What the node knows of itself.
+    pub node: NodeFacts,
+    /// The tunnel.
+    pub tunnel: TunnelConfig,
+}
+
 /// Resolves the arguments of `run`, reading what is left open from the machine.
 pub fn resolve(args: RunArgs) -> Result<Config, ConfigError> {
-    let agent = args.agent;
-    let ca = agent.ca_cert.ok_or(ConfigError::NoCa)?;
-    if agent.sync_interval > agent.sync_interval_cap {
-        return Err(ConfigError::Interval(agent.sync_interval, agent.sync_interval_cap));
-    }
-    let given = agent.agent_identifiers.unwrap_or_default();
-    let mut names = host_names(&given)?;
-    names.extend(args.node_name);
-    let node = NodeFacts::read(&names).map_err(ConfigError::Node)?;
-    let identifiers = if given.is_empty() { identifiers(&node) } else { given };
+    let (health, node, tunnel) = resolve_tunnel(args.agent, args.node_name)?;
     let cgroup = match args.cgroup {
         Some(cgroup) => cgroup,
         None => cgroup::v2_root()?,
     };
-    let health_host = agent.health_server_host.unwrap_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED));
     Ok(Config {
         policy: args.policy,
         location: Location { cgroup, bpffs: args.bpffs },
         admin_socket: args.admin_socket,
-        health: (agent.health_server_port != 0).then(|| SocketAddr::new(health_host, agent.health_server_port)),
+        health,
         drain_timeout: args.drain_timeout,
         node,
-        tunnel: TunnelConfig {
-            host: agent.proxy_server_host,
-            port: agent.proxy_server_port,
-            ca,
-            identity: agent.agent_cert.zip(agent.agent_key),
-            token: agent.service_account_token_path,
-            alpn: agent.alpn_proto.into_iter().filter(|id| !id.is_empty()).collect(),
-            agent_id: agent
-                .agent_id
-                .filter(|id| !id.is_empty())
-                .unwrap_or_else(|| format!("{:032x}", rand::random::<u128>())),
-            identifiers,
-            backoff: (agent.sync_interval, agent.sync_interval_cap),
-            keepalive: agent.keepalive_time,
-        },
+        tunnel,
     })
+}
+
+/// Resolves the arguments of `agent`, which has no kernel half.
+pub fn resolve_agent(args: AgentArgs) -> Result<AgentConfig, ConfigError> {
+    let (health, node, tunnel) = resolve_tunnel(args.agent, args.node_name)?;
+    Ok(AgentConfig {
+        policy: args.policy,
+        admin_socket: args.admin_socket,
+        health,
+        drain_timeout: args.drain_timeout,
+        node,
+        tunnel,
+    })
+}
+
+/// The upstream flags: the health port, the node's facts, the tunnel.
+fn resolve_tunnel(
+    agent: UpstreamArgs,
+    node_name: Option<String>,
+) -> Result<(Option<SocketAddr>, NodeFacts, TunnelConfig), ConfigError> {
+    let ca = given(agent.ca_cert.clone()).ok_or(ConfigError::NoCa)?;
+    if agent.sync_interval > agent.sync_interval_cap {
+        return Err(ConfigError::Interval(agent.sync_interval, agent.sync_interval_cap));
+    }
+    let identity = match (given(agent.agent_cert.clone()), given(agent.agent_key.clone())) {
+        (Some(certificate), Some(key)) => Some((certificate, key)),
+        (None, None) => None,
+        (Some(_), None) | (None, Some(_)) => return Err(ConfigError::HalfAnIdentity),
+    };
+    let without_effect = agent.without_effect();
+    if !without_effect.is_empty() {
+        tracing::info!(flags = without_effect.join(", "), "flags of the upstream agent that have no effect here");
+    }
+    let identifiers_given = agent.agent_identifiers.clone().unwrap_or_default();
+    let mut names = host_names(&identifiers_given)?;
+    names.extend(node_name);
+    let node = NodeFacts::read(&names).map_err(ConfigError::Node)?;
+    let host = match agent.health_server_host.as_str() {
+        "" => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        "localhost" => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        host => host.parse().map_err(|_| ConfigError::HealthHost(host.to_owned()))?,
+    };
+    let health = (agent.health_server_port != 0).then(|| SocketAddr::new(host, agent.health_server_port));
+    let tunnel = TunnelConfig {
+        alpn: agent.alpn(),
+        host: agent.proxy_server_host,
+        port: agent.proxy_server_port,
+        ca,
+        identity,
+        token: given(agent.service_account_token_path),
+        agent_id: agent
+            .agent_id
+            .filter(|id| !id.is_empty())
+            .unwrap_or_else(|| format!("{:032x}", rand::random::<u128>())),
+        identifiers: if identifiers_given.is_empty() { identifiers(&node) } else { identifiers_given },
+        backoff: (agent.sync_interval, agent.sync_interval_cap),
+        keepalive: agent.keepalive_time,
+    };
+    Ok((health, node, tunnel))
+}
+
+/// A path that is not empty.
+fn given(path: PathBuf) -> Option<PathBuf> {
+    (!path.as_os_str().is_empty()).then_some(path)
 }
 
 /// The host names among identifiers, which are checked for keys that the server would silently ignore.
@@ -139,7 +203,9 @@ mod tests {
     #[test]
     fn a_missing_ca_is_an_error_and_never_any_server() {
         assert!(matches!(config(&[]), Err(ConfigError::NoCa)));
+        assert!(matches!(config(&["--ca-cert="]), Err(ConfigError::NoCa)));
         assert!(config(&["--ca-cert", "ca.crt"]).is_ok());
+        assert!(matches!(config(&["--ca-cert", "ca.crt", "--agent-key=k"]), Err(ConfigError::HalfAnIdentity)));
     }
 
     #[test]

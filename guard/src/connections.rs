@@ -99,6 +99,7 @@ pub struct RefusedDial {
 
 /// How many dials met which end.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Counts {
     /// Open or once open.
     pub admitted: u64,
@@ -106,6 +107,8 @@ pub struct Counts {
     pub refused: u64,
     /// Admitted, and the backend could not be reached.
     pub failed: u64,
+    /// Of these, how many because nothing answered in time.
+    pub timed_out: u64,
     /// Open now.
     pub open: u64,
 }
@@ -125,6 +128,7 @@ pub struct Connections {
     admitted: AtomicU64,
     refused: AtomicU64,
     failed: AtomicU64,
+    timed_out: AtomicU64,
     last_refused: Mutex<VecDeque<RefusedDial>>,
 }
 
@@ -158,6 +162,7 @@ impl Connections {
             admitted: AtomicU64::new(0),
             refused: AtomicU64::new(0),
             failed: AtomicU64::new(0),
+            timed_out: AtomicU64::new(0),
             last_refused: Mutex::default(),
         })
     }
@@ -205,8 +210,9 @@ impl Connections {
     }
 
     /// Counts a dial whose backend could not be reached.
-    pub fn fail(&self) {
+    pub fn fail(&self, timed_out: bool) {
         self.failed.fetch_add(1, Ordering::Relaxed);
+        self.timed_out.fetch_add(u64::from(timed_out), Ordering::Relaxed);
     }
 
     /// Ends every open dial.
@@ -229,7 +235,13 @@ impl Connections {
     pub fn counts(&self) -> Counts {
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let open = lock(&self.open).len() as u64;
-        Counts { admitted: count(&self.admitted), refused: count(&self.refused), failed: count(&self.failed), open }
+        Counts {
+            admitted: count(&self.admitted),
+            refused: count(&self.refused),
+            failed: count(&self.failed),
+            timed_out: count(&self.timed_out),
+            open,
+        }
     }
 
     /// The last refused dials, the newest last.

@@ -203,7 +203,7 @@ impl Dialer {
         let text = match failure {
             Failure::Abandoned => return tracing::debug!(requested, "the control plane gave up waiting for the dial"),
             Failure::Unreachable(text) => {
-                self.connections.fail();
+                self.connections.fail(text.ends_with("i/o timeout"));
                 tracing::warn!(target: "audit", verdict = "failed", server, requested, error = text, "dial failed");
                 text
             }

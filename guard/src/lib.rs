@@ -2,11 +2,12 @@
 //! Called by `main.rs` and by the integration tests.
 //! Must never be published: its only interface is the `nodeguard` command.
 //!
-//! Modules in reading order: `args` (typed, unresolved) -> `config` (nothing left optional) -> `app` (builds the parts, waits,
-//! drains) -> `policy` (file to ruleset) -> `kernel` (ruleset to maps) -> `tunnel` (stream to dial) -> `dial` -> `authorize` ->
-//! `connections` -> `relay` -> `drain`, `admin`, `metrics`.
+//! Modules in reading order: `args` and `flags` (typed, unresolved) -> `config` (nothing left optional) -> `app` (builds the parts,
+//! waits, drains; `agent` is the same without the kernel half) -> `policy` (file to ruleset) -> `kernel` (ruleset to maps) -> `tunnel` (stream to dial) -> `dial` -> `authorize` ->
+//! `connections` -> `relay` -> `drain`, `admin`, `metrics`, `konnectivity` (upstream's metrics).
 
 pub mod admin;
+pub mod agent;
 pub mod app;
 pub mod args;
 pub mod authorize;
@@ -14,7 +15,9 @@ pub mod config;
 pub mod connections;
 pub mod dial;
 pub mod drain;
+pub mod flags;
 pub mod kernel;
+pub mod konnectivity;
 mod lock;
 pub mod metrics;
 pub mod node;

@@ -9,7 +9,7 @@ use anyhow::Context;
 use clap::Parser;
 use nodeguard::{
     admin::{self, AskError},
-    app,
+    agent, app,
     args::{Cli, Command, LogFormat, Output},
     config,
     kernel::unpin::unpin,
@@ -26,7 +26,15 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Run(args) => {
             init_log(args.log_format);
-            run(*args)
+            config::resolve(*args)
+                .map_err(Into::into)
+                .and_then(|config| daemon(app::run(config, coloured(&io::stderr()))))
+        }
+        Command::Agent(args) => {
+            init_log(args.log_format);
+            config::resolve_agent(*args)
+                .map_err(Into::into)
+                .and_then(|config| daemon(agent::run(config, coloured(&io::stderr()))))
         }
         Command::Check { file, output } => check(&file, output, coloured(&io::stdout()), &mut io::stdout().lock())
             .map(|good| if good { ExitCode::SUCCESS } else { ExitCode::from(FOUND) })
@@ -40,13 +48,13 @@ fn main() -> ExitCode {
     })
 }
 
-fn run(args: nodeguard::args::RunArgs) -> anyhow::Result<ExitCode> {
-    let config = config::resolve(args)?;
+/// Runs a daemon to its end, with every file descriptor that the system grants.
+fn daemon(run: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<ExitCode> {
     let (_, most) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE)?;
     nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE, most, most)?;
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")?;
-    runtime.block_on(app::run(config, coloured(&io::stderr())))?;
+    runtime.block_on(run)?;
     runtime.shutdown_timeout(std::time::Duration::from_secs(1));
     Ok(ExitCode::SUCCESS)
 }

@@ -1,4 +1,4 @@
-//! Owns the metrics: a snapshot as OpenMetrics text.
+//! Owns the metrics: a snapshot as Prometheus text, ours and those of the upstream agent.
 //! Called by `admin`, for each scrape.
 //! Must never carry a label without bounds: rule names are bounded by the policy, addresses never appear.
 
@@ -11,18 +11,38 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use crate::status::Status;
+use crate::{konnectivity, status::Status};
 
 /// What a scraper is told about the text.
-pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// Encodes a snapshot.
 pub fn encode(status: Status) -> Result<String, fmt::Error> {
+    let mut out = String::new();
+    konnectivity::encode(&mut out, &status)?;
     let mut registry = Registry::default();
     registry.register_collector(Box::new(Snapshot(status)));
-    let mut out = String::new();
-    text::encode(&mut out, &registry)?;
+    let mut ours = String::new();
+    text::encode(&mut ours, &registry)?;
+    out.push_str(&classic(&ours));
     Ok(out)
+}
+
+/// OpenMetrics in Prometheus' own text format, which is what upstream's metrics need: there a counter's family has the name of its samples.
+fn classic(open: &str) -> String {
+    let counters: Vec<&str> =
+        open.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.strip_suffix(" counter")).collect();
+    let line = |line: &str| {
+        let mut words = line.splitn(4, ' ');
+        match (words.next(), words.next(), words.next(), words.next()) {
+            (Some("#"), Some("EOF"), ..) => String::new(),
+            (Some("#"), Some(what), Some(name), Some(rest)) if counters.contains(&name) => {
+                format!("# {what} {name}_total {rest}\n")
+            }
+            _ => format!("{line}\n"),
+        }
+    };
+    open.lines().map(line).collect()
 }
 
 #[derive(Debug)]
@@ -147,6 +167,7 @@ mod tests {
         let text = encode(Status { counters: vec![counter], ..Status::default() }).unwrap();
         let line = r#"nodeguard_packets_total{rule="kubelet",reason="no-selector",verdict="Deny",audited="false"} 3"#;
         assert!(text.contains(line), "{text}");
-        assert!(text.ends_with("# EOF\n"));
+        assert!(text.contains("\n# TYPE nodeguard_packets_total counter\n"), "{text}");
+        assert!(!text.contains("# EOF"));
     }
 }

@@ -37,8 +37,10 @@ use crate::{
 pub struct Current {
     /// What is in force; `None` where only the kernel holds one, from before.
     pub ruleset: Option<Arc<Ruleset>>,
-    since: Option<String>,
-    last_error: Option<String>,
+    /// RFC 3339: when it came into force.
+    pub since: Option<String>,
+    /// Why the last edit is not in force.
+    pub last_error: Option<String>,
 }
 
 impl Current {
@@ -217,6 +219,7 @@ fn counters(apply: &Apply) -> Vec<Counter> {
     apply.counters().unwrap_or_default().into_iter().map(counter).collect()
 }
 
-fn values<T: serde::Serialize>(items: Vec<T>) -> Vec<serde_json::Value> {
+/// Each as JSON.
+pub(crate) fn values<T: serde::Serialize>(items: Vec<T>) -> Vec<serde_json::Value> {
     items.into_iter().filter_map(|item| serde_json::to_value(item).ok()).collect()
 }

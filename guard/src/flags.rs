@@ -1,0 +1,235 @@
+//! Owns the flags of the upstream konnectivity-agent (v0.36.0): every one is taken, with its default, and as Go writes its values.
+//! Called by `args` for `run` and `agent`; `config` resolves them.
+//! Must never take a flag silently that does nothing: `without_effect` names those.
+
+use std::{path::PathBuf, time::Duration};
+
+use clap::{ArgAction, Args};
+
+/// The flags of the upstream konnectivity-agent (v0.36.0), with its defaults.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Tunnel (the flags of konnectivity-agent)")]
+pub struct UpstreamArgs {
+    /// The host of the proxy-server; its certificate must be for this name or address.
+    #[arg(long, default_value = "127.0.0.1")]
+    pub proxy_server_host: String,
+    /// The agent port of the proxy-server.
+    #[arg(long, default_value_t = 8091)]
+    pub proxy_server_port: u16,
+    /// The CA certificates (PEM) that the proxy-server's certificate must come from. There is no other trust.
+    #[arg(long, default_value = "", hide_default_value = true, value_parser = path)]
+    pub ca_cert: PathBuf,
+    /// The client certificate chain (PEM); needs --agent-key.
+    #[arg(long, default_value = "", hide_default_value = true, value_parser = path)]
+    pub agent_cert: PathBuf,
+    /// The client certificate's key (PEM); needs --agent-cert.
+    #[arg(long, default_value = "", hide_default_value = true, value_parser = path)]
+    pub agent_key: PathBuf,
+    /// Protocols to offer in the TLS handshake before h2.
+    #[arg(long, value_delimiter = ',')]
+    alpn_proto: Vec<String>,
+    /// A service-account token to send, read anew for each connection.
+    #[arg(long, default_value = "", hide_default_value = true, value_parser = path)]
+    pub service_account_token_path: PathBuf,
+    /// The id of this agent [default: random]. Each stream adds a part of its own.
+    #[arg(long, env = "PROXY_AGENT_ID")]
+    pub agent_id: Option<String>,
+    /// What the control plane may dial this agent by, as in `ipv4=10.0.0.1&host=node1` [default: the node's addresses and names].
+    #[arg(long)]
+    pub agent_identifiers: Option<String>,
+    /// The first wait before a new connection attempt; it grows by half each time.
+    #[arg(long, value_parser = duration, default_value = "1s")]
+    pub sync_interval: Duration,
+    /// The longest wait before a new connection attempt.
+    #[arg(long, value_parser = duration, default_value = "10s")]
+    pub sync_interval_cap: Duration,
+    /// How often the tunnel is probed when it is idle; at least 30s, or the server ends it.
+    #[arg(long, value_parser = duration, default_value = "1h")]
+    pub keepalive_time: Duration,
+    /// The address of the health port [default: all].
+    #[arg(long, default_value = "", hide_default_value = true)]
+    pub health_server_host: String,
+    /// The health port: /healthz, /readyz, /metrics. 0 serves none.
+    #[arg(long, default_value_t = 8093)]
+    pub health_server_port: u16,
+    /// How often upstream looks whether its streams are alive. Taken and not needed: here a stream says so itself.
+    #[arg(long, value_parser = duration, default_value = "1s", hide = true)]
+    pub probe_interval: Duration,
+    /// How many packets may wait for one backend upstream. Taken and not needed: here a connection has a budget of bytes.
+    #[arg(long, default_value_t = 150, hide = true)]
+    pub xfr_channel_size: u32,
+    /// Whether upstream says that a queue is full. Taken and not needed: a stalled backend is always told.
+    #[arg(long, value_parser = boolean, default_value = "false", default_missing_value = "true", num_args = 0..=1, require_equals = true, action = ArgAction::Set, hide = true)]
+    pub warn_on_channel_limit: bool,
+    /// Whether to look for more servers than there are said to be.
+    #[arg(long, value_parser = boolean, default_value = "false", default_missing_value = "true", num_args = 0..=1, require_equals = true, action = ArgAction::Set)]
+    pub sync_forever: bool,
+    /// Whether the servers are counted by their leases.
+    #[arg(long, value_parser = boolean, default_value = "false", default_missing_value = "true", num_args = 0..=1, require_equals = true, action = ArgAction::Set)]
+    pub count_server_leases: bool,
+    /// The namespace of the leases.
+    #[arg(long, default_value = "kube-system")]
+    pub lease_namespace: String,
+    /// The label of the leases.
+    #[arg(long, alias = "lease-label-selector", default_value = "k8s-app=konnectivity-server")]
+    pub lease_label: String,
+    /// Where the number of servers comes from: `default` (the leases if they are counted, else what the servers say) or `max` (the larger).
+    #[arg(long, default_value = "default", value_parser = ["", "default", "max"])]
+    pub server_count_source: String,
+    /// How to reach the API server for leases [default: as a pod does].
+    #[arg(long, default_value = "", hide_default_value = true, value_parser = path)]
+    pub kubeconfig: PathBuf,
+    /// The format of the API server's answers.
+    #[arg(long, default_value = "application/vnd.kubernetes.protobuf", hide = true)]
+    pub kube_api_content_type: String,
+    /// The address of upstream's admin port. Taken and not needed: `nodeguard status` asks through a socket.
+    #[arg(long, default_value = "127.0.0.1", hide = true)]
+    pub admin_bind_address: String,
+    /// Upstream's admin port.
+    #[arg(long, default_value_t = 8094, hide = true)]
+    pub admin_server_port: u16,
+    /// Whether upstream serves Go's profiles.
+    #[arg(long, value_parser = boolean, default_value = "false", default_missing_value = "true", num_args = 0..=1, require_equals = true, action = ArgAction::Set, hide = true)]
+    pub enable_profiling: bool,
+    /// The same for locks.
+    #[arg(long, value_parser = boolean, default_value = "false", default_missing_value = "true", num_args = 0..=1, require_equals = true, action = ArgAction::Set, hide = true)]
+    pub enable_contention_profiling: bool,
+    /// The flags of Go's logger.
+    #[command(flatten)]
+    pub klog: KlogArgs,
+}
+
+/// The flags of Go's logger: taken, so that a manifest of the upstream agent works as it is. `--log-format` and `RUST_LOG` are ours.
+#[derive(Clone, Debug, Args)]
+pub struct KlogArgs {
+    /// Verbosity.
+    #[arg(short = 'v', long = "v", id = "klog_v", value_name = "LEVEL", hide = true)]
+    v: Option<i32>,
+    /// Each of the others.
+    #[arg(
+        long = "logtostderr",
+        aliases = ["alsologtostderr", "one-output", "skip-headers", "skip-log-headers", "add-dir-header", "legacy-stderr-threshold-behavior"],
+        num_args = 0..=1, require_equals = true, action = ArgAction::Append, default_missing_value = "true", hide = true
+    )]
+    switches: Vec<String>,
+    /// Each of the others that has a value.
+    #[arg(
+        long = "vmodule",
+        aliases = ["log-file", "log-dir", "log-file-max-size", "stderrthreshold", "log-backtrace-at", "log-flush-frequency"],
+        action = ArgAction::Append, hide = true
+    )]
+    values: Vec<String>,
+}
+
+impl UpstreamArgs {
+    /// The protocols to offer before h2. Go writes a list in brackets, and an empty one as `[]`.
+    pub fn alpn(&self) -> Vec<String> {
+        let bare = self.alpn_proto.iter().map(|id| id.trim_matches(['[', ']']).to_owned());
+        bare.filter(|id| !id.is_empty()).collect()
+    }
+
+    /// The flags that were given and do nothing here: the log says so once.
+    pub fn without_effect(&self) -> Vec<&'static str> {
+        let KlogArgs { v, switches, values } = &self.klog;
+        [
+            (self.probe_interval != Duration::from_secs(1), "--probe-interval"),
+            (self.xfr_channel_size != 150, "--xfr-channel-size"),
+            (self.warn_on_channel_limit, "--warn-on-channel-limit"),
+            (self.enable_profiling, "--enable-profiling"),
+            (self.enable_contention_profiling, "--enable-contention-profiling"),
+            (v.is_some() || !switches.is_empty() || !values.is_empty(), "the flags of klog"),
+        ]
+        .into_iter()
+        .filter_map(|(given, flag)| given.then_some(flag))
+        .collect()
+    }
+}
+
+/// A path; an empty one is none, as in Go.
+fn path(text: &str) -> Result<PathBuf, String> {
+    Ok(PathBuf::from(text))
+}
+
+/// A boolean as Go's `strconv.ParseBool` reads it.
+fn boolean(text: &str) -> Result<bool, String> {
+    match text {
+        "1" | "t" | "T" | "TRUE" | "true" | "True" => Ok(true),
+        "0" | "f" | "F" | "FALSE" | "false" | "False" => Ok(false),
+        _ => Err(format!("`{text}` is neither true nor false")),
+    }
+}
+
+/// A duration as Go writes it: `1h0m0s`, `100ms`, `1.5s`.
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    let failed = || format!("`{text}` is no duration; write it as in `1s`, `100ms` or `1h30m`");
+    let (mut rest, mut total) = (text, 0f64);
+    if rest == "0" {
+        return Ok(Duration::ZERO);
+    }
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !(c.is_ascii_digit() || c == '.')).ok_or_else(failed)?;
+        let number: f64 = rest.get(..digits).and_then(|number| number.parse().ok()).ok_or_else(failed)?;
+        let after = rest.get(digits..).unwrap_or_default();
+        let end = after.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(after.len());
+        let (unit, next) = after.split_at(end);
+        let seconds = match unit {
+            "h" => 3600.0,
+            "m" => 60.0,
+            "s" => 1.0,
+            "ms" => 1e-3,
+            "us" | "µs" => 1e-6,
+            "ns" => 1e-9,
+            _ => return Err(failed()),
+        };
+        total += number * seconds;
+        rest = next;
+    }
+    if text.is_empty() { Err(failed()) } else { Duration::try_from_secs_f64(total).map_err(|_| failed()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        upstream: UpstreamArgs,
+    }
+
+    /// What the upstream test framework starts an agent with: every flag, with empty values.
+    const ALL: &str = "--admin-bind-address=127.0.0.1 --admin-server-port=40001 --agent-cert=a.crt --agent-id= --agent-identifiers= \
+        --agent-key=a.key --alpn-proto=[] --ca-cert=ca.crt --count-server-leases=false --enable-contention-profiling=false \
+        --enable-profiling=false --health-server-host=127.0.0.1 --health-server-port=40000 --keepalive-time=1h0m0s \
+        --kube-api-content-type=application/vnd.kubernetes.protobuf --kubeconfig= --lease-label=k8s-app=konnectivity-server \
+        --lease-namespace=kube-system --probe-interval=100ms --proxy-server-host=127.0.0.1 --proxy-server-port=40002 \
+        --server-count-source=default --service-account-token-path= --sync-forever=false --sync-interval=100ms \
+        --sync-interval-cap=1s --warn-on-channel-limit=false --xfr-channel-size=150";
+
+    #[test]
+    fn every_upstream_flag_is_taken_as_go_writes_it() {
+        let line = Line::try_parse_from(["agent"].into_iter().chain(ALL.split_whitespace())).unwrap().upstream;
+        assert_eq!(line.sync_interval, Duration::from_millis(100));
+        assert!(line.alpn().is_empty() && !line.count_server_leases);
+        assert_eq!(line.without_effect(), ["--probe-interval"]);
+        let more = ["agent", "--sync-forever", "--alpn-proto=[a,b]", "-v=4", "--logtostderr=true", "--vmodule=x=5"];
+        let line = Line::try_parse_from(more).unwrap().upstream;
+        assert!(line.sync_forever);
+        assert_eq!(line.alpn(), ["a", "b"]);
+        assert_eq!(line.without_effect(), ["the flags of klog"]);
+        assert!(Line::try_parse_from(["agent", "--sync-forever=perhaps"]).is_err());
+    }
+
+    #[test]
+    fn durations_are_gos() {
+        let all = [("1h0m0s", 3600.0), ("100ms", 0.1), ("1.5s", 1.5), ("1h30m", 5400.0), ("0", 0.0), ("10s", 10.0)];
+        for (text, seconds) in all {
+            assert_eq!(duration(text), Ok(Duration::from_secs_f64(seconds)), "{text}");
+        }
+        for text in ["", "1", "s", "1x", "-1s", "1s1"] {
+            assert!(duration(text).is_err(), "{text}");
+        }
+    }
+}
