@@ -2,10 +2,14 @@
 //! Called by guard-ebpf, which reads them, and by guard/src/kernel, which writes them.
 //! Must never hold a `bool`, an `Option`, a Rust enum or padding: the derives refuse what is not plain bytes.
 
+mod report;
+
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-/// The number of this layout. Part of the pin directory's name (`v1`): maps of another ABI are never opened by mistake.
-pub const ABI: u32 = 1;
+pub use report::{DenyEvent, Health, MAX_HEALTH, Probe, RuleName, counter_index};
+
+/// The number of this layout. Part of the pin directory's name (`v2`): maps of another ABI are never opened by mistake.
+pub const ABI: u32 = 2;
 
 /// Rules of one policy.
 pub const MAX_RULES: u32 = 1024;
@@ -17,7 +21,7 @@ pub const NO_RULE: u16 = RULE_SLOTS as u16;
 /// Entries of the counter table: every rule slot and [`NO_RULE`], each with [`crate::Reason::SLOTS`] counters,
 /// and the same again for what was only audited.
 pub const MAX_COUNTERS: u32 = (RULE_SLOTS + 1) * crate::Reason::SLOTS * 2;
-/// Guarded ports, counted after ranges are spread out, two generations.
+/// Guarded ports and ports of destinations, counted after ranges are spread out, two generations.
 pub const MAX_PORTS: u32 = 1 << 18;
 /// Pod prefixes and node addresses, two generations.
 pub const MAX_SCOPES: u32 = 1 << 16;
@@ -27,6 +31,17 @@ pub const MAX_PEERS: u32 = 1 << 18;
 pub const MAX_PINHOLES: u32 = 1 << 16;
 /// Sockets registered and not yet connected.
 pub const MAX_COOKIES: u32 = 1 << 14;
+/// UDP conversations that a guarded port or the node takes part in; the longest unused one makes way.
+pub const MAX_UDP_FLOWS: u32 = 1 << 16;
+/// How long a UDP conversation counts without a datagram from the side that opened it, in seconds: the kernel's own
+/// `nf_conntrack_udp_timeout_stream`.
+pub const UDP_FLOW_SECONDS: u32 = 120;
+/// Cgroups that a policy names, and what they may reach, two generations.
+pub const MAX_CALLERS: u32 = 1 << 14;
+/// Prefixes of destinations of the hub rule and of the companion, two generations.
+pub const MAX_DESTINATIONS: u32 = 1 << 16;
+/// How deep below the root a named cgroup is looked for.
+pub const CGROUP_LEVELS: u32 = 12;
 /// Bytes of the deny events' ring buffer.
 pub const EVENTS_BYTES: u32 = 1 << 20;
 
@@ -53,19 +68,35 @@ pub struct FlowKey {
 }
 const _: () = assert!(size_of::<FlowKey>() == 36);
 
-/// What opened a pinhole: the value of the pinhole and of the cookie table.
+/// What opened a pinhole: the value of the pinhole, of the cookie tables and of a UDP conversation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Pinhole {
-    /// [`Pinhole::TUNNEL`] or [`Pinhole::NODE`]; any other number admits nothing.
+    /// A set of `Pinhole::*`; any other bit admits nothing.
     pub via: u32,
+    /// Of a UDP conversation: when it was last used, seconds of `CLOCK_MONOTONIC`.
+    pub at: u32,
+    /// With [`Pinhole::CALLER`]: the id of the named cgroup that the caller is in.
+    pub cgroup: u64,
 }
+const _: () = assert!(size_of::<Pinhole>() == 16);
 
 impl Pinhole {
-    /// A dial that the daemon made on a permit.
+    /// A dial that the daemon, or the companion, made.
     pub const TUNNEL: u32 = 1;
     /// A connection opened in the node's own network namespace.
     pub const NODE: u32 = 2;
+    /// A connection opened by a process in a cgroup that the policy names.
+    pub const CALLER: u32 = 4;
+    /// A UDP conversation that the guarded socket itself opened: what comes is a reply.
+    pub const REPLY: u32 = 8;
+    /// A UDP conversation that a peer opened and a rule admitted: what the socket answers makes no reply of the next datagram.
+    pub const SERVED: u32 = 16;
+
+    /// A pinhole that only says what opened it.
+    pub const fn of(via: u32) -> Pinhole {
+        Pinhole { via, at: 0, cgroup: 0 }
+    }
 }
 
 /// Which generation of the tables is in force: the one store that makes a whole ruleset active.
@@ -81,6 +112,31 @@ impl Active {
     pub const fn generation(self) -> u8 {
         (self.epoch & 1) as u8
     }
+}
+
+/// What the programs need to know of a generation before they look anything up in it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Generation {
+    /// The id of the cgroup that pods live in; 0 where it is not there (yet).
+    pub pods_cgroup: u64,
+    /// A set of `Generation::*`.
+    pub features: u32,
+    /// Keeps the value a multiple of 8 bytes.
+    pub reserved: u32,
+}
+
+impl Generation {
+    /// A UDP port is guarded.
+    pub const UDP: u32 = 1;
+    /// A rule guards ports of every pod.
+    pub const ALL_PODS: u32 = 2;
+    /// A cgroup is named: a caller or the companion.
+    pub const CGROUPS: u32 = 4;
+    /// There is a hub rule.
+    pub const CONTROL_PLANE: u32 = 8;
+    /// The whole policy only audits.
+    pub const AUDIT: u32 = 16;
 }
 
 /// The data of a scope entry's LPM key (prefix length counts these bytes): whose listener is at this destination address.
@@ -107,6 +163,10 @@ pub struct ScopeValue {
 impl ScopeValue {
     /// The node's own listeners.
     pub const NODE: u32 = 0;
+    /// The listeners of every pod, by its cgroup, at an address that no prefix holds.
+    pub const ALL_PODS: u32 = (1 << 31) - 1;
+    /// Added to the number of a set of destinations: in the port table, the ports that may be reached there.
+    pub const DESTINATIONS: u32 = 1 << 31;
 }
 
 /// The key of a guarded port.
@@ -150,6 +210,8 @@ impl PortValue {
     pub const ALLOW_NODE: u16 = 2;
     /// Every rule of this port only audits.
     pub const AUDIT: u16 = 4;
+    /// A rule of this port has the selector `caller`.
+    pub const ALLOW_CALLER: u16 = 8;
 }
 
 /// The data of an IPv4 peer entry's LPM key (prefix length counts these bytes).
@@ -193,107 +255,89 @@ impl PeerValue {
     pub const EXCEPT: u16 = 2;
 }
 
+/// The key of a cgroup that a peer list admits.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct CallerKey {
+    /// The cgroup's id: on cgroup v2, the inode of its directory.
+    pub cgroup: u64,
+    /// The peer list with its generation in the highest bit, network order.
+    pub list: [u8; 4],
+    /// Zero: nothing pads.
+    pub reserved: u32,
+}
+const _: () = assert!(size_of::<CallerKey>() == 16);
+
+/// The value of an admitted cgroup.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct CallerValue {
+    /// The rule slot that is counted.
+    pub rule: u32,
+}
+
+/// The key of a cgroup that the policy names.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct CgroupKey {
+    /// The cgroup's id.
+    pub cgroup: u64,
+    /// The generation.
+    pub generation: u64,
+}
+
+/// What a named cgroup is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct CgroupValue {
+    /// A set of `CgroupValue::*`.
+    pub roles: u32,
+}
+
+impl CgroupValue {
+    /// Named by a `caller`.
+    pub const CALLER: u32 = 1;
+    /// The companion: its connections count as `tunnel`, and it may reach nothing but its destinations.
+    pub const COMPANION: u32 = 2;
+}
+
+/// The data of a destination's LPM key (prefix length counts these bytes).
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct DestinationKey {
+    /// [`DestinationKey::CONTROL_PLANE`] or [`DestinationKey::COMPANION`] with the generation, by [`list_bytes`].
+    pub list: [u8; 4],
+    /// The address.
+    pub address: Address,
+}
+
+impl DestinationKey {
+    /// The list of control-plane addresses.
+    pub const CONTROL_PLANE: u32 = 0;
+    /// The list of what the companion may reach.
+    pub const COMPANION: u32 = 1;
+}
+
+/// The value of a destination prefix.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct DestinationValue {
+    /// The set whose ports may be reached: with [`ScopeValue::DESTINATIONS`], a scope of the port table.
+    pub set: u32,
+}
+
 /// The bits of a list number that are left for it beside the generation.
 pub const LIST_BITS: u32 = 31;
 
 /// The first four bytes of a peer key: the list with the generation in its highest bit.
 pub const fn list_bytes(generation: u8, list: u32) -> [u8; 4] {
     (((generation as u32) << LIST_BITS) | (list & !(1 << LIST_BITS))).to_be_bytes()
-}
-
-/// The index of a counter. `audited` selects the second half of the table.
-pub const fn counter_index(rule: u16, reason: crate::Reason, audited: bool) -> u32 {
-    let rule = if rule > NO_RULE { NO_RULE } else { rule };
-    let half = if audited { (RULE_SLOTS + 1).wrapping_mul(crate::Reason::SLOTS) } else { 0 };
-    half.wrapping_add((rule as u32).wrapping_mul(crate::Reason::SLOTS)).wrapping_add(reason as u32)
-}
-
-/// One denial, or one that would have been (audit): a record of the events' ring buffer.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[repr(C)]
-pub struct DenyEvent {
-    /// `CLOCK_MONOTONIC`, nanoseconds.
-    pub at_ns: u64,
-    /// Who connected; zero where the header could not be read.
-    pub source: Address,
-    /// What it connected to; zero where the header could not be read.
-    pub destination: Address,
-    /// The epoch of the ruleset that decided.
-    pub epoch: u32,
-    /// Network order; zero where the TCP header could not be read.
-    pub source_port: [u8; 2],
-    /// The listener's port, host order.
-    pub port: u16,
-    /// The rule slot, or [`NO_RULE`].
-    pub rule: u16,
-    /// [`crate::Reason`] as a number.
-    pub reason: u8,
-    /// 1 where the packet was let through because the rule only audits.
-    pub audited: u8,
-    /// Keeps the record a multiple of 8 bytes.
-    pub reserved: [u8; 4],
-}
-const _: () = assert!(size_of::<DenyEvent>() == 56);
-
-/// The name of a rule slot, so that counters can be read by anybody who can read the maps.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[repr(C)]
-pub struct RuleName {
-    /// UTF-8, zero-padded; all zero means that the slot is free.
-    pub bytes: [u8; RuleName::LEN],
-}
-
-impl RuleName {
-    /// The longest rule name, in bytes: the DNS label length that Kubernetes names are held to.
-    pub const LEN: usize = 64;
-}
-
-/// What a test-run entry point of the development object is told about the listener, and what it answers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[repr(C)]
-pub struct Probe {
-    /// The flow of the answer.
-    pub flow: FlowKey,
-    /// The epoch of the answer.
-    pub epoch: u32,
-    /// In: the listener's port, host order.
-    pub port: u16,
-    /// The rule slot of the answer.
-    pub rule: u16,
-    /// In: 0 node, 1 pod, any other unknown.
-    pub scope: u8,
-    /// In: the IP protocol number.
-    pub protocol: u8,
-    /// The answer's [`crate::Reason`] as a number.
-    pub reason: u8,
-    /// The answer: 1 where the rule only audits.
-    pub audited: u8,
-}
-
-/// A slot of the loss and pressure counters ([`Health`] names the index).
-pub const MAX_HEALTH: u32 = 8;
-
-/// Index of a counter of what the kernel half could not do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u32)]
-pub enum Health {
-    /// Deny events that did not fit into the ring buffer.
-    EventsLost = 0,
-    /// Pinholes that did not fit: their connection is denied.
-    PinholesLost = 1,
-}
-
-impl Health {
-    /// Every index.
-    pub const ALL: [Health; 2] = [Health::EventsLost, Health::PinholesLost];
-
-    /// The stable name, for metrics and `status`.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Health::EventsLost => "events-lost",
-            Health::PinholesLost => "pinholes-lost",
-        }
-    }
 }
 
 #[cfg(feature = "user")]
@@ -306,8 +350,15 @@ mod user {
     }
     pod!(
         super::Active,
+        super::CallerKey,
+        super::CallerValue,
+        super::CgroupKey,
+        super::CgroupValue,
+        super::DestinationKey,
+        super::DestinationValue,
         super::DenyEvent,
         super::FlowKey,
+        super::Generation,
         super::PeerKey4,
         super::PeerKey6,
         super::PeerValue,

@@ -1,10 +1,11 @@
-//! Owns the rule of the house for a packet that reaches a listener: pinhole, then peer, else deny.
+//! Owns the rule of the house for a packet that reaches a guarded socket: pinhole, then peer, else deny.
 //! Called by guard-ebpf for every packet to a listening socket, and by the host for tests and explanations: the same code.
 //! Must never look at anything but its arguments, and never admit what it could not read or find.
 
 use crate::{
     abi::{
-        FlowKey, NO_RULE, PeerKey4, PeerKey6, PeerValue, Pinhole, PortKey, PortValue, ScopeKey, ScopeValue, list_bytes,
+        CallerKey, CallerValue, FlowKey, NO_RULE, PeerKey4, PeerKey6, PeerValue, Pinhole, PortKey, PortValue, ScopeKey,
+        ScopeValue, list_bytes,
     },
     packet::{Packet, PacketBytes, parse, unmapped},
     verdict::{Decision, Reason, Verdict},
@@ -21,7 +22,7 @@ pub enum Scope {
     Unknown,
 }
 
-/// The socket that a packet is for. Its port is the guarded port: no packet shape can hide it.
+/// The socket that a packet is for: a TCP listener or an unconnected UDP socket. Its port is the guarded port: no packet shape can hide it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Listener {
     /// Whose it is.
@@ -30,6 +31,8 @@ pub struct Listener {
     pub port: u16,
     /// The IP protocol number.
     pub protocol: u8,
+    /// Whether it is in the cgroup that pods live in. Only asked for where a rule guards ports of every pod.
+    pub in_pods: bool,
 }
 
 /// The look-ups that a decision makes. The kernel implements them over its maps, the host over ordinary collections.
@@ -40,15 +43,17 @@ pub trait Tables {
     fn scope(&self, key: &ScopeKey) -> Option<ScopeValue>;
     /// The guarded port.
     fn port(&self, key: &PortKey) -> Option<PortValue>;
-    /// The pinhole of exactly this flow.
-    fn pinhole(&self, key: &FlowKey) -> Option<Pinhole>;
+    /// The pinhole of exactly this TCP flow, or the UDP conversation that it belongs to and that has not run out.
+    fn pinhole(&self, protocol: u8, key: &FlowKey) -> Option<Pinhole>;
+    /// A cgroup that a peer list admits.
+    fn caller(&self, key: &CallerKey) -> Option<CallerValue>;
     /// The longest prefix of an IPv4 peer list that holds this source.
     fn peer_v4(&self, key: &PeerKey4) -> Option<PeerValue>;
     /// The longest prefix of an IPv6 peer list that holds this source.
     fn peer_v6(&self, key: &PeerKey6) -> Option<PeerValue>;
 }
 
-/// Decides about one packet for a listening socket.
+/// Decides about one packet for a guarded socket.
 #[inline(always)]
 pub fn decide<B: PacketBytes + ?Sized, T: Tables>(bytes: &B, listener: Listener, tables: &T) -> Decision {
     let epoch = tables.epoch();
@@ -69,13 +74,13 @@ pub fn decide<B: PacketBytes + ?Sized, T: Tables>(bytes: &B, listener: Listener,
         },
         Scope::Pod | Scope::Unknown => None,
     };
-    let Some(packet) = parse(bytes) else {
+    let Some(packet) = parse(bytes, listener.protocol) else {
         let port = node_port.unwrap_or(PortValue { rule: NO_RULE, ..PortValue::default() });
         return conclude(Reason::BadHeader, port.rule, port, flow);
     };
     flow.source = packet.source;
     flow.destination = packet.destination;
-    flow.source_port = packet.source_port.unwrap_or_default();
+    flow.source_port = packet.ports.map_or([0; 2], |ports| ports.source);
     let port = match node_port {
         Some(port) => Some(port),
         None => destination_scope(listener, &packet, generation, tables).and_then(port_of),
@@ -84,20 +89,27 @@ pub fn decide<B: PacketBytes + ?Sized, T: Tables>(bytes: &B, listener: Listener,
         return conclude(Reason::NotGuarded, NO_RULE, PortValue::default(), flow);
     };
 
-    let pinhole = match packet.source_port {
-        Some(_) => tables.pinhole(&flow),
+    let list = list_bytes(generation, port.list);
+    let pinhole = match packet.ports {
+        Some(_) => tables.pinhole(listener.protocol, &flow),
         None => None,
     };
-    match pinhole {
-        Some(Pinhole { via: Pinhole::TUNNEL }) if port.flags & PortValue::ALLOW_TUNNEL != 0 => {
+    if let Some(Pinhole { via, cgroup, .. }) = pinhole {
+        if via & Pinhole::REPLY != 0 {
+            return conclude(Reason::Reply, port.rule, port, flow);
+        }
+        if via & Pinhole::TUNNEL != 0 && port.flags & PortValue::ALLOW_TUNNEL != 0 {
             return conclude(Reason::Tunnel, port.tunnel_rule, port, flow);
         }
-        Some(Pinhole { via: Pinhole::NODE }) if port.flags & PortValue::ALLOW_NODE != 0 => {
+        if via & Pinhole::NODE != 0 && port.flags & PortValue::ALLOW_NODE != 0 {
             return conclude(Reason::Node, port.node_rule, port, flow);
         }
-        Some(_) | None => {}
+        if via & Pinhole::CALLER != 0
+            && let Some(caller) = tables.caller(&CallerKey { cgroup, list, reserved: 0 })
+        {
+            return conclude(Reason::Caller, caller.rule as u16, port, flow);
+        }
     }
-    let list = list_bytes(generation, port.list);
     let peer = if packet.is_v4 {
         tables.peer_v4(&PeerKey4 { list, address: unmapped(&packet.source) })
     } else {
@@ -106,7 +118,7 @@ pub fn decide<B: PacketBytes + ?Sized, T: Tables>(bytes: &B, listener: Listener,
     match peer {
         Some(PeerValue { rule, kind: PeerValue::ALLOW }) => conclude(Reason::IpBlock, rule, port, flow),
         Some(PeerValue { rule, kind: PeerValue::EXCEPT }) => conclude(Reason::Except, rule, port, flow),
-        Some(_) | None if pinhole.is_some() => conclude(Reason::PinholeNotAllowed, port.rule, port, flow),
+        Some(_) | None if opened(pinhole) => conclude(Reason::PinholeNotAllowed, port.rule, port, flow),
         Some(_) | None => conclude(Reason::NoSelector, port.rule, port, flow),
     }
 }
@@ -117,8 +129,17 @@ fn destination_scope<T: Tables>(listener: Listener, packet: &Packet, generation:
     let key = ScopeKey { generation: [generation, 0, 0, 0], address: packet.destination };
     match (listener.scope, tables.scope(&key)) {
         (Scope::Pod, Some(ScopeValue { scope })) if scope != ScopeValue::NODE => Some(scope),
-        (Scope::Pod, Some(_) | None) => None,
         (Scope::Unknown | Scope::Node, Some(ScopeValue { scope })) => Some(scope),
+        (Scope::Pod, Some(_) | None) | (Scope::Unknown | Scope::Node, None) if listener.in_pods => {
+            Some(ScopeValue::ALL_PODS)
+        }
+        (Scope::Pod, Some(_) | None) => None,
         (Scope::Unknown | Scope::Node, None) => Some(ScopeValue::NODE),
     }
+}
+
+/// Whether a pinhole tells of somebody who opened the connection on this node.
+#[inline(always)]
+fn opened(pinhole: Option<Pinhole>) -> bool {
+    pinhole.is_some_and(|pinhole| pinhole.via != Pinhole::SERVED)
 }

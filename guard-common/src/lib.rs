@@ -24,10 +24,12 @@
 pub mod abi;
 pub mod decide;
 pub mod packet;
+pub mod reach;
 pub mod verdict;
 
 pub use decide::{Listener, Scope, Tables, decide};
-pub use packet::{Packet, PacketBytes, parse};
+pub use packet::{Packet, PacketBytes, Ports, parse};
+pub use reach::{Caller, Destination, DestinationTables, Reached, reach};
 pub use verdict::{Decision, Reason, Verdict};
 
 #[cfg(test)]

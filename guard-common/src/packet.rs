@@ -6,6 +6,8 @@ use crate::abi::{Address, V4_PREFIX};
 
 /// The IP protocol number of TCP.
 pub const TCP: u8 = 6;
+/// The IP protocol number of UDP.
+pub const UDP: u8 = 17;
 
 /// Read access to a packet that starts at its IP header. The kernel implements it over the packet's window with a helper
 /// call behind it, the host over a slice.
@@ -29,52 +31,68 @@ pub struct Packet {
     pub destination: Address,
     /// Whether the packet is IPv4.
     pub is_v4: bool,
-    /// The TCP source port, network order. `None` where the TCP header does not follow at once (IPv6 extension headers), is
-    /// not all there, or belongs to another protocol or a fragment: such a packet is judged by its peer alone.
-    pub source_port: Option<[u8; 2]>,
+    /// Where the TCP or UDP header can be read; `None` where it does not follow at once (IPv6 extension headers), is not all
+    /// there, or belongs to a fragment: such a packet is judged by its peer alone.
+    pub ports: Option<Ports>,
+}
+
+/// The ports of a TCP or UDP header, network order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ports {
+    /// The sender's.
+    pub source: [u8; 2],
+    /// The receiver's, as the packet has it.
+    pub destination: [u8; 2],
 }
 
 /// Reads a packet; `None` where there is no whole, plausible IP header.
 ///
-/// The listener's port is not read here: it comes from the socket, so that no odd shape can hide it.
+/// Ports are those of a header of `protocol`. A decision takes the listener's port from the socket and not from here, so that no odd
+/// shape can hide it.
 #[inline(always)]
-pub fn parse<B: PacketBytes + ?Sized>(bytes: &B) -> Option<Packet> {
+pub fn parse<B: PacketBytes + ?Sized>(bytes: &B, protocol: u8) -> Option<Packet> {
     // Both headers have at least 20 bytes: one bounds check, wide enough that the verifier keeps its range.
     let head = bytes.at::<20>(0)?;
     match head[0] >> 4 {
-        4 => parse_v4(bytes, &head),
-        6 => parse_v6(bytes, head[6]),
+        4 => parse_v4(bytes, &head, protocol),
+        6 => parse_v6(bytes, head[6] == protocol),
         _ => None,
     }
 }
 
 #[inline(always)]
-fn parse_v4<B: PacketBytes + ?Sized>(bytes: &B, header: &[u8; 20]) -> Option<Packet> {
+fn parse_v4<B: PacketBytes + ?Sized>(bytes: &B, header: &[u8; 20], protocol: u8) -> Option<Packet> {
     let header_len = usize::from(header[0] & 0x0f) << 2;
     if header_len < 20 {
         return None;
     }
     // More-fragments or a fragment offset: Linux reassembles before this hook, so that a fragment here is not to be trusted.
     let is_fragment = cfg!(not(feature = "mutant")) && (header[6] & 0x3f | header[7]) != 0;
-    let source_port = if header[9] == TCP && !is_fragment { bytes.at::<2>(header_len) } else { None };
+    let ports = if header[9] == protocol && !is_fragment { ports(bytes, header_len) } else { None };
     Some(Packet {
         source: mapped([header[12], header[13], header[14], header[15]]),
         destination: mapped([header[16], header[17], header[18], header[19]]),
         is_v4: true,
-        source_port,
+        ports,
     })
 }
 
 #[inline(always)]
-fn parse_v6<B: PacketBytes + ?Sized>(bytes: &B, next_header: u8) -> Option<Packet> {
+fn parse_v6<B: PacketBytes + ?Sized>(bytes: &B, follows: bool) -> Option<Packet> {
     let source = bytes.at::<16>(8)?;
     let destination = bytes.at::<16>(24)?;
     // A mapped address on the wire would be taken for its IPv4 twin; Linux drops such a source too (since 5.4).
     if is_mapped(&source) || is_mapped(&destination) {
         return None;
     }
-    let source_port = if next_header == TCP { bytes.at::<2>(40) } else { None };
-    Some(Packet { source, destination, is_v4: false, source_port })
+    let ports = if follows { ports(bytes, 40) } else { None };
+    Some(Packet { source, destination, is_v4: false, ports })
+}
+
+#[inline(always)]
+fn ports<B: PacketBytes + ?Sized>(bytes: &B, offset: usize) -> Option<Ports> {
+    let [a, b, c, d] = bytes.at::<4>(offset)?;
+    Some(Ports { source: [a, b], destination: [c, d] })
 }
 
 /// The mapped form `::ffff:a.b.c.d` of an IPv4 address.

@@ -6,7 +6,10 @@ use proptest::prelude::*;
 
 use crate::{
     Listener, Reason, Scope, Tables, Verdict,
-    abi::{FlowKey, PeerKey4, PeerKey6, PeerValue, Pinhole, PortKey, PortValue, ScopeKey, ScopeValue, counter_index},
+    abi::{
+        CallerKey, CallerValue, FlowKey, PeerKey4, PeerKey6, PeerValue, Pinhole, PortKey, PortValue, ScopeKey,
+        ScopeValue, counter_index,
+    },
     decide,
     packet::{mapped, parse},
 };
@@ -18,6 +21,7 @@ struct Fixed {
     port: Option<PortValue>,
     pinhole: Option<u32>,
     peer: Option<u16>,
+    caller: bool,
 }
 
 impl Tables for Fixed {
@@ -30,8 +34,11 @@ impl Tables for Fixed {
     fn port(&self, _: &PortKey) -> Option<PortValue> {
         self.port
     }
-    fn pinhole(&self, _: &FlowKey) -> Option<Pinhole> {
-        self.pinhole.map(|via| Pinhole { via })
+    fn pinhole(&self, _: u8, _: &FlowKey) -> Option<Pinhole> {
+        self.pinhole.map(Pinhole::of)
+    }
+    fn caller(&self, _: &CallerKey) -> Option<CallerValue> {
+        self.caller.then_some(CallerValue { rule: 1 })
     }
     fn peer_v4(&self, _: &PeerKey4) -> Option<PeerValue> {
         self.peer.map(|kind| PeerValue { rule: 1, kind })
@@ -41,7 +48,7 @@ impl Tables for Fixed {
     }
 }
 
-const NODE: Listener = Listener { scope: Scope::Node, port: 10_250, protocol: 6 };
+const NODE: Listener = Listener { scope: Scope::Node, port: 10_250, protocol: 6, in_pods: false };
 
 fn packet() -> impl Strategy<Value = Vec<u8>> {
     let edges = prop::sample::select(vec![0x45u8, 0x44, 0x46, 0x4f, 0x60, 0x00, 0xf0]);
@@ -73,22 +80,23 @@ proptest! {
     }
 
     #[test]
-    fn what_cannot_be_read_is_never_admitted_to_a_guarded_port(bytes in packet(), peer in 0u16..4, pinhole in 0u32..4) {
+    fn what_cannot_be_read_is_never_admitted_to_a_guarded_port(bytes in packet(), peer in 0u16..4, pinhole in 0u32..64, caller in any::<bool>()) {
         let port = PortValue { flags: PortValue::ALLOW_TUNNEL | PortValue::ALLOW_NODE, ..PortValue::default() };
-        let tables = Fixed { scope: Some(1), port: Some(port), pinhole: Some(pinhole), peer: Some(peer) };
+        let tables = Fixed { scope: Some(1), port: Some(port), pinhole: Some(pinhole), peer: Some(peer), caller };
         let decision = decide(bytes.as_slice(), NODE, &tables);
-        if parse(bytes.as_slice()).is_none() {
+        if parse(bytes.as_slice(), 6).is_none() {
             prop_assert_eq!((decision.verdict, decision.reason), (Verdict::Deny, Reason::BadHeader));
         }
         if decision.verdict == Verdict::Allow {
-            prop_assert!(peer == PeerValue::ALLOW || pinhole == Pinhole::TUNNEL || pinhole == Pinhole::NODE);
+            let opened = Pinhole::TUNNEL | Pinhole::NODE | Pinhole::REPLY | if caller { Pinhole::CALLER } else { 0 };
+            prop_assert!(peer == PeerValue::ALLOW || pinhole & opened != 0);
         }
     }
 
     #[test]
-    fn audit_changes_the_verdict_and_nothing_else(bytes in packet(), peer in prop::option::of(0u16..4), pinhole in prop::option::of(0u32..4), flags in 0u16..4) {
+    fn audit_changes_the_verdict_and_nothing_else(bytes in packet(), peer in prop::option::of(0u16..4), pinhole in prop::option::of(0u32..32), flags in 0u16..4, caller in any::<bool>()) {
         let port = PortValue { flags, ..PortValue::default() };
-        let enforced = Fixed { scope: Some(1), port: Some(port), pinhole, peer };
+        let enforced = Fixed { scope: Some(1), port: Some(port), pinhole, peer, caller };
         let audited = Fixed { port: Some(PortValue { flags: flags | PortValue::AUDIT, ..port }), ..enforced };
         let (enforced, audited) = (decide(bytes.as_slice(), NODE, &enforced), decide(bytes.as_slice(), NODE, &audited));
         prop_assert_eq!(audited.verdict, Verdict::Allow);
@@ -110,6 +118,65 @@ fn a_pinhole_admits_only_where_the_rule_names_what_opened_it() {
         };
         assert_eq!(decide(syn_v4().as_slice(), NODE, &with(flag)).reason, reason);
         assert_eq!(decide(syn_v4().as_slice(), NODE, &with(3 ^ flag)).reason, Reason::PinholeNotAllowed);
+    }
+}
+
+#[test]
+fn a_caller_is_admitted_by_its_cgroup_and_where_the_node_is_by_that() {
+    let with = |via, flags, caller| Fixed {
+        port: Some(PortValue { flags, ..PortValue::default() }),
+        pinhole: Some(via),
+        caller,
+        ..Fixed::default()
+    };
+    for (via, flags, caller, reason) in [
+        (Pinhole::CALLER, PortValue::ALLOW_CALLER, true, Reason::Caller),
+        (Pinhole::CALLER, PortValue::ALLOW_CALLER, false, Reason::PinholeNotAllowed),
+        (Pinhole::CALLER | Pinhole::NODE, PortValue::ALLOW_NODE, false, Reason::Node),
+        (Pinhole::CALLER | Pinhole::NODE, PortValue::ALLOW_CALLER, true, Reason::Caller),
+        (Pinhole::NODE, PortValue::ALLOW_CALLER, true, Reason::PinholeNotAllowed),
+        (Pinhole::SERVED, 0, true, Reason::NoSelector),
+        (Pinhole::REPLY, 0, false, Reason::Reply),
+    ] {
+        assert_eq!(decide(syn_v4().as_slice(), NODE, &with(via, flags, caller)).reason, reason, "{via} {flags}");
+    }
+}
+
+#[test]
+fn a_pod_that_no_prefix_holds_is_known_by_its_cgroup() {
+    struct ByCgroup;
+    impl Tables for ByCgroup {
+        fn epoch(&self) -> u32 {
+            1
+        }
+        fn scope(&self, _: &ScopeKey) -> Option<ScopeValue> {
+            None
+        }
+        fn port(&self, key: &PortKey) -> Option<PortValue> {
+            (key.scope == ScopeValue::ALL_PODS).then(PortValue::default)
+        }
+        fn pinhole(&self, _: u8, _: &FlowKey) -> Option<Pinhole> {
+            None
+        }
+        fn caller(&self, _: &CallerKey) -> Option<CallerValue> {
+            None
+        }
+        fn peer_v4(&self, _: &PeerKey4) -> Option<PeerValue> {
+            None
+        }
+        fn peer_v6(&self, _: &PeerKey6) -> Option<PeerValue> {
+            None
+        }
+    }
+    for (scope, in_pods, reason) in [
+        (Scope::Pod, true, Reason::NoSelector),
+        (Scope::Pod, false, Reason::NotGuarded),
+        (Scope::Unknown, true, Reason::NoSelector),
+        (Scope::Unknown, false, Reason::NotGuarded),
+        (Scope::Node, true, Reason::NotGuarded),
+    ] {
+        let listener = Listener { scope, in_pods, ..NODE };
+        assert_eq!(decide(syn_v4().as_slice(), listener, &ByCgroup).reason, reason, "{scope:?} {in_pods}");
     }
 }
 

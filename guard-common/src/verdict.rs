@@ -32,6 +32,14 @@ pub enum Reason {
     PinholeNotAllowed = 6,
     /// The IP header could not be read, so that there is no peer to look up.
     BadHeader = 7,
+    /// The datagram belongs to a UDP conversation that the guarded socket itself opened.
+    Reply = 8,
+    /// The connection was opened by a process in a cgroup that the rule allows as a `caller`.
+    Caller = 9,
+    /// From this node or its pods to a control-plane address, on a port that the hub rule does not name.
+    ControlPlanePort = 10,
+    /// From the companion to an address or port that is neither a destination of `tunnel.dial` nor one of its servers.
+    CompanionDestination = 11,
 }
 
 impl Reason {
@@ -39,7 +47,7 @@ impl Reason {
     pub const SLOTS: u32 = 16;
 
     /// Every reason, in the order of its discriminant.
-    pub const ALL: [Reason; 8] = [
+    pub const ALL: [Reason; 12] = [
         Reason::NotGuarded,
         Reason::Tunnel,
         Reason::Node,
@@ -48,6 +56,10 @@ impl Reason {
         Reason::Except,
         Reason::PinholeNotAllowed,
         Reason::BadHeader,
+        Reason::Reply,
+        Reason::Caller,
+        Reason::ControlPlanePort,
+        Reason::CompanionDestination,
     ];
 
     /// The stable name: a metric label, a word in events and in `status`.
@@ -61,14 +73,25 @@ impl Reason {
             Reason::Except => "except",
             Reason::PinholeNotAllowed => "pinhole-not-allowed",
             Reason::BadHeader => "bad-header",
+            Reason::Reply => "reply",
+            Reason::Caller => "caller",
+            Reason::ControlPlanePort => "control-plane-port",
+            Reason::CompanionDestination => "companion-destination",
         }
     }
 
     /// The verdict that this reason leads to where the rule enforces.
     pub const fn verdict(self) -> Verdict {
         match self {
-            Reason::NotGuarded | Reason::Tunnel | Reason::Node | Reason::IpBlock => Verdict::Allow,
-            Reason::NoSelector | Reason::Except | Reason::PinholeNotAllowed | Reason::BadHeader => Verdict::Deny,
+            Reason::NotGuarded | Reason::Tunnel | Reason::Node | Reason::Caller | Reason::Reply | Reason::IpBlock => {
+                Verdict::Allow
+            }
+            Reason::NoSelector
+            | Reason::Except
+            | Reason::PinholeNotAllowed
+            | Reason::BadHeader
+            | Reason::ControlPlanePort
+            | Reason::CompanionDestination => Verdict::Deny,
         }
     }
 

@@ -1,8 +1,13 @@
-//! Owns the kernel programs: `ingress` judges packets to listeners, `sockops` opens and closes pinholes.
+//! Owns the kernel programs: `ingress` judges packets to listeners, `sockops` opens and closes pinholes, `connect` judges where a
+//! process may go, `egress` remembers who opened a UDP conversation.
 //! Called by the kernel, from the links that the daemon pins.
 //! Must never decide by itself: the rule is `guard_common::decide`, and doubt denies.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
+#[cfg(target_arch = "bpf")]
+mod connect;
+#[cfg(target_arch = "bpf")]
+mod egress;
 #[cfg(target_arch = "bpf")]
 mod ingress;
 #[cfg(target_arch = "bpf")]
@@ -11,6 +16,8 @@ mod maps;
 mod probe;
 #[cfg(target_arch = "bpf")]
 mod report;
+#[cfg(target_arch = "bpf")]
+mod socket;
 #[cfg(target_arch = "bpf")]
 mod sockops;
 #[cfg(target_arch = "bpf")]

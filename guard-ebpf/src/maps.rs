@@ -5,15 +5,17 @@
 use aya_ebpf::{
     Global,
     macros::map,
-    maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf, lpm_trie::Key},
+    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, lpm_trie::Key},
 };
 use guard_common::{
-    Tables,
+    DestinationTables, Tables,
     abi::{
-        Active, EVENTS_BYTES, FlowKey, MAX_COOKIES, MAX_COUNTERS, MAX_HEALTH, MAX_PEERS, MAX_PINHOLES, MAX_PORTS,
-        MAX_SCOPES, PeerKey4, PeerKey6, PeerValue, Pinhole, PortKey, PortValue, RULE_SLOTS, RuleName, ScopeKey,
-        ScopeValue,
+        Active, Address, CallerKey, CallerValue, CgroupKey, CgroupValue, DestinationKey, DestinationValue,
+        EVENTS_BYTES, FlowKey, Generation, MAX_CALLERS, MAX_COOKIES, MAX_COUNTERS, MAX_DESTINATIONS, MAX_HEALTH,
+        MAX_PEERS, MAX_PINHOLES, MAX_PORTS, MAX_SCOPES, MAX_UDP_FLOWS, PeerKey4, PeerKey6, PeerValue, Pinhole, PortKey,
+        PortValue, RULE_SLOTS, RuleName, ScopeKey, ScopeValue, UDP_FLOW_SECONDS,
     },
+    packet::UDP,
 };
 
 /// Preallocated hash tables would take their full size at once; these grow with the policy.
@@ -21,6 +23,8 @@ const NO_PREALLOC: u32 = 1;
 
 #[map]
 pub(crate) static ACTIVE: Array<Active> = Array::with_max_entries(1, 0);
+#[map]
+pub(crate) static GENERATIONS: Array<Generation> = Array::with_max_entries(2, 0);
 #[map]
 pub(crate) static SCOPES: LpmTrie<ScopeKey, ScopeValue> = LpmTrie::with_max_entries(MAX_SCOPES, 0);
 #[map]
@@ -30,9 +34,22 @@ pub(crate) static PEERS_V4: LpmTrie<PeerKey4, PeerValue> = LpmTrie::with_max_ent
 #[map]
 pub(crate) static PEERS_V6: LpmTrie<PeerKey6, PeerValue> = LpmTrie::with_max_entries(MAX_PEERS, 0);
 #[map]
+pub(crate) static CALLERS: HashMap<CallerKey, CallerValue> = HashMap::with_max_entries(MAX_CALLERS, NO_PREALLOC);
+#[map]
+pub(crate) static CGROUPS: HashMap<CgroupKey, CgroupValue> = HashMap::with_max_entries(MAX_CALLERS, NO_PREALLOC);
+#[map]
+pub(crate) static DESTINATIONS: LpmTrie<DestinationKey, DestinationValue> =
+    LpmTrie::with_max_entries(MAX_DESTINATIONS, 0);
+#[map]
 pub(crate) static PINHOLES: HashMap<FlowKey, Pinhole> = HashMap::with_max_entries(MAX_PINHOLES, NO_PREALLOC);
 #[map]
 pub(crate) static COOKIES: HashMap<u64, Pinhole> = HashMap::with_max_entries(MAX_COOKIES, NO_PREALLOC);
+/// Sockets of callers and of the companion between their connect hook and their SYN.
+#[map]
+pub(crate) static CONNECTING: LruHashMap<u64, Pinhole> = LruHashMap::with_max_entries(MAX_COOKIES, 0);
+/// UDP conversations, as the guarded socket sees them, and who opened them.
+#[map]
+pub(crate) static UDP_FLOWS: LruHashMap<FlowKey, Pinhole> = LruHashMap::with_max_entries(MAX_UDP_FLOWS, 0);
 #[map]
 pub(crate) static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(MAX_COUNTERS, 0);
 #[map]
@@ -62,6 +79,21 @@ pub(crate) fn has_netns_helper() -> bool {
     NETNS_HELPER.load() != 0
 }
 
+/// The generation in force, and what has to be known of it first.
+#[inline(always)]
+pub(crate) fn generation() -> (u8, Generation) {
+    let generation = (KernelTables.epoch() & 1) as u8;
+    (generation, GENERATIONS.get(u32::from(generation)).copied().unwrap_or_default())
+}
+
+/// What a cgroup is by the policy.
+#[inline(always)]
+pub(crate) fn cgroup_roles(cgroup: u64, generation: u8) -> Option<u32> {
+    let key = CgroupKey { cgroup, generation: u64::from(generation) };
+    // SAFETY: the value is copied at once.
+    unsafe { CGROUPS.get(key) }.map(|value| value.roles)
+}
+
 /// The pinned tables, as `decide` sees them.
 pub(crate) struct KernelTables;
 
@@ -83,9 +115,21 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
-    fn pinhole(&self, key: &FlowKey) -> Option<Pinhole> {
+    fn pinhole(&self, protocol: u8, key: &FlowKey) -> Option<Pinhole> {
+        if protocol == UDP {
+            // SAFETY: as above.
+            let flow = unsafe { UDP_FLOWS.get(key) }.copied()?;
+            let age = crate::egress::seconds().wrapping_sub(flow.at);
+            return if age <= UDP_FLOW_SECONDS { Some(flow) } else { None };
+        }
         // SAFETY: as above.
         unsafe { PINHOLES.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn caller(&self, key: &CallerKey) -> Option<CallerValue> {
+        // SAFETY: as above.
+        unsafe { CALLERS.get(key) }.copied()
     }
 
     #[inline(always)]
@@ -97,6 +141,28 @@ impl Tables for KernelTables {
     fn peer_v6(&self, key: &PeerKey6) -> Option<PeerValue> {
         PEERS_V6.get(Key::new(bits::<PeerKey6>(), *key)).copied()
     }
+}
+
+impl DestinationTables for KernelTables {
+    #[inline(always)]
+    fn destination(&self, key: &DestinationKey) -> Option<DestinationValue> {
+        DESTINATIONS.get(Key::new(bits::<DestinationKey>(), *key)).copied()
+    }
+
+    #[inline(always)]
+    fn has_port(&self, key: &PortKey) -> bool {
+        self.port(key).is_some()
+    }
+}
+
+/// Four context words as an address. Volatile, because the verifier refuses two words read as one.
+#[inline(always)]
+pub(crate) fn words(from: *const [u32; 4]) -> Address {
+    let from: *const u32 = from.cast();
+    // SAFETY: the four words of one context field.
+    let word = |index: usize| unsafe { from.add(index).read_volatile() }.to_ne_bytes();
+    let (a, b, c, d) = (word(0), word(1), word(2), word(3));
+    [a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1], d[2], d[3]]
 }
 
 #[inline(always)]

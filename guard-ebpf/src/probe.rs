@@ -36,7 +36,7 @@ fn probe(ctx: &SkBuffContext, helper_only: bool) -> i32 {
         1 => Scope::Pod,
         _ => Scope::Unknown,
     };
-    let listener = Listener { scope, port: slot.port, protocol: slot.protocol };
+    let listener = Listener { scope, port: slot.port, protocol: slot.protocol, in_pods: slot.in_pods != 0 };
     let decision = decide(&Window { ctx, helper_only }, listener, &KernelTables);
     slot.flow = decision.flow;
     slot.epoch = decision.epoch;

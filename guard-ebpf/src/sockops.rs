@@ -13,17 +13,16 @@ use aya_ebpf::{
 };
 use guard_common::{
     Tables,
-    abi::{Address, FlowKey, Health, Pinhole, PortKey, PortValue, ScopeKey, ScopeValue},
-    packet::mapped,
+    abi::{Address, FlowKey, Generation, Health, Pinhole, PortKey, PortValue, ScopeKey, ScopeValue},
+    packet::{TCP, mapped},
 };
 
 use crate::{
-    maps::{COOKIES, KernelTables, PINHOLES, node_netns},
+    maps::{self, CONNECTING, COOKIES, KernelTables, PINHOLES, node_netns},
     report::lost,
 };
 
 const AF_INET: u32 = 2;
-const TCP: u8 = 6;
 const TCP_CLOSE: u32 = 7;
 
 /// Opens and closes pinholes. The return value is not used by these callbacks.
@@ -42,7 +41,7 @@ fn guard_sockops(ctx: SockOpsContext) -> u32 {
 #[inline(always)]
 fn connecting(ctx: &SockOpsContext) {
     let flow = outbound(ctx);
-    let Some(pinhole) = registered(ctx).or_else(|| opened_by_node(ctx, &flow)) else { return };
+    let Some(pinhole) = registered(ctx).or_else(|| opened_here(ctx, &flow)) else { return };
     if PINHOLES.insert(flow, pinhole, 0).is_err() {
         lost(Health::PinholesLost);
         return;
@@ -66,23 +65,51 @@ fn registered(ctx: &SockOpsContext) -> Option<Pinhole> {
     Some(pinhole)
 }
 
-/// A pinhole for a connection from the node's own network namespace to a port whose rule allows `node`.
+/// A pinhole for a connection from the node's own network namespace, from a caller or from the companion, to a port whose rule allows it.
 #[inline(always)]
-fn opened_by_node(ctx: &SockOpsContext, flow: &FlowKey) -> Option<Pinhole> {
+fn opened_here(ctx: &SockOpsContext, flow: &FlowKey) -> Option<Pinhole> {
+    let mut pinhole = connecting_caller(ctx).unwrap_or_default();
     // SAFETY: the helper takes the program's own context (sock_ops since 5.15).
-    if unsafe { bpf_get_netns_cookie(ctx.ops.cast()) } != node_netns() {
+    if pinhole.via != Pinhole::TUNNEL && unsafe { bpf_get_netns_cookie(ctx.ops.cast()) } == node_netns() {
+        pinhole.via |= Pinhole::NODE;
+    }
+    let allows = allowed_selectors(flow);
+    let serves = |via, flag| pinhole.via & via != 0 && allows & flag != 0;
+    let admits = serves(Pinhole::TUNNEL, PortValue::ALLOW_TUNNEL)
+        || serves(Pinhole::NODE, PortValue::ALLOW_NODE)
+        || serves(Pinhole::CALLER, PortValue::ALLOW_CALLER);
+    if admits { Some(pinhole) } else { None }
+}
+
+/// What the connect hook noted of this socket. It is used up.
+#[inline(always)]
+fn connecting_caller(ctx: &SockOpsContext) -> Option<Pinhole> {
+    if maps::generation().1.features & Generation::CGROUPS == 0 {
         return None;
     }
-    let generation = (KernelTables.epoch() & 1) as u8;
-    let allows = |scope| {
+    // SAFETY: the helper takes the program's own context.
+    let cookie = unsafe { bpf_get_socket_cookie(ctx.ops.cast()) };
+    // SAFETY: the value is copied at once; only the removal below follows.
+    let pinhole = unsafe { CONNECTING.get(cookie) }.copied()?;
+    let _ = CONNECTING.remove(cookie);
+    Some(pinhole)
+}
+
+/// The selectors of every rule that may guard the destination: whose listener it is, only the listener tells.
+#[inline(always)]
+fn allowed_selectors(flow: &FlowKey) -> u16 {
+    let (generation, Generation { features, .. }) = maps::generation();
+    let flags = |scope| {
         let key = PortKey { scope, port: u16::from_be_bytes(flow.destination_port), protocol: TCP, generation };
-        KernelTables.port(&key).is_some_and(|port| port.flags & PortValue::ALLOW_NODE != 0)
+        KernelTables.port(&key).map_or(0, |port| port.flags)
     };
-    let pods = || {
-        let key = ScopeKey { generation: [generation, 0, 0, 0], address: flow.destination };
-        KernelTables.scope(&key).is_some_and(|value| value.scope != ScopeValue::NODE && allows(value.scope))
+    let key = ScopeKey { generation: [generation, 0, 0, 0], address: flow.destination };
+    let set = match KernelTables.scope(&key) {
+        Some(value) if value.scope != ScopeValue::NODE => flags(value.scope),
+        Some(_) | None => 0,
     };
-    if allows(ScopeValue::NODE) || pods() { Some(Pinhole { via: Pinhole::NODE }) } else { None }
+    let all_pods = if features & Generation::ALL_PODS != 0 { flags(ScopeValue::ALL_PODS) } else { 0 };
+    flags(ScopeValue::NODE) | set | all_pods
 }
 
 #[inline(always)]
@@ -119,7 +146,7 @@ fn local(ctx: &SockOpsContext) -> Address {
         return mapped(ctx.local_ip4().to_ne_bytes());
     }
     // SAFETY: a pointer into the program's own context.
-    words(unsafe { &raw const (*ctx.ops).local_ip6 })
+    maps::words(unsafe { &raw const (*ctx.ops).local_ip6 })
 }
 
 #[inline(always)]
@@ -128,17 +155,7 @@ fn remote(ctx: &SockOpsContext) -> Address {
         return mapped(ctx.remote_ip4().to_ne_bytes());
     }
     // SAFETY: a pointer into the program's own context.
-    words(unsafe { &raw const (*ctx.ops).remote_ip6 })
-}
-
-/// Four context words as an address. Volatile, because the verifier refuses two words read as one.
-#[inline(always)]
-fn words(from: *const [u32; 4]) -> Address {
-    let from: *const u32 = from.cast();
-    // SAFETY: the four words of one context field.
-    let word = |index: usize| unsafe { from.add(index).read_volatile() }.to_ne_bytes();
-    let (a, b, c, d) = (word(0), word(1), word(2), word(3));
-    [a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1], d[2], d[3]]
+    maps::words(unsafe { &raw const (*ctx.ops).remote_ip6 })
 }
 
 /// `remote_port` holds the network-order port in the upper half on little-endian machines (`sock_ops_convert_ctx_access`).

@@ -30,6 +30,7 @@ use crate::{
         apply::{Apply, InForce},
         established::{self, Pass},
         events::{self, DenialLog},
+        follow::Follower,
         load::{self, Loaded},
         pinholes::KernelPinholes,
     },
@@ -65,7 +66,7 @@ pub async fn run(config: Config, colour: bool) -> anyhow::Result<()> {
     // Policy and kernel: what is pinned is adopted, the ruleset comes into force, and only then is anything attached.
     let first = watch::load(&policy, &node);
     let Loaded { maps, health: lost, events, cookies, mut programs } = load::open(&location)?;
-    let mut apply = Apply::new(maps)?;
+    let mut apply = Apply::new(maps)?.below(&location.cgroup);
     let mut current = Current::default();
     match &first {
         Ok(loaded) => {
@@ -125,6 +126,7 @@ pub async fn run(config: Config, colour: bool) -> anyhow::Result<()> {
         log_error(events::drain(events, Arc::clone(&guard.in_force), Arc::clone(&guard.denials))),
     ));
     parts.spawn(named("hold on the kernel half", hold(Arc::clone(&guard))));
+    parts.spawn(named("watch on cgroups", follow(Arc::clone(&guard))));
     let (drained, stopped) = (draining.clone(), stop.clone());
     parts.spawn(named("tunnel", async move { tunnel.run(drained, stopped).await }));
     parts.spawn(named(
@@ -228,6 +230,25 @@ async fn hold(guard: Arc<Guard>) {
                 tracing::error!(error = format!("{error:#}"), "what holds this node closed cannot be checked or mended")
             }
         }
+    }
+}
+
+/// Keeps what the policy says of cgroups true while these come and go.
+async fn follow(guard: Arc<Guard>) {
+    let mut follower = Follower::start();
+    loop {
+        if let Some((ruleset, _)) = lock(&guard.apply).followed() {
+            follower.watch(&guard.cgroup, &ruleset);
+        }
+        let applier = Arc::clone(&guard);
+        let followed = tokio::task::spawn_blocking(move || lock(&applier.apply).follow()).await;
+        if let Err(error) = followed.map_err(anyhow::Error::from).and_then(|followed| Ok(followed?)) {
+            tracing::error!(
+                error = format!("{error:#}"),
+                "a cgroup that the policy names came or went and cannot be brought into the kernel; callers in it may be denied"
+            );
+        }
+        follower.changed().await;
     }
 }
 

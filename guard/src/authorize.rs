@@ -119,7 +119,7 @@ pub fn authorize(ruleset: Option<&Ruleset>, node: &NodeFacts, address: SocketAdd
 }
 
 /// The addresses that are never dialled because a prefix happens to hold them.
-fn special(address: IpAddr) -> Option<Refusal> {
+pub(crate) fn special(address: IpAddr) -> Option<Refusal> {
     match address {
         IpAddr::V4(v4) if v4.octets()[0] == 0 => Some(Refusal::Unspecified),
         IpAddr::V4(v4) if v4.is_loopback() => Some(Refusal::Loopback),

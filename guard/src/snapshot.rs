@@ -20,7 +20,8 @@ use crate::{
     kernel::{
         apply::{Apply, InForce},
         events::DenialLog,
-        load::{Maps, Programs, attachments, pinned_maps},
+        load::{Programs, attachments, pinned_maps},
+        maps::Maps,
     },
     lock::lock,
     policy::{

@@ -14,6 +14,7 @@ use lab::{
     process::until,
 };
 use nodeguard::{
+    kernel::load::pins,
     node::NodeFacts,
     policy::{compile::compile, diagnostic::Source},
 };
@@ -124,7 +125,7 @@ fn enforced(lab: &Lab) {
 
 /// Reads the epoch in force straight from the kernel.
 fn epoch_reader(lab: &Lab) -> impl Fn() -> u32 + use<> {
-    let map = MapData::from_pin(lab.directory.join("bpf/nodeguard/v1/maps/ACTIVE")).unwrap();
+    let map = MapData::from_pin(pins(&lab.directory.join("bpf/nodeguard")).join("maps/ACTIVE")).unwrap();
     let active: Array<MapData, Active> = Map::from_map_data(map).unwrap().try_into().unwrap();
     move || active.get(&0, 0).unwrap().epoch
 }

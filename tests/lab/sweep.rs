@@ -8,6 +8,7 @@ use std::{
 };
 
 use lab::{lab::target, process::until, sweep};
+use nodeguard::kernel::load::pins;
 
 #[test]
 fn a_killed_lab_is_removed_by_the_next() {
@@ -21,7 +22,7 @@ fn a_killed_lab_is_removed_by_the_next() {
     let lab = Path::new(sweep::LABS).join(&id);
     let cgroup = nodeguard::kernel::cgroup::v2_root().unwrap().join(format!("nodeguard-lab-{id}"));
     until("its guard is in force", Duration::from_secs(30), || {
-        Ok(lab.join("bpf/nodeguard/v1/links/guard_ingress").exists())
+        Ok(pins(&lab.join("bpf/nodeguard")).join("links/guard_ingress").exists())
     })
     .unwrap();
     demo.kill().unwrap();

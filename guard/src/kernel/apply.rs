@@ -2,17 +2,22 @@
 //! Called by `app`, at start and on every edit.
 //! Must never leave the generation in force half-written: what fails before `Activate` has changed nothing that decides.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use aya::maps::{MapError, PerCpuValues, lpm_trie::Key};
 use guard_common::{
     Reason,
-    abi::{Active, NO_RULE, RULE_SLOTS, RuleName, counter_index},
+    abi::{Active, Generation, NO_RULE, RULE_SLOTS, RuleName, counter_index},
 };
 
 use super::{
-    load::Maps,
-    plan::{Entries, Image, Op, PlanError, plan, step},
+    follow::Cgroups,
+    maps::Maps,
+    plan::{Entries, Followed, Image, Op, PlanError, plan, step},
     sys,
 };
 use crate::policy::ruleset::Ruleset;
@@ -38,6 +43,10 @@ pub struct Apply {
     image: Option<Image>,
     /// What was brought into force last by this daemon.
     wanted: Option<Arc<Ruleset>>,
+    /// Below which the policy's cgroups are.
+    base: Option<PathBuf>,
+    /// The cgroups that there were when the maps were written.
+    cgroups: Cgroups,
 }
 
 /// A ruleset that is in force.
@@ -53,7 +62,13 @@ impl Apply {
     /// Reads what the pinned maps hold.
     pub fn new(maps: Maps) -> Result<Apply, ApplyError> {
         let image = read(&maps)?;
-        Ok(Apply { maps, image: Some(image), wanted: None })
+        Ok(Apply { maps, image: Some(image), wanted: None, base: None, cgroups: Cgroups::default() })
+    }
+
+    /// Looks below this cgroup for those that a policy names; without it none is ever there.
+    pub fn below(mut self, base: &Path) -> Apply {
+        self.base = Some(base.to_path_buf());
+        self
     }
 
     /// What is in force now, whoever put it there.
@@ -67,14 +82,35 @@ impl Apply {
             Some(image) => image,
             None => read(&self.maps)?,
         };
-        let plan = plan(&image, ruleset)?;
+        let cgroups = self.find(ruleset);
+        let plan = plan(&image, ruleset, &cgroups)?;
         for op in &plan.ops {
             write(&mut self.maps, op)?;
             step(&mut image, op);
         }
         self.image = Some(image);
         self.wanted = Some(Arc::clone(ruleset));
+        self.cgroups = cgroups;
         Ok(self.in_force())
+    }
+
+    /// Brings the cgroups into force that came or went since; whether there were any.
+    pub fn follow(&mut self) -> Result<bool, ApplyError> {
+        let Some(wanted) = self.wanted.clone() else { return Ok(false) };
+        if self.find(&wanted) == self.cgroups {
+            return Ok(false);
+        }
+        self.apply(&wanted)?;
+        Ok(true)
+    }
+
+    /// The ruleset that was brought into force by this daemon, and the cgroups that it found for it.
+    pub fn followed(&self) -> Option<(Arc<Ruleset>, Cgroups)> {
+        self.wanted.clone().map(|wanted| (wanted, self.cgroups.clone()))
+    }
+
+    fn find(&self, ruleset: &Ruleset) -> Cgroups {
+        self.base.as_ref().map(|base| Cgroups::find(base, ruleset)).unwrap_or_default()
     }
 
     /// What the maps hold, for judging what is not a packet.
@@ -127,7 +163,20 @@ fn read(maps: &Maps) -> Result<Image, ApplyError> {
             image.names.insert(slot, name);
         }
     }
-    let Entries { scopes, ports, peers_v4, peers_v6 } = &mut image.entries;
+    let Entries { scopes, ports, peers_v4, peers_v6, destinations, followed } = &mut image.entries;
+    let Followed { callers, cgroups, generations } = followed;
+    for number in 0..2u8 {
+        let generation =
+            maps.generations.get(&u32::from(number), 0).map_err(|error| ApplyError::Map("GENERATIONS", error))?;
+        if generation != Generation::default() {
+            generations.insert(number, generation);
+        }
+    }
+    collect(maps.destinations.iter(), "DESTINATIONS", |key, value| {
+        destinations.insert((key.prefix_len(), key.data()), value)
+    })?;
+    collect(maps.callers.iter(), "CALLERS", |key, value| callers.insert(key, value))?;
+    collect(maps.cgroups.iter(), "CGROUPS", |key, value| cgroups.insert(key, value))?;
     collect(maps.scopes.iter(), "SCOPES", |key, value| scopes.insert((key.prefix_len(), key.data()), value))?;
     collect(maps.ports.iter(), "PORTS", |key, value| ports.insert(key, value))?;
     collect(maps.peers_v4.iter(), "PEERS_V4", |key, value| peers_v4.insert((key.prefix_len(), key.data()), value))?;
@@ -163,11 +212,14 @@ fn write(maps: &mut Maps, op: &Op) -> Result<(), ApplyError> {
         Op::Scope((bits, key), value) => put_lpm(&mut maps.scopes, "SCOPES", *bits, *key, *value),
         Op::PeerV4((bits, key), value) => put_lpm(&mut maps.peers_v4, "PEERS_V4", *bits, *key, *value),
         Op::PeerV6((bits, key), value) => put_lpm(&mut maps.peers_v6, "PEERS_V6", *bits, *key, *value),
-        Op::Port(key, value) => match value {
-            Some(value) => maps.ports.insert(key, value, 0),
-            None => absent_is_fine(maps.ports.remove(key)),
-        }
-        .map_err(|error| ApplyError::Map("PORTS", error)),
+        Op::Destination((bits, key), value) => put_lpm(&mut maps.destinations, "DESTINATIONS", *bits, *key, *value),
+        Op::Port(key, value) => put(&mut maps.ports, "PORTS", *key, *value),
+        Op::Caller(key, value) => put(&mut maps.callers, "CALLERS", *key, *value),
+        Op::Cgroup(key, value) => put(&mut maps.cgroups, "CGROUPS", *key, *value),
+        Op::Generation(number, value) => maps
+            .generations
+            .set(u32::from(*number), value.unwrap_or_default(), 0)
+            .map_err(|error| ApplyError::Map("GENERATIONS", error)),
         Op::Activate(epoch) => {
             maps.active.set(0, Active { epoch: *epoch }, 0).map_err(|error| ApplyError::Map("ACTIVE", error))
         }
@@ -185,6 +237,19 @@ fn put_lpm<K: aya::Pod, V: aya::Pod>(
     let key = Key::new(bits, key);
     match value {
         Some(value) => map.insert(&key, value, 0),
+        None => absent_is_fine(map.remove(&key)),
+    }
+    .map_err(|error| ApplyError::Map(name, error))
+}
+
+fn put<K: aya::Pod, V: aya::Pod>(
+    map: &mut aya::maps::HashMap<aya::maps::MapData, K, V>,
+    name: &'static str,
+    key: K,
+    value: Option<V>,
+) -> Result<(), ApplyError> {
+    match value {
+        Some(value) => map.insert(key, value, 0),
         None => absent_is_fine(map.remove(&key)),
     }
     .map_err(|error| ApplyError::Map(name, error))

@@ -3,7 +3,7 @@
 //! Must never touch a connection that the ruleset admits, one that this node or a pod opened, or one outside the guarded cgroup.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     fs::{self, File},
     io,
     net::SocketAddr,
@@ -13,16 +13,17 @@ use std::{
 };
 
 use guard_common::{
-    Listener, Reason, Scope, Verdict,
-    abi::{FlowKey, Pinhole},
+    Caller, Destination, Listener, Reason, Scope, Verdict,
+    abi::{CgroupKey, CgroupValue, FlowKey, Generation, Pinhole},
     decide,
     packet::{TCP, mapped},
+    reach,
 };
 use nix::sched::{CloneFlags, setns};
 
 use super::{
     model::Model,
-    plan::Image,
+    plan::{Followed, Image},
     sock_diag::{Diag, TcpSocket},
 };
 
@@ -51,7 +52,7 @@ struct Denied {
 
 /// Judges every connection to a listener in every network namespace that a process lives in, and cuts what the image denies.
 pub fn pass(image: &Image, cgroup: &Path) -> io::Result<Pass> {
-    let mut model = Model { image: image.clone(), pinholes: BTreeMap::new() };
+    let mut model = Model { image: image.clone(), ..Model::default() };
     let (mut pass, first) = look(&mut model, cgroup)?;
     if first.is_empty() {
         return Ok(pass);
@@ -70,30 +71,43 @@ pub fn pass(image: &Image, cgroup: &Path) -> io::Result<Pass> {
 
 /// One look at all connections: how many were judged, and which are denied.
 fn look(model: &mut Model, cgroup: &Path) -> io::Result<(Pass, Vec<Denied>)> {
-    let inside = cgroup_ids(cgroup)?;
+    let groups = groups(image_generation(&model.image), &model.image.entries.followed, cgroup)?;
     let covers_all = super::cgroup::v2_root().is_ok_and(|root| root == cgroup);
     let own = fs::metadata("/proc/self/ns/net")?.ino();
     let dump =
         |(id, namespace): (u64, File)| in_namespace(&namespace, Diag::dump).map(|sockets| (id, namespace, sockets));
     let dumped = namespaces(own)?.into_iter().map(dump).collect::<io::Result<Vec<_>>>()?;
     // The other ends are read after all of these: a connection that was seen above has its opener here, however new it is.
-    model.pinholes = pinholes(&Diag::dump()?, &own_inodes()?);
+    model.pinholes = pinholes(&Diag::dump()?, &own_inodes()?, &groups);
+    if groups.values().any(|group| group.caller.roles != 0) {
+        for (_, namespace, _) in dumped.iter().filter(|(id, ..)| *id != own) {
+            let callers = in_namespace(namespace, Diag::dump)?;
+            model.pinholes.extend(callers.iter().filter_map(|socket| opened_by_caller(socket, &groups)));
+        }
+    }
     let mut pass = Pass { namespaces: dumped.len(), ..Pass::default() };
     let mut denied = Vec::new();
     for (id, namespace, sockets) in dumped {
         let listening: BTreeSet<u16> =
             sockets.iter().filter(|socket| socket.listens()).map(|socket| socket.local.port()).collect();
         let scope = if id == own { Scope::Node } else { Scope::Pod };
-        let served = sockets.into_iter().filter(|socket| !socket.listens() && listening.contains(&socket.local.port()));
-        let guarded =
-            served.filter(|socket| covers_all || socket.cgroup.is_some_and(|cgroup| inside.contains(&cgroup)));
         let mut connections = Vec::new();
-        for socket in guarded {
-            let (verdict, reason) = judge(model, scope, socket.remote, socket.local);
-            pass.judged += usize::from(reason != Reason::NotGuarded);
-            if verdict == Verdict::Deny {
-                connections.push((socket, reason));
+        for socket in sockets.into_iter().filter(|socket| !socket.listens()) {
+            let group = socket.cgroup.and_then(|cgroup| groups.get(&cgroup)).copied();
+            if group.is_none() && !covers_all {
+                continue;
             }
+            let group = group.unwrap_or_default();
+            let denied = if listening.contains(&socket.local.port()) {
+                let in_pods = scope != Scope::Node && (group.in_pods || pods_unknown(&model.image));
+                let listener = Listener { scope, port: socket.local.port(), protocol: TCP, in_pods };
+                let decision = decide(opening(socket.remote, socket.local).as_slice(), listener, model);
+                pass.judged += usize::from(decision.reason != Reason::NotGuarded);
+                (decision.verdict == Verdict::Deny).then_some(decision.reason)
+            } else {
+                companion_denied(model, group.caller, socket.remote)
+            };
+            connections.extend(denied.map(|reason| (socket, reason)));
         }
         if !connections.is_empty() {
             denied.push(Denied { namespace, connections });
@@ -102,10 +116,34 @@ fn look(model: &mut Model, cgroup: &Path) -> io::Result<(Pass, Vec<Denied>)> {
     Ok((pass, denied))
 }
 
-/// The verdict on a connection: that on the packet which would open it now.
-fn judge(model: &Model, scope: Scope, from: SocketAddr, to: SocketAddr) -> (Verdict, Reason) {
-    let decision = decide(opening(from, to).as_slice(), Listener { scope, port: to.port(), protocol: TCP }, model);
-    (decision.verdict, decision.reason)
+/// What is known of a cgroup below the guarded one.
+#[derive(Clone, Copy, Debug, Default)]
+struct Group {
+    caller: Caller,
+    in_pods: bool,
+}
+
+/// Why an open connection of the companion would not be let out now. Nobody else's own connections are touched.
+fn companion_denied(model: &Model, caller: Caller, to: SocketAddr) -> Option<Reason> {
+    if caller.roles & CgroupValue::COMPANION == 0 {
+        return None;
+    }
+    let destination = Destination { address: address(to), port: to.port(), protocol: TCP };
+    let (generation, Generation { features, .. }) = image_generation(&model.image);
+    let reached = reach(caller, destination, generation, features, model);
+    reached.denied.filter(|_| reached.verdict == Verdict::Deny)
+}
+
+/// The generation in force and what is known of it.
+fn image_generation(image: &Image) -> (u8, Generation) {
+    let generation = (image.epoch & 1) as u8;
+    (generation, image.entries.followed.generations.get(&generation).copied().unwrap_or_default())
+}
+
+/// Whether a rule guards ports of every pod and their cgroup is not there: then every listener that is not the node's counts.
+fn pods_unknown(image: &Image) -> bool {
+    let Generation { features, pods_cgroup, .. } = image_generation(image).1;
+    features & Generation::ALL_PODS != 0 && pods_cgroup == 0
 }
 
 /// The head of a packet from one address to another: as much as a decision reads.
@@ -131,20 +169,41 @@ fn opening(from: SocketAddr, to: SocketAddr) -> Vec<u8> {
     bytes
 }
 
-/// What the kernel's pinholes were when these connections were opened: those of the guard's own sockets are the tunnel's, the others of
-/// this namespace the node's.
-fn pinholes(dumped: &[TcpSocket], own: &HashSet<u32>) -> BTreeMap<FlowKey, Pinhole> {
+/// What the kernel's pinholes were when the connections of this namespace were opened: those of the guard's own sockets and of the
+/// companion are the tunnel's, the others the node's, and some a caller's too.
+fn pinholes(dumped: &[TcpSocket], own: &HashSet<u32>, groups: &Groups) -> BTreeMap<FlowKey, Pinhole> {
     let pinhole = |socket: &TcpSocket| {
-        let via = if own.contains(&socket.inode) { Pinhole::TUNNEL } else { Pinhole::NODE };
-        let flow = FlowKey {
-            source: address(socket.local),
-            destination: address(socket.remote),
-            source_port: socket.local.port().to_be_bytes(),
-            destination_port: socket.remote.port().to_be_bytes(),
-        };
-        (flow, Pinhole { via })
+        if own.contains(&socket.inode) {
+            return (flow(socket), Pinhole::of(Pinhole::TUNNEL));
+        }
+        let mut pinhole = opened_by_caller(socket, groups).map_or_else(Pinhole::default, |(_, pinhole)| pinhole);
+        if pinhole.via != Pinhole::TUNNEL {
+            pinhole.via |= Pinhole::NODE;
+        }
+        (flow(socket), pinhole)
     };
     dumped.iter().filter(|socket| !socket.listens()).map(pinhole).collect()
+}
+
+/// The pinhole of a socket in a named cgroup.
+fn opened_by_caller(socket: &TcpSocket, groups: &Groups) -> Option<(FlowKey, Pinhole)> {
+    let Caller { cgroup, roles } = groups.get(&socket.cgroup?)?.caller;
+    let via = match roles {
+        0 => return None,
+        roles if roles & CgroupValue::COMPANION != 0 => Pinhole::TUNNEL,
+        _ => Pinhole::CALLER,
+    };
+    Some((flow(socket), Pinhole { via, at: 0, cgroup }))
+}
+
+/// The flow that a socket's own packets make at its peer.
+fn flow(socket: &TcpSocket) -> FlowKey {
+    FlowKey {
+        source: address(socket.local),
+        destination: address(socket.remote),
+        source_port: socket.local.port().to_be_bytes(),
+        destination_port: socket.remote.port().to_be_bytes(),
+    }
 }
 
 fn address(address: SocketAddr) -> [u8; 16] {
@@ -188,16 +247,29 @@ fn own_inodes() -> io::Result<HashSet<u32>> {
     Ok(links.filter_map(inode).collect())
 }
 
-/// The ids of a cgroup and of those below it: on cgroup v2, the inodes of their directories.
-fn cgroup_ids(cgroup: &Path) -> io::Result<HashSet<u64>> {
-    let mut ids = HashSet::from([fs::metadata(cgroup)?.ino()]);
-    for entry in fs::read_dir(cgroup)?.flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            // A cgroup that is gone by now has no sockets that matter.
-            ids.extend(cgroup_ids(&entry.path()).unwrap_or_default());
+/// The cgroups below the guarded one, by id: on cgroup v2, the inode of the directory.
+type Groups = HashMap<u64, Group>;
+
+/// Walks the cgroups below the guarded one.
+fn groups((generation, facts): (u8, Generation), followed: &Followed, cgroup: &Path) -> io::Result<Groups> {
+    let mut groups = Groups::new();
+    let mut left = vec![(cgroup.to_path_buf(), Group::default())];
+    while let Some((path, mut group)) = left.pop() {
+        // A cgroup that is gone by now has no sockets that matter.
+        let Ok(id) = fs::metadata(&path).map(|metadata| metadata.ino()) else { continue };
+        let key = CgroupKey { cgroup: id, generation: u64::from(generation) };
+        if let Some(value) = followed.cgroups.get(&key) {
+            group.caller = Caller { cgroup: id, roles: group.caller.roles | value.roles };
+        }
+        group.in_pods |= id == facts.pods_cgroup;
+        groups.insert(id, group);
+        for entry in fs::read_dir(&path).into_iter().flatten().flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                left.push((entry.path(), group));
+            }
         }
     }
-    Ok(ids)
+    if groups.is_empty() { Err(io::Error::from(io::ErrorKind::NotFound)) } else { Ok(groups) }
 }
 
 #[cfg(test)]
@@ -212,10 +284,10 @@ mod tests {
         fn the_opening_packet_is_read_as_the_connection(from in any::<SocketAddr>(), to in any::<SocketAddr>()) {
             prop_assume!(from.is_ipv4() == to.is_ipv4());
             prop_assume!(from.ip().to_canonical() == from.ip() && to.ip().to_canonical() == to.ip());
-            let packet = parse(opening(from, to).as_slice()).unwrap();
+            let packet = parse(opening(from, to).as_slice(), TCP).unwrap();
             prop_assert_eq!(packet.source, address(from));
             prop_assert_eq!(packet.destination, address(to));
-            prop_assert_eq!(packet.source_port, Some(from.port().to_be_bytes()));
+            prop_assert_eq!(packet.ports.map(|ports| ports.source), Some(from.port().to_be_bytes()));
         }
     }
 }

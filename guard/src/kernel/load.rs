@@ -10,15 +10,14 @@ use std::{
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
-    maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, MapInfo, PerCpuArray, RingBuf},
+    maps::{HashMap, Map, MapData, MapError, MapInfo, PerCpuArray, RingBuf},
     pin::PinError,
-    programs::{CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, Program, ProgramError, ProgramInfo, SockOps},
+    programs::{CgroupAttachMode, CgroupSkbAttachType, Program, ProgramError, ProgramInfo, SockOps, links::FdLink},
 };
-use guard_common::abi::{
-    ABI, Active, PeerKey4, PeerKey6, PeerValue, Pinhole, PortKey, PortValue, RuleName, ScopeKey, ScopeValue,
-};
+use guard_common::abi::{ABI, Pinhole};
 
 use super::{
+    maps::Maps,
     object::{OBJECT, PROGRAMS},
     sys,
 };
@@ -97,17 +96,6 @@ pub enum LoadError {
     },
 }
 
-/// The maps, typed. Only `apply` and `pinholes` write them.
-pub struct Maps {
-    pub(super) active: Array<MapData, Active>,
-    pub(super) scopes: LpmTrie<MapData, ScopeKey, ScopeValue>,
-    pub(super) ports: HashMap<MapData, PortKey, PortValue>,
-    pub(super) peers_v4: LpmTrie<MapData, PeerKey4, PeerValue>,
-    pub(super) peers_v6: LpmTrie<MapData, PeerKey6, PeerValue>,
-    pub(super) names: Array<MapData, RuleName>,
-    pub(super) counters: PerCpuArray<MapData, u64>,
-}
-
 /// The kernel half, opened: what `app` hands out to its parts.
 pub struct Loaded {
     /// For `apply` and `counters`.
@@ -172,36 +160,6 @@ pub fn open(location: &Location) -> Result<Loaded, LoadError> {
         cookies: HashMap::try_from(take(&mut ebpf, "COOKIES")?)?,
         programs: Programs { ebpf, location: location.clone(), pinned, netns_helper },
     })
-}
-
-impl Maps {
-    /// Takes the ruleset's maps out of a loaded object.
-    pub fn take(ebpf: &mut Ebpf) -> Result<Maps, LoadError> {
-        Ok(Maps {
-            active: Array::try_from(take(ebpf, "ACTIVE")?)?,
-            scopes: LpmTrie::try_from(take(ebpf, "SCOPES")?)?,
-            ports: HashMap::try_from(take(ebpf, "PORTS")?)?,
-            peers_v4: LpmTrie::try_from(take(ebpf, "PEERS_V4")?)?,
-            peers_v6: LpmTrie::try_from(take(ebpf, "PEERS_V6")?)?,
-            names: Array::try_from(take(ebpf, "RULE_NAMES")?)?,
-            counters: PerCpuArray::try_from(take(ebpf, "COUNTERS")?)?,
-        })
-    }
-
-    /// Opens the pinned maps without any program: the daemon need not run.
-    pub fn pinned(bpffs: &Path) -> Result<Maps, MapError> {
-        let pins = pins(bpffs).join("maps");
-        let map = |name: &str| MapData::from_pin(pins.join(name)).and_then(Map::from_map_data);
-        Ok(Maps {
-            active: Array::try_from(map("ACTIVE")?)?,
-            scopes: LpmTrie::try_from(map("SCOPES")?)?,
-            ports: HashMap::try_from(map("PORTS")?)?,
-            peers_v4: LpmTrie::try_from(map("PEERS_V4")?)?,
-            peers_v6: LpmTrie::try_from(map("PEERS_V6")?)?,
-            names: Array::try_from(map("RULE_NAMES")?)?,
-            counters: PerCpuArray::try_from(map("COUNTERS")?)?,
-        })
-    }
 }
 
 impl Programs {
@@ -322,7 +280,10 @@ fn load_programs_with(pins: &Path, map_names: &[String], netns_helper: bool) -> 
 }
 
 fn load_program(program: &mut Program) -> Result<(), ProgramError> {
-    if let Ok(program) = <&mut CgroupSkb>::try_from(&mut *program) {
+    if let Program::CgroupSkb(program) = program {
+        return program.load();
+    }
+    if let Program::CgroupSockAddr(program) = program {
         return program.load();
     }
     <&mut SockOps>::try_from(program)?.load()
@@ -338,13 +299,18 @@ fn verifier_tail(error: &ProgramError) -> String {
 fn attach_new(name: &'static str, program: &mut Program, cgroup: &fs::File, pin: &Path) -> Result<(), LoadError> {
     let failed = |error: ProgramError| LoadError::Program(name, format!("cannot attach: {error}"));
     // `Single` is how the library spells "no flags"; links of a cgroup are always many.
-    let link = if let Ok(program) = <&mut CgroupSkb>::try_from(&mut *program) {
-        let id = program.attach(cgroup, CgroupSkbAttachType::Ingress, CgroupAttachMode::Single).map_err(failed)?;
-        aya::programs::links::FdLink::try_from(program.take_link(id).map_err(failed)?)
+    let mode = CgroupAttachMode::Single;
+    let link = if let Program::CgroupSkb(program) = program {
+        let direction = program.expected_attach_type().unwrap_or(CgroupSkbAttachType::Ingress);
+        let id = program.attach(cgroup, direction, mode).map_err(failed)?;
+        FdLink::try_from(program.take_link(id).map_err(failed)?)
+    } else if let Program::CgroupSockAddr(program) = program {
+        let id = program.attach(cgroup, mode).map_err(failed)?;
+        FdLink::try_from(program.take_link(id).map_err(failed)?)
     } else {
         let program = <&mut SockOps>::try_from(program).map_err(failed)?;
-        let id = program.attach(cgroup, CgroupAttachMode::Single).map_err(failed)?;
-        aya::programs::links::FdLink::try_from(program.take_link(id).map_err(failed)?)
+        let id = program.attach(cgroup, mode).map_err(failed)?;
+        FdLink::try_from(program.take_link(id).map_err(failed)?)
     };
     let link = link.map_err(|error| LoadError::Program(name, error.to_string()))?;
     link.pin(pin).map(drop).map_err(|error| LoadError::Pin(pin.to_path_buf(), error))
@@ -385,7 +351,7 @@ fn replace_pin(program: &mut Program, pin: &Path) -> Result<(), LoadError> {
     program.pin(pin).map_err(|error| LoadError::Pin(pin.to_path_buf(), error))
 }
 
-fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, LoadError> {
+pub(super) fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, LoadError> {
     ebpf.take_map(name).ok_or(LoadError::Missing(name))
 }
 

@@ -3,13 +3,15 @@
 //! Must never write a map outside `apply` and `pinholes`, and never detach anything but on `unpin`.
 //!
 //! Reading order: `load` (open or adopt the pinned state) -> `plan` (have and want to operations) -> `apply` (carry them out) ->
-//! `established` (cut what is no longer admitted) -> `events` (what the programs say) -> `mend` (hold it) -> `pinholes` (one for each dial) -> `unpin`.
+//! `follow` (cgroups come and go) -> `established` (cut what is no longer admitted) -> `events` (what the programs say) -> `mend` (hold it) -> `pinholes` (one for each dial) -> `unpin`.
 
 pub mod apply;
 pub mod cgroup;
 pub mod established;
 pub mod events;
+pub mod follow;
 pub mod load;
+pub mod maps;
 mod mend;
 pub mod model;
 pub mod object;

@@ -5,8 +5,12 @@
 use std::collections::BTreeMap;
 
 use guard_common::{
-    Tables,
-    abi::{FlowKey, PeerKey4, PeerKey6, PeerValue, Pinhole, PortKey, PortValue, ScopeKey, ScopeValue},
+    DestinationTables, Tables,
+    abi::{
+        CallerKey, CallerValue, DestinationKey, DestinationValue, FlowKey, PeerKey4, PeerKey6, PeerValue, Pinhole,
+        PortKey, PortValue, ScopeKey, ScopeValue,
+    },
+    packet::UDP,
 };
 
 use super::plan::Image;
@@ -18,6 +22,8 @@ pub struct Model {
     pub image: Image,
     /// The open pinholes.
     pub pinholes: BTreeMap<FlowKey, Pinhole>,
+    /// The UDP conversations that have not run out.
+    pub udp_flows: BTreeMap<FlowKey, Pinhole>,
 }
 
 impl Tables for Model {
@@ -33,8 +39,12 @@ impl Tables for Model {
         self.image.entries.ports.get(key).copied()
     }
 
-    fn pinhole(&self, key: &FlowKey) -> Option<Pinhole> {
-        self.pinholes.get(key).copied()
+    fn pinhole(&self, protocol: u8, key: &FlowKey) -> Option<Pinhole> {
+        if protocol == UDP { &self.udp_flows } else { &self.pinholes }.get(key).copied()
+    }
+
+    fn caller(&self, key: &CallerKey) -> Option<CallerValue> {
+        self.image.entries.followed.callers.get(key).copied()
     }
 
     fn peer_v4(&self, key: &PeerKey4) -> Option<PeerValue> {
@@ -43,6 +53,16 @@ impl Tables for Model {
 
     fn peer_v6(&self, key: &PeerKey6) -> Option<PeerValue> {
         longest(&self.image.entries.peers_v6, key)
+    }
+}
+
+impl DestinationTables for Model {
+    fn destination(&self, key: &DestinationKey) -> Option<DestinationValue> {
+        longest(&self.image.entries.destinations, key)
+    }
+
+    fn has_port(&self, key: &PortKey) -> bool {
+        self.image.entries.ports.contains_key(key)
     }
 }
 

@@ -29,7 +29,7 @@ impl KernelPinholes {
 impl Pinholes for KernelPinholes {
     /// Fails where the table is full: then the dial is refused.
     fn register(&self, cookie: u64) -> Result<(), String> {
-        let pinhole = Pinhole { via: Pinhole::TUNNEL };
+        let pinhole = Pinhole::of(Pinhole::TUNNEL);
         let mut cookies = lock(&self.cookies);
         cookies.insert(cookie, pinhole, 0).map_err(|error| format!("no pinhole in the kernel: {error}"))
     }

@@ -5,10 +5,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use guard_common::abi::{
-    Active, PeerKey4, PeerKey6, PeerValue, PortKey, PortValue, RULE_SLOTS, ScopeKey, ScopeValue, list_bytes,
+    Active, CallerKey, CallerValue, CgroupKey, CgroupValue, DestinationKey, DestinationValue, Generation, PeerKey4,
+    PeerKey6, PeerValue, PortKey, PortValue, RULE_SLOTS, ScopeKey, ScopeValue, list_bytes,
 };
 use ipnet::IpNet;
 
+use super::follow::Cgroups;
 use crate::policy::ruleset::{Peer, PeerKind, PortRule, Ruleset};
 
 /// The entries of the tables, both generations. An LPM key is preceded by its prefix length in bits.
@@ -22,6 +24,21 @@ pub struct Entries {
     pub peers_v4: BTreeMap<(u32, PeerKey4), PeerValue>,
     /// IPv6 peers.
     pub peers_v6: BTreeMap<(u32, PeerKey6), PeerValue>,
+    /// Prefixes of destinations.
+    pub destinations: BTreeMap<(u32, DestinationKey), DestinationValue>,
+    /// What there is of cgroups.
+    pub followed: Followed,
+}
+
+/// The entries that follow the node's cgroups: these change in the generation in force, each by itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Followed {
+    /// Cgroups that a peer list admits.
+    pub callers: BTreeMap<CallerKey, CallerValue>,
+    /// Cgroups that the policy names.
+    pub cgroups: BTreeMap<CgroupKey, CgroupValue>,
+    /// What has to be known of a generation first, by its number.
+    pub generations: BTreeMap<u8, Generation>,
 }
 
 /// Everything that the maps hold of a ruleset.
@@ -50,6 +67,14 @@ pub enum Op {
     PeerV4((u32, PeerKey4), Option<PeerValue>),
     /// The same for an IPv6 peer.
     PeerV6((u32, PeerKey6), Option<PeerValue>),
+    /// The same for a destination.
+    Destination((u32, DestinationKey), Option<DestinationValue>),
+    /// The same for an admitted cgroup.
+    Caller(CallerKey, Option<CallerValue>),
+    /// The same for a named cgroup.
+    Cgroup(CgroupKey, Option<CgroupValue>),
+    /// What has to be known of a generation; `None` is nothing.
+    Generation(u8, Option<Generation>),
     /// The one store that makes the new generation the one in force.
     Activate(u32),
     /// Waits until no program run uses the old generation any more.
@@ -75,21 +100,27 @@ pub enum PlanError {
     NoSlots(usize),
 }
 
-/// Plans the way from `have` to `want`. Nothing to do where `have` already says what `want` says.
-pub fn plan(have: &Image, want: &Ruleset) -> Result<Plan, PlanError> {
+/// Plans the way from `have` to `want` on a node that has these cgroups. Nothing to do where `have` already says what `want` says; where
+/// only cgroups came or went, the generation in force follows them.
+pub fn plan(have: &Image, want: &Ruleset, cgroups: &Cgroups) -> Result<Plan, PlanError> {
     let slots = assign_slots(have, want)?;
     let generation = Active { epoch: have.epoch }.generation();
     let names: BTreeMap<u16, String> =
         slots.iter().zip(&want.rules).map(|(slot, rule)| (*slot, rule.name.clone())).collect();
 
     let mut ops = Vec::new();
-    if have.epoch != 0 && have.names == names && have.entries == encode(want, &slots, generation) {
-        return Ok(Plan { ops, epoch: have.epoch, slots });
+    if have.epoch != 0 && have.names == names {
+        let mut current = encode(want, &slots, generation, cgroups);
+        let followed = std::mem::replace(&mut current.followed, have.entries.followed.clone());
+        if have.entries == current {
+            follow(&mut ops, &have.entries.followed, &followed, generation);
+            return Ok(Plan { ops, epoch: have.epoch, slots });
+        }
     }
     // Epoch 0 means "none": a wrap skips it and keeps the generation's parity moving.
     let epoch = if have.epoch >= u32::MAX - 1 { (have.epoch & 1) ^ 3 } else { have.epoch + 1 };
     let new = Active { epoch }.generation();
-    let target = encode(want, &slots, new);
+    let target = encode(want, &slots, new, cgroups);
 
     for (slot, name) in &names {
         if have.names.get(slot) != Some(name) {
@@ -125,6 +156,10 @@ pub fn step(image: &mut Image, op: &Op) {
         Op::Port(key, value) => set(&mut image.entries.ports, key, *value),
         Op::PeerV4(key, value) => set(&mut image.entries.peers_v4, key, *value),
         Op::PeerV6(key, value) => set(&mut image.entries.peers_v6, key, *value),
+        Op::Destination(key, value) => set(&mut image.entries.destinations, key, *value),
+        Op::Caller(key, value) => set(&mut image.entries.followed.callers, key, *value),
+        Op::Cgroup(key, value) => set(&mut image.entries.followed.cgroups, key, *value),
+        Op::Generation(key, value) => set(&mut image.entries.followed.generations, key, *value),
         Op::Activate(epoch) => image.epoch = *epoch,
         Op::Grace => {}
     }
@@ -143,7 +178,7 @@ fn assign_slots(have: &Image, want: &Ruleset) -> Result<Vec<u16>, PlanError> {
 }
 
 /// A ruleset as the entries of one generation.
-fn encode(want: &Ruleset, slots: &[u16], generation: u8) -> Entries {
+fn encode(want: &Ruleset, slots: &[u16], generation: u8, cgroups: &Cgroups) -> Entries {
     let slot = |rule: usize| slots.get(rule).copied().unwrap_or(guard_common::abi::NO_RULE);
     let mut entries = Entries::default();
     for (prefix, scope) in &want.tables.scopes {
@@ -174,7 +209,46 @@ fn encode(want: &Ruleset, slots: &[u16], generation: u8) -> Entries {
             }
         }
     }
+    for port in &want.tables.destination_ports {
+        let scope = ScopeValue::DESTINATIONS | port.set;
+        let key = PortKey { scope, port: port.port, protocol: port.protocol, generation };
+        entries.ports.insert(key, PortValue::default());
+    }
+    for ((list, prefix), set) in &want.tables.destinations {
+        let (address, bits) = mapped_prefix(prefix);
+        let key = DestinationKey { list: list_bytes(generation, *list), address };
+        entries.destinations.insert((32 + bits, key), DestinationValue { set: *set });
+    }
+    entries.followed = encode_followed(want, slot, generation, cgroups);
     entries
+}
+
+/// What of a ruleset depends on the cgroups that there are.
+fn encode_followed(want: &Ruleset, slot: impl Fn(usize) -> u16, generation: u8, cgroups: &Cgroups) -> Followed {
+    let tables = &want.tables;
+    let mut followed = Followed::default();
+    for ((list, path), rule) in &tables.callers {
+        let Some(cgroup) = cgroups.id(path) else { continue };
+        let key = CallerKey { cgroup, list: list_bytes(generation, *list), reserved: 0 };
+        followed.callers.insert(key, CallerValue { rule: u32::from(slot(*rule)) });
+    }
+    for (path, roles) in &tables.cgroups {
+        let Some(cgroup) = cgroups.id(path) else { continue };
+        let key = CgroupKey { cgroup, generation: u64::from(generation) };
+        followed.cgroups.insert(key, CgroupValue { roles: *roles });
+    }
+    let flag = |on: bool, flag: u32| if on { flag } else { 0 };
+    let has_hub = tables.destinations.keys().any(|(list, _)| *list == DestinationKey::CONTROL_PLANE);
+    let features = flag(tables.has_udp, Generation::UDP)
+        | flag(tables.pods_cgroup.is_some(), Generation::ALL_PODS)
+        | flag(!tables.cgroups.is_empty(), Generation::CGROUPS)
+        | flag(has_hub, Generation::CONTROL_PLANE)
+        | flag(tables.audit, Generation::AUDIT);
+    let pods_cgroup = tables.pods_cgroup.as_ref().and_then(|pods| cgroups.pods(pods)).unwrap_or(0);
+    if features != 0 {
+        followed.generations.insert(generation, Generation { pods_cgroup, features, reserved: 0 });
+    }
+    followed
 }
 
 fn port_value(rule: &PortRule, slot: impl Fn(usize) -> u16) -> PortValue {
@@ -182,6 +256,7 @@ fn port_value(rule: &PortRule, slot: impl Fn(usize) -> u16) -> PortValue {
     let mut flags = 0;
     flags |= if rule.tunnel.is_some() { PortValue::ALLOW_TUNNEL } else { 0 };
     flags |= if rule.node.is_some() { PortValue::ALLOW_NODE } else { 0 };
+    flags |= if rule.caller { PortValue::ALLOW_CALLER } else { 0 };
     flags |= if rule.audit { PortValue::AUDIT } else { 0 };
     PortValue {
         list: rule.list,
@@ -207,6 +282,16 @@ fn bring(ops: &mut Vec<Op>, have: &Entries, target: &Entries, generation: u8) {
     difference(ops, &have.ports, &target.ports, |key| key.generation == generation, Op::Port);
     difference(ops, &have.peers_v4, &target.peers_v4, |(_, key)| peer_generation(&key.list) == generation, Op::PeerV4);
     difference(ops, &have.peers_v6, &target.peers_v6, |(_, key)| peer_generation(&key.list) == generation, Op::PeerV6);
+    let of_generation = |(_, key): &(u32, DestinationKey)| peer_generation(&key.list) == generation;
+    difference(ops, &have.destinations, &target.destinations, of_generation, Op::Destination);
+    follow(ops, &have.followed, &target.followed, generation);
+}
+
+/// The same for what follows the cgroups. A cgroup is admitted only where it is named too, whichever of both comes first.
+fn follow(ops: &mut Vec<Op>, have: &Followed, target: &Followed, generation: u8) {
+    difference(ops, &have.callers, &target.callers, |key| key.list[0] >> 7 == generation, Op::Caller);
+    difference(ops, &have.cgroups, &target.cgroups, |key| key.generation == u64::from(generation), Op::Cgroup);
+    difference(ops, &have.generations, &target.generations, |key| *key == generation, Op::Generation);
 }
 
 fn difference<K: Ord + Copy, V: Copy + PartialEq>(
@@ -232,7 +317,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::policy::ruleset::{GuardedPort, Mode, Rule, Tables};
+    use crate::policy::ruleset::{DestinationPort, GuardedPort, Mode, PodsCgroup, Rule, Tables};
 
     fn ruleset() -> impl Strategy<Value = Ruleset> {
         let names = prop::collection::btree_set("[a-e]", 1..4);
@@ -246,7 +331,11 @@ mod tests {
             0..6,
         );
         let peers = prop::collection::btree_map((0u32..3, nets), (0usize..4, any::<bool>()), 0..6);
-        (names, scopes, ports, peers).prop_map(|(names, scopes, ports, peers)| {
+        let path = || prop::sample::select(vec!["/here", "/here/too", "/gone"]).prop_map(str::to_owned);
+        let callers = prop::collection::btree_map((0u32..3, path()), 0usize..4, 0..4);
+        let others = (callers, prop::collection::btree_map(path(), 1u32..4, 0..3), any::<bool>(), 0u32..3);
+        (names, scopes, ports, peers, others).prop_map(|(names, scopes, ports, peers, others)| {
+            let (callers, cgroups, all_pods, set) = others;
             let rules: Vec<Rule> = names
                 .into_iter()
                 .map(|name| Rule { name, mode: Mode::Enforce, guards: String::new(), allows: String::new() })
@@ -257,7 +346,8 @@ mod tests {
                 ports: ports
                     .into_iter()
                     .map(|((scope, port), (list, by, node, audit))| {
-                        let value = PortRule { list, rule: rule(by), tunnel: None, node: node.map(rule), audit };
+                        let value =
+                            PortRule { list, rule: rule(by), tunnel: None, node: node.map(rule), caller: audit, audit };
                         (GuardedPort { scope, protocol: 6, port }, value)
                     })
                     .collect(),
@@ -268,10 +358,21 @@ mod tests {
                         (key, Peer { rule: rule(by), kind })
                     })
                     .collect(),
+                callers: callers.into_iter().map(|(key, by)| (key, rule(by))).collect(),
+                cgroups,
+                pods_cgroup: all_pods.then(|| PodsCgroup::Named("/here".to_owned())),
+                destinations: [((0, "10.9.0.0/24".parse().unwrap()), set)].into(),
+                destination_ports: [DestinationPort { set, protocol: 6, port: 1 }].into(),
+                has_udp: all_pods,
+                audit: false,
             };
             let (name, digest, dial) = (String::new(), String::new(), Vec::new());
             Ruleset { name, digest, mode: Mode::Enforce, rules, tables, dial }
         })
+    }
+
+    fn cgroups() -> Cgroups {
+        [("/here".to_owned(), 7), ("/here/too".to_owned(), 8)].into_iter().collect()
     }
 
     /// The part of an image that a packet can meet: the entries of the generation in force.
@@ -282,6 +383,10 @@ mod tests {
         entries.ports.retain(|key, _| key.generation == generation);
         entries.peers_v4.retain(|(_, key), _| key.list[0] >> 7 == generation);
         entries.peers_v6.retain(|(_, key), _| key.list[0] >> 7 == generation);
+        entries.destinations.retain(|(_, key), _| key.list[0] >> 7 == generation);
+        entries.followed.callers.retain(|key, _| key.list[0] >> 7 == generation);
+        entries.followed.cgroups.retain(|key, _| key.generation == u64::from(generation));
+        entries.followed.generations.retain(|key, _| *key == generation);
         entries
     }
 
@@ -294,33 +399,33 @@ mod tests {
         fn a_plan_carried_out_leaves_exactly_what_was_wanted(rulesets in prop::collection::vec(ruleset(), 1..5)) {
             let mut image = Image::default();
             for want in &rulesets {
-                let plan = plan(&image, want).unwrap();
+                let plan = plan(&image, want, &cgroups()).unwrap();
                 run(&mut image, &plan.ops);
                 prop_assert_eq!(image.epoch, plan.epoch);
                 let generation = (plan.epoch & 1) as u8;
-                prop_assert_eq!(&image.entries, &encode(want, &plan.slots, generation));
+                prop_assert_eq!(&image.entries, &encode(want, &plan.slots, generation, &cgroups()));
                 prop_assert_eq!(image.names.len(), want.rules.len());
                 // What is in force is not written again: no second epoch for the same ruleset.
-                prop_assert!(super::plan(&image, want).unwrap().ops.is_empty());
+                prop_assert!(super::plan(&image, want, &cgroups()).unwrap().ops.is_empty());
             }
         }
 
         #[test]
         fn a_packet_meets_the_old_ruleset_or_the_new_one(first in ruleset(), second in ruleset(), third in ruleset(), crash in 0usize..40) {
             let mut image = Image::default();
-            let plan_of_first = plan(&image, &first).unwrap();
+            let plan_of_first = plan(&image, &first, &cgroups()).unwrap();
             run(&mut image, &plan_of_first.ops);
             // A crash in the middle of an apply: the next one starts from whatever is there.
-            let half = plan(&image, &second).unwrap().ops;
+            let half = plan(&image, &second, &cgroups()).unwrap().ops;
             let before = view(&image);
             let cut = crash.min(half.len());
             run(&mut image, &half[..cut]);
             if !half[..cut].iter().any(|op| matches!(op, Op::Activate(_))) {
                 prop_assert_eq!(&view(&image), &before);
             }
-            let plan = plan(&image, &third).unwrap();
+            let plan = plan(&image, &third, &cgroups()).unwrap();
             let old = view(&image);
-            let new = encode(&third, &plan.slots, (plan.epoch & 1) as u8);
+            let new = encode(&third, &plan.slots, (plan.epoch & 1) as u8, &cgroups());
             for op in &plan.ops {
                 step(&mut image, op);
                 let now = view(&image);
@@ -330,12 +435,24 @@ mod tests {
         }
 
         #[test]
+        fn cgroups_that_come_and_go_are_followed_without_a_new_epoch(want in ruleset(), ids in prop::collection::btree_map("/here(/too)?|/gone", 1u64..5, 0..3)) {
+            let mut image = Image::default();
+            let first = plan(&image, &want, &cgroups()).unwrap();
+            run(&mut image, &first.ops);
+            let now: Cgroups = ids.into_iter().collect();
+            let followed = plan(&image, &want, &now).unwrap();
+            prop_assert_eq!(followed.epoch, first.epoch);
+            run(&mut image, &followed.ops);
+            prop_assert_eq!(&image.entries, &encode(&want, &first.slots, (first.epoch & 1) as u8, &now));
+        }
+
+        #[test]
         fn a_rule_keeps_its_slot_and_shares_it_with_nobody_in_force(first in ruleset(), second in ruleset()) {
             let mut image = Image::default();
-            let plan_of_first = plan(&image, &first).unwrap();
+            let plan_of_first = plan(&image, &first, &cgroups()).unwrap();
             run(&mut image, &plan_of_first.ops);
             let before = image.names.clone();
-            let plan = plan(&image, &second).unwrap();
+            let plan = plan(&image, &second, &cgroups()).unwrap();
             for (rule, slot) in second.rules.iter().zip(&plan.slots) {
                 match before.iter().find(|(_, name)| **name == rule.name) {
                     Some((kept, _)) => prop_assert_eq!(kept, slot),
@@ -362,7 +479,7 @@ mod tests {
                 tables: Tables::default(),
                 dial: Vec::new(),
             };
-            let next = plan(&image, &want).unwrap().epoch;
+            let next = plan(&image, &want, &cgroups()).unwrap().epoch;
             assert!(next != 0 && next & 1 != epoch & 1);
         }
     }

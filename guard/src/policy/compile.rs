@@ -2,20 +2,21 @@
 //! Called by `watch` and `check`.
 //! Must never return a ruleset together with an error, and never one that the kernel's tables cannot hold.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    ops::RangeInclusive,
-};
+use std::{collections::BTreeMap, ops::RangeInclusive};
 
-use guard_common::abi::{MAX_PEERS, MAX_PORTS, MAX_RULES, MAX_SCOPES};
+use guard_common::{
+    abi::{MAX_CALLERS, MAX_DESTINATIONS, MAX_PEERS, MAX_PORTS, MAX_RULES, MAX_SCOPES},
+    packet::UDP,
+};
 use ipnet::IpNet;
 
 use super::{
     diagnostic::{Diagnostic, Severity, Source},
-    document::{Dial, Document, Guard, NodePorts, PodPorts, Selector, decode, span},
-    peers::{Block, peers},
-    ruleset::{DialRule, DialTarget, GuardedPort, Mode, NODE_SCOPE, PortRule, Rule, Ruleset, Tables},
-    values::{Findings, join, port_text},
+    document::{Document, decode, span},
+    read::{Read, check_pods_cgroups, read_companion, read_control_plane, read_dial, read_rule},
+    ruleset::{DialRule, Mode, Rule, Ruleset, Tables},
+    tables::{Parts, tables},
+    values::{Findings, port_text},
 };
 use crate::node::NodeFacts;
 
@@ -23,19 +24,6 @@ use crate::node::NodeFacts;
 pub const API_VERSION: &str = "nodeguard.dev/v1alpha1";
 /// `kind`.
 pub const KIND: &str = "NodeGuardPolicy";
-
-/// A rule with every value read.
-struct Read {
-    name: String,
-    mode: Mode,
-    node: Vec<RangeInclusive<u16>>,
-    cidrs: Vec<IpNet>,
-    pods: Vec<RangeInclusive<u16>>,
-    protocol: u8,
-    tunnel: bool,
-    from_node: bool,
-    blocks: Vec<Block>,
-}
 
 /// Compiles a document for this node. With the ruleset come its warnings; without it, at least one error.
 pub fn compile(source: &Source, node: &NodeFacts) -> Result<(Ruleset, Vec<Diagnostic>), Vec<Diagnostic>> {
@@ -68,12 +56,18 @@ pub fn compile(source: &Source, node: &NodeFacts) -> Result<(Ruleset, Vec<Diagno
         .filter_map(|(index, dial)| read_dial(index, dial, &mut findings))
         .collect();
 
+    let companion =
+        document.spec.tunnel.companion.as_ref().and_then(|companion| read_companion(companion, &mut findings));
+    let control_plane = document.spec.control_plane.as_ref().map(|hub| read_control_plane(hub, node, &mut findings));
+    check_pods_cgroups(&document, &rules, &mut findings);
+
     // Tables of a document that is rejected anyway would only repeat its errors.
     let broken = |findings: &Findings| findings.0.iter().any(|finding| finding.severity == Severity::Error);
     if broken(&findings) {
         return Err(findings.0);
     }
-    let tables = tables(&rules, node);
+    let parts = Parts { rules: &rules, dial: &dial, companion, control_plane, audit: mode == Mode::Audit };
+    let tables = tables(&parts, node);
     let place = span(&document.kind);
     for (what, have, most) in sizes(&rules, &tables) {
         if have > most {
@@ -112,196 +106,15 @@ fn check_head(document: &Document, findings: &mut Findings) {
     }
 }
 
-fn read_rule(index: usize, guard: &Guard, whole: Mode, findings: &mut Findings) -> Read {
-    let own = guard.mode.as_ref().map_or(Mode::Enforce, |mode| findings.mode(mode));
-    let mut rule = Read {
-        name: findings.name(&guard.name),
-        mode: if whole == Mode::Audit { Mode::Audit } else { own },
-        node: Vec::new(),
-        cidrs: Vec::new(),
-        pods: Vec::new(),
-        protocol: 6,
-        tunnel: false,
-        from_node: false,
-        blocks: Vec::new(),
-    };
-    match (&guard.node, &guard.pods) {
-        (Some(NodePorts { ports, protocol }), None) => {
-            rule.node = findings.ports(ports);
-            rule.protocol = findings.protocol(protocol.as_ref());
-        }
-        (None, Some(pods)) => {
-            (rule.cidrs, rule.pods) = (findings.cidrs(pods), findings.ports(&pods.ports));
-            rule.protocol = findings.protocol(pods.protocol.as_ref());
-        }
-        (Some(_), Some(_)) | (None, None) => {
-            findings.add(
-                Diagnostic::error(
-                    "NG012",
-                    span(&guard.name),
-                    format!("rule `{}` must guard either `node` or `pods`", rule.name),
-                    "exactly one of `node: {ports: [...]}` and `pods: {cidrs: [...], ports: [...]}`",
-                )
-                .help("write two rules to guard ports of both"),
-            );
-        }
-    }
-    if guard.allow.value.is_empty() {
-        findings.add(Diagnostic::warning(
-            "NG101",
-            span(&guard.allow),
-            format!("rule `{}` admits nobody", rule.name),
-            "an empty list is nobody, not everybody",
-        ));
-    }
-    for selector in &guard.allow.value {
-        read_selector(index, selector, &guard.name, &mut rule, findings);
-    }
-    rule
-}
-
-fn read_selector(
-    index: usize,
-    selector: &Selector,
-    name: &serde_saphyr::Spanned<String>,
-    rule: &mut Read,
-    findings: &mut Findings,
-) {
-    let places: Vec<_> =
-        [selector.tunnel.as_ref().map(span), selector.node.as_ref().map(span), selector.ip_block.as_ref().map(span)]
-            .into_iter()
-            .flatten()
-            .collect();
-    if places.len() != 1 {
-        let place = places.iter().cloned().reduce(|first, second| join(&first, &second)).unwrap_or_else(|| span(name));
-        findings.add(Diagnostic::error(
-            "NG009",
-            place,
-            format!("an entry of `allow` of rule `{}` must be exactly one selector", name.value),
-            "`tunnel: {}`, `node: {}` or `ipBlock: {cidr: ...}`",
-        ));
-        return;
-    }
-    rule.tunnel |= selector.tunnel.is_some();
-    rule.from_node |= selector.node.is_some();
-    let Some(block) = selector.ip_block.as_ref().map(|block| &block.value) else { return };
-    let Some(cidr) = findings.cidr(&block.cidr) else { return };
-    if cidr.prefix_len() == 0 {
-        let family = if matches!(cidr, IpNet::V4(_)) { "IPv4" } else { "IPv6" };
-        findings.add(Diagnostic::warning(
-            "NG103",
-            span(&block.cidr),
-            format!("`{cidr}` admits every {family} address"),
-            "the port is guarded against nobody here",
-        ));
-    }
-    let mut except = Vec::new();
-    for text in &block.except {
-        let Some(net) = findings.cidr(text) else { continue };
-        if net == cidr || !cidr.contains(&net) {
-            findings.add(Diagnostic::error(
-                "NG008",
-                span(text),
-                format!("`{net}` does not lie inside `{cidr}`"),
-                "an exception is a smaller part of its block",
-            ));
-        }
-        except.push(net);
-    }
-    rule.blocks.push(Block { rule: index, cidr, except });
-}
-
-fn read_dial(index: usize, dial: &Dial, findings: &mut Findings) -> Option<DialRule> {
-    let name = format!("tunnel.dial[{index}]");
-    let (target, ports) = match (&dial.node, &dial.pods) {
-        (Some(node), None) => {
-            findings.protocol(node.value.protocol.as_ref());
-            (DialTarget::Node, findings.ports(&node.value.ports))
-        }
-        (None, Some(pods)) => {
-            let PodPorts { ports, protocol, .. } = &pods.value;
-            findings.protocol(protocol.as_ref());
-            (DialTarget::Pods(findings.cidrs(&pods.value)), findings.ports(ports))
-        }
-        (node, pods) => {
-            let places = [node.as_ref().map(span), pods.as_ref().map(span)];
-            let place = places.into_iter().flatten().reduce(|first, second| join(&first, &second)).unwrap_or(0..0);
-            findings.add(Diagnostic::error(
-                "NG012",
-                place,
-                format!("`{name}` must name either `node` or `pods`"),
-                "exactly one of `node: {ports: [...]}` and `pods: {cidrs: [...], ports: [...]}`",
-            ));
-            return None;
-        }
-    };
-    Some(DialRule { name, target, ports })
-}
-
-/// The kernel's tables: every port of every scope with the union of what its rules allow.
-fn tables(rules: &[Read], node: &NodeFacts) -> Tables {
-    let mut tables = Tables::default();
-    let mut lists: BTreeMap<Vec<usize>, u32> = BTreeMap::new();
-    let mut add = |tables: &mut Tables, scope: u32, of_scope: &[usize], pods: bool| {
-        let mut by_port: BTreeMap<(u8, u16), Vec<usize>> = BTreeMap::new();
-        for (index, rule) in of_scope.iter().filter_map(|index| rules.get(*index).map(|rule| (*index, rule))) {
-            for port in if pods { &rule.pods } else { &rule.node }.iter().cloned().flatten() {
-                let rules = by_port.entry((rule.protocol, port)).or_default();
-                if rules.last() != Some(&index) {
-                    rules.push(index);
-                }
-            }
-        }
-        for ((protocol, port), guarding) in by_port {
-            let number = lists.len() as u32;
-            let list = *lists.entry(guarding.clone()).or_insert(number);
-            let first = |allows: fn(&Read) -> bool| {
-                guarding.iter().copied().find(|index| rules.get(*index).is_some_and(allows))
-            };
-            let rule = PortRule {
-                list,
-                rule: guarding.first().copied().unwrap_or_default(),
-                tunnel: first(|rule| rule.tunnel),
-                node: first(|rule| rule.from_node),
-                audit: first(|rule| rule.mode == Mode::Enforce).is_none(),
-            };
-            tables.ports.insert(GuardedPort { scope, protocol, port }, rule);
-        }
-    };
-    let all: Vec<usize> = (0..rules.len()).collect();
-    add(&mut tables, NODE_SCOPE, &all, false);
-    // A pod's address belongs to its longest prefix, which therefore carries the rules of every prefix around it.
-    let mut scopes: BTreeMap<Vec<usize>, u32> = BTreeMap::new();
-    for cidr in rules.iter().flat_map(|rule| &rule.cidrs).copied().collect::<BTreeSet<IpNet>>() {
-        let around = |rule: &Read| rule.cidrs.iter().any(|outer| outer.contains(&cidr));
-        let of_scope: Vec<usize> = all.iter().copied().filter(|index| rules.get(*index).is_some_and(around)).collect();
-        let next = NODE_SCOPE + 1 + scopes.len() as u32;
-        let scope = *scopes.entry(of_scope).or_insert(next);
-        tables.scopes.insert(cidr, scope);
-    }
-    for (of_scope, scope) in &scopes {
-        add(&mut tables, *scope, of_scope, true);
-    }
-    for address in &node.addresses {
-        tables.scopes.insert(IpNet::from(*address), NODE_SCOPE);
-    }
-    for (guarding, list) in &lists {
-        let blocks: Vec<Block> = guarding
-            .iter()
-            .filter_map(|index| rules.get(*index))
-            .flat_map(|rule| rule.blocks.iter().cloned())
-            .collect();
-        tables.peers.extend(peers(&blocks).into_iter().map(|(net, peer)| ((*list, net), peer)));
-    }
-    tables
-}
-
 /// What there is of each kind, and how much of it one generation of the kernel's tables can hold: half of each.
-fn sizes(rules: &[Read], tables: &Tables) -> [(&'static str, usize, usize); 5] {
+fn sizes(rules: &[Read], tables: &Tables) -> [(&'static str, usize, usize); 8] {
     let v4 = tables.peers.keys().filter(|(_, net)| matches!(net, IpNet::V4(_))).count();
     [
         ("rules", rules.len(), MAX_RULES as usize),
-        ("guarded ports", tables.ports.len(), MAX_PORTS as usize / 2),
+        ("guarded ports", tables.ports.len() + tables.destination_ports.len(), MAX_PORTS as usize / 2),
+        ("callers of all rules together", tables.callers.len(), MAX_CALLERS as usize / 2),
+        ("cgroups", tables.cgroups.len(), MAX_CALLERS as usize / 2),
+        ("prefixes of destinations", tables.destinations.len(), MAX_DESTINATIONS as usize / 2),
         ("pod prefixes and node addresses", tables.scopes.len(), MAX_SCOPES as usize / 2),
         ("IPv4 peer prefixes", v4, MAX_PEERS as usize / 2),
         ("IPv6 peer prefixes", tables.peers.len() - v4, MAX_PEERS as usize / 2),
@@ -346,16 +159,21 @@ fn warn(document: &Document, rules: &[Read], findings: &mut Findings) {
 }
 
 fn guards(rule: &Read) -> String {
-    if rule.cidrs.is_empty() {
-        return format!("node {}", port_text(&rule.node));
-    }
-    format!("pods {} {}", rule.cidrs.iter().map(IpNet::to_string).collect::<Vec<_>>().join(","), port_text(&rule.pods))
+    let (whose, ports) = if rule.pods.is_empty() {
+        ("node".to_owned(), &rule.node)
+    } else if rule.all_pods() {
+        ("all pods".to_owned(), &rule.pods)
+    } else {
+        (format!("pods {}", rule.cidrs.iter().map(IpNet::to_string).collect::<Vec<_>>().join(",")), &rule.pods)
+    };
+    format!("{whose} {}{}", port_text(ports), if rule.protocol == UDP { "/UDP" } else { "" })
 }
 
 fn allows(rule: &Read) -> String {
     let mut allows: Vec<String> = Vec::new();
     allows.extend(rule.tunnel.then(|| "tunnel".to_owned()));
     allows.extend(rule.from_node.then(|| "node".to_owned()));
+    allows.extend(rule.callers.iter().map(|cgroup| format!("caller {cgroup}")));
     for block in rule.blocks.iter().take(4) {
         let except: Vec<String> = block.except.iter().map(IpNet::to_string).collect();
         allows.push(if except.is_empty() {

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use proptest::prelude::*;
 
 use super::*;
-use crate::policy::ruleset::{Peer, PeerKind};
+use crate::policy::ruleset::{ALL_PODS_SCOPE, GuardedPort, NODE_SCOPE, Peer, PeerKind};
 
 const GOOD: &str = include_str!("../../../deploy/policies/worker.yaml");
 
@@ -66,6 +66,20 @@ fn every_mistake_has_its_own_id() {
         (rule("{name: a, allow: [tunnel: {}]}"), "NG012"),
         (document("[]", "[{}]"), "NG012"),
         (rule("{name: a, node: {ports: [1], protocol: SCTP}, allow: [tunnel: {}]}"), "NG015"),
+        (rule("{name: a, node: {ports: [1], protocol: UDP}, allow: [tunnel: {}]}"), "NG015"),
+        (document("[]", "[node: {ports: [1], protocol: UDP}]"), "NG015"),
+        (document("[]", "[pods: {ports: [1]}]"), "NG007"),
+        (rule("{name: a, pods: {cidrs: [10.0.0.0/8], cgroup: /k, ports: [1]}, allow: [tunnel: {}]}"), "NG012"),
+        (rule("{name: a, node: {ports: [1]}, allow: [caller: {cgroup: kubelet.service}]}"), "NG016"),
+        (rule("{name: a, node: {ports: [1]}, allow: [caller: {cgroup: /a/../b}]}"), "NG016"),
+        (rule("{name: a, node: {ports: [1]}, allow: [caller: {cgroup: /}]}"), "NG016"),
+        (document("[]", "[], companion: {cgroup: /a, servers: []}"), "NG017"),
+        (document("[]", "[], companion: {cgroup: '', servers: [{cidr: 10.0.0.1/32, ports: [1]}]}"), "NG016"),
+        (
+            rule("{name: a, pods: {ports: [1]}, allow: []}, {name: b, pods: {cgroup: /k, ports: [2]}, allow: []}"),
+            "NG018",
+        ),
+        (document("[]", "[]}\n  controlPlane: {addresses: [], ports: [6443]").replace("]}}", "]}"), "NG007"),
         (rule("{name: a, node: {ports: [1]}}"), "NG003"),
         (rule("{name: a, node: {ports: [1]}, allow: [], from: []}"), "NG003"),
         (GOOD.replace("  guard:", "  guards:"), "NG003"),
@@ -108,6 +122,9 @@ fn a_rule_only_audits_where_it_or_the_document_says_so() {
 
 #[derive(Clone, Debug)]
 struct RandomRule {
+    all_pods: bool,
+    udp: bool,
+    caller: Option<&'static str>,
     cidrs: Vec<IpNet>,
     ports: Vec<RangeInclusive<u16>>,
     tunnel: bool,
@@ -123,27 +140,33 @@ fn net() -> impl Strategy<Value = IpNet> {
 fn random_rule() -> impl Strategy<Value = RandomRule> {
     let ports = prop::collection::vec((1u16..6, 0u16..3).prop_map(|(first, more)| first..=first + more), 1..3);
     let nets = || prop::collection::vec(net(), 0..3);
-    (nets(), ports, any::<bool>(), any::<bool>(), nets()).prop_map(|(cidrs, ports, tunnel, node, blocks)| RandomRule {
-        cidrs,
-        ports,
-        tunnel,
-        node,
-        blocks,
+    let caller = prop::option::of(prop::sample::select(CALLERS.to_vec()));
+    let flags = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
+    (nets(), ports, flags, caller, nets()).prop_map(|(cidrs, ports, (tunnel, node, all_pods, udp), caller, blocks)| {
+        let all_pods = all_pods && cidrs.is_empty();
+        RandomRule { all_pods, udp, caller, cidrs, ports, tunnel: tunnel && !udp, node, blocks }
     })
 }
+
+/// One inside another, and one whose name only begins alike.
+const CALLERS: [&str; 3] = ["/system.slice", "/system.slice/kubelet.service", "/system.slice2"];
 
 fn yaml(rules: &[RandomRule]) -> String {
     let list = |nets: &[IpNet]| nets.iter().map(IpNet::to_string).collect::<Vec<_>>().join(", ");
     let rule = |(index, rule): (usize, &RandomRule)| {
         let ports =
             rule.ports.iter().map(|range| format!("{}-{}", range.start(), range.end())).collect::<Vec<_>>().join(", ");
-        let target = if rule.cidrs.is_empty() {
-            format!("node: {{ports: [{ports}]}}")
+        let protocol = if rule.udp { ", protocol: UDP" } else { "" };
+        let target = if rule.all_pods {
+            format!("pods: {{ports: [{ports}]{protocol}}}")
+        } else if rule.cidrs.is_empty() {
+            format!("node: {{ports: [{ports}]{protocol}}}")
         } else {
-            format!("pods: {{cidrs: [{}], ports: [{ports}]}}", list(&rule.cidrs))
+            format!("pods: {{cidrs: [{}], ports: [{ports}]{protocol}}}", list(&rule.cidrs))
         };
         let mut allow: Vec<String> = rule.blocks.iter().map(|net| format!("ipBlock: {{cidr: {net}}}")).collect();
         allow.extend(rule.tunnel.then(|| "tunnel: {}".to_owned()));
+        allow.extend(rule.caller.map(|cgroup| format!("caller: {{cgroup: {cgroup}}}")));
         allow.extend(rule.node.then(|| "node: {}".to_owned()));
         format!("{{name: r{index}, {target}, allow: [{}]}}", allow.join(", "))
     };
@@ -168,18 +191,29 @@ proptest! {
         for last in (0..=255u8).step_by(8) {
             let address = IpAddr::from([10, 0, 0, last]);
             for port in 1..9u16 {
-                for pod in [false, true] {
-                    let guards = |rule: &&RandomRule| rule.ports.iter().any(|range| range.contains(&port))
-                        && if pod { rule.cidrs.iter().any(|net| net.contains(&address)) } else { rule.cidrs.is_empty() };
-                    let guarding: Vec<&RandomRule> = rules.iter().filter(guards).collect();
-                    let scope = if pod { scope_of(&tables, address).filter(|scope| *scope != NODE_SCOPE) } else { Some(NODE_SCOPE) };
+                for (pod, udp) in [(false, false), (true, false), (false, true), (true, true)] {
                     // The node's own address is no pod's.
                     if pod && address == IpAddr::from([10, 0, 0, 7]) { continue; }
-                    let entry = scope.and_then(|scope| tables.ports.get(&GuardedPort { scope, protocol: 6, port }));
+                    let whose = |rule: &RandomRule| match pod {
+                        true => rule.all_pods || rule.cidrs.iter().any(|net| net.contains(&address)),
+                        false => !rule.all_pods && rule.cidrs.is_empty(),
+                    };
+                    let guards = |rule: &&RandomRule| rule.udp == udp && rule.ports.iter().any(|range| range.contains(&port)) && whose(rule);
+                    let guarding: Vec<&RandomRule> = rules.iter().filter(guards).collect();
+                    let of_pod = scope_of(&tables, address).filter(|scope| *scope != NODE_SCOPE).unwrap_or(ALL_PODS_SCOPE);
+                    let scope = if pod { of_pod } else { NODE_SCOPE };
+                    let entry = tables.ports.get(&GuardedPort { scope, protocol: if udp { 17 } else { 6 }, port });
                     prop_assert_eq!(entry.is_some(), !guarding.is_empty());
                     let Some(entry) = entry else { continue };
                     prop_assert_eq!(entry.tunnel.is_some(), guarding.iter().any(|rule| rule.tunnel));
                     prop_assert_eq!(entry.node.is_some(), guarding.iter().any(|rule| rule.node));
+                    prop_assert_eq!(entry.caller, guarding.iter().any(|rule| rule.caller.is_some()));
+                    // A process in a named cgroup may do what every cgroup around it may.
+                    for caller in CALLERS.iter().filter(|caller| tables.cgroups.contains_key(**caller)) {
+                        let admitted = tables.callers.contains_key(&(entry.list, (*caller).to_owned()));
+                        let around = |rule: &&RandomRule| rule.caller.is_some_and(|outer| *caller == outer || caller.starts_with(&format!("{outer}/")));
+                        prop_assert_eq!(admitted, guarding.iter().any(around), "{}", caller);
+                    }
                     let peer = tables.peers.iter().filter(|((list, net), _)| *list == entry.list && net.contains(&address)).max_by_key(|((_, net), _)| net.prefix_len());
                     let admitted = matches!(peer, Some((_, Peer { kind: PeerKind::Allow, .. })));
                     prop_assert_eq!(admitted, guarding.iter().any(|rule| rule.blocks.iter().any(|net| net.contains(&address))));

@@ -33,7 +33,7 @@ pub struct Metadata {
 
 /// `spec`.
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Spec {
     /// `Enforce` or `Audit`.
     pub mode: Spanned<String>,
@@ -41,6 +41,8 @@ pub struct Spec {
     pub guard: Vec<Guard>,
     /// The tunnel.
     pub tunnel: Tunnel,
+    /// The hub rule.
+    pub control_plane: Option<ControlPlane>,
 }
 
 /// An entry of `spec.guard`.
@@ -65,19 +67,21 @@ pub struct Guard {
 pub struct NodePorts {
     /// Ports and ranges.
     pub ports: Spanned<Vec<Spanned<String>>>,
-    /// `TCP`.
+    /// `TCP` or `UDP`.
     pub protocol: Option<Spanned<String>>,
 }
 
-/// `pods: {cidrs, ports, protocol}`.
+/// `pods: {cidrs, cgroup, ports, protocol}`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PodPorts {
-    /// Prefixes of pod addresses on this node.
-    pub cidrs: Spanned<Vec<Spanned<String>>>,
+    /// Prefixes of pod addresses on this node. Without them every pod is meant, by its cgroup.
+    pub cidrs: Option<Spanned<Vec<Spanned<String>>>>,
+    /// The cgroup that pods live in, where it is not one of the usual ones.
+    pub cgroup: Option<Spanned<String>>,
     /// Ports and ranges.
     pub ports: Spanned<Vec<Spanned<String>>>,
-    /// `TCP`.
+    /// `TCP` or `UDP`.
     pub protocol: Option<Spanned<String>>,
 }
 
@@ -89,8 +93,18 @@ pub struct Selector {
     pub tunnel: Option<Spanned<Empty>>,
     /// Connections opened in this node's own network namespace.
     pub node: Option<Spanned<Empty>>,
+    /// A local process, by its cgroup.
+    pub caller: Option<Spanned<Caller>>,
     /// Source addresses.
     pub ip_block: Option<Spanned<IpBlock>>,
+}
+
+/// `{cgroup}`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Caller {
+    /// The path of a cgroup below the guarded one: processes in it and below it are meant.
+    pub cgroup: Spanned<String>,
 }
 
 /// `{}`.
@@ -115,6 +129,40 @@ pub struct IpBlock {
 pub struct Tunnel {
     /// Where the control plane may go; empty is nowhere.
     pub dial: Vec<Dial>,
+    /// An upstream agent beside the guard, whose connections count as the tunnel's.
+    pub companion: Option<Companion>,
+}
+
+/// `tunnel.companion`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Companion {
+    /// The cgroup that it runs in.
+    pub cgroup: Spanned<String>,
+    /// What it may reach beside the destinations of `dial`: its servers, its name server.
+    pub servers: Spanned<Vec<Server>>,
+}
+
+/// An entry of `companion.servers`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Server {
+    /// Where.
+    pub cidr: Spanned<String>,
+    /// Ports and ranges.
+    pub ports: Spanned<Vec<Spanned<String>>>,
+    /// `TCP` or `UDP`.
+    pub protocol: Option<Spanned<String>>,
+}
+
+/// `spec.controlPlane`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ControlPlane {
+    /// Addresses of the control plane.
+    pub addresses: Spanned<Vec<Spanned<String>>>,
+    /// The TCP ports that this node and its pods may reach there; all others are denied.
+    pub ports: Spanned<Vec<Spanned<String>>>,
 }
 
 /// An entry of `tunnel.dial`: exactly one of its fields.

@@ -4,9 +4,12 @@
 
 pub mod check;
 pub mod compile;
+mod destinations;
 pub mod diagnostic;
 pub mod document;
 mod peers;
+mod read;
 pub mod ruleset;
+mod tables;
 mod values;
 pub mod watch;

@@ -2,8 +2,13 @@
 //! Called by `kernel/plan` (tables), `authorize` (dial rules), `status` (names and modes).
 //! Must never refer back to the document: what is in force does not change when the file does.
 
-use std::{collections::BTreeMap, net::IpAddr, ops::RangeInclusive};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    ops::RangeInclusive,
+};
 
+use guard_common::abi::ScopeValue;
 use ipnet::IpNet;
 
 /// Whether a denial is carried out or only counted.
@@ -48,7 +53,9 @@ pub struct Rule {
 /// The number of a set of listeners: 0 is the node's own, any other the pods of one set of prefixes.
 pub type Scope = u32;
 /// The node's own listeners.
-pub const NODE_SCOPE: Scope = 0;
+pub const NODE_SCOPE: Scope = ScopeValue::NODE;
+/// The listeners of every pod, by its cgroup.
+pub const ALL_PODS_SCOPE: Scope = ScopeValue::ALL_PODS;
 
 /// The kernel's tables, without epoch or rule slots (`kernel/plan` adds both).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -60,6 +67,41 @@ pub struct Tables {
     /// Peer prefixes by list, the longest match wins. Within a list every prefix says the whole truth for the addresses whose
     /// longest match it is, so that one look-up decides.
     pub peers: BTreeMap<(u32, IpNet), Peer>,
+    /// Cgroups by list with the rule (index) that admits them. A cgroup inside an admitted one is admitted by the same rule.
+    pub callers: BTreeMap<(u32, String), usize>,
+    /// Every cgroup that the policy names, with its roles (`CgroupValue::*`).
+    pub cgroups: BTreeMap<String, u32>,
+    /// Where a rule guards ports of every pod: how their cgroup is found.
+    pub pods_cgroup: Option<PodsCgroup>,
+    /// Where the companion may go and which control-plane addresses there are, the longest match wins: the set of ports, by list
+    /// (`DestinationKey::*`).
+    pub destinations: BTreeMap<(u32, IpNet), u32>,
+    /// The ports of each set of destinations; a set without an entry has none.
+    pub destination_ports: BTreeSet<DestinationPort>,
+    /// Whether a UDP port is guarded.
+    pub has_udp: bool,
+    /// Whether nothing is denied.
+    pub audit: bool,
+}
+
+/// How the cgroup that pods live in is found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PodsCgroup {
+    /// One of the places where kubelet puts it.
+    Usual,
+    /// As the policy says.
+    Named(String),
+}
+
+/// A port that may be reached at a set of destinations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct DestinationPort {
+    /// The set.
+    pub set: u32,
+    /// The IP protocol number.
+    pub protocol: u8,
+    /// The port.
+    pub port: u16,
 }
 
 /// A guarded port, ranges spread out.
@@ -84,6 +126,8 @@ pub struct PortRule {
     pub tunnel: Option<usize>,
     /// The first rule that allows `node`.
     pub node: Option<usize>,
+    /// Whether a rule allows a `caller`.
+    pub caller: bool,
     /// Whether every rule that guards the port only audits.
     pub audit: bool,
 }

@@ -4,14 +4,11 @@
 
 use std::ops::{Range, RangeInclusive};
 
+use guard_common::packet::{TCP, UDP};
 use ipnet::IpNet;
 use serde_saphyr::Spanned;
 
-use super::{
-    diagnostic::Diagnostic,
-    document::{PodPorts, span},
-    ruleset::Mode,
-};
+use super::{diagnostic::Diagnostic, document::span, ruleset::Mode};
 
 /// The findings of one compilation, as they come.
 #[derive(Default)]
@@ -104,28 +101,55 @@ impl Findings {
         }
     }
 
-    /// Only TCP, which is also what a missing protocol means.
+    /// `TCP`, which is also what a missing protocol means, or `UDP`.
     pub(super) fn protocol(&mut self, text: Option<&Spanned<String>>) -> u8 {
-        if let Some(text) = text.filter(|text| text.value != "TCP") {
-            self.add(Diagnostic::error(
-                "NG015",
-                span(text),
-                format!("protocol `{}` cannot be guarded", text.value),
-                "`TCP`",
-            ));
+        match text.map(|text| (text, text.value.as_str())) {
+            None | Some((_, "TCP")) => TCP,
+            Some((_, "UDP")) => UDP,
+            Some((text, other)) => {
+                self.add(Diagnostic::error(
+                    "NG015",
+                    span(text),
+                    format!("protocol `{other}` cannot be guarded"),
+                    "`TCP` or `UDP`",
+                ));
+                TCP
+            }
         }
-        6
     }
 
-    /// The prefixes of `pods`, at least one.
-    pub(super) fn cidrs(&mut self, pods: &PodPorts) -> Vec<IpNet> {
-        if pods.cidrs.value.is_empty() {
-            self.add(
-                Diagnostic::error("NG007", span(&pods.cidrs), "no prefixes", "name at least one")
-                    .help("the pod CIDR of this node: `kubectl get node NAME -o jsonpath={.spec.podCIDRs}`"),
-            );
+    /// `TCP` where nothing else can be meant.
+    pub(super) fn only_tcp(&mut self, text: Option<&Spanned<String>>) {
+        if let Some(text) = text.filter(|text| text.value != "TCP") {
+            self.add(Diagnostic::error("NG015", span(text), "the tunnel carries TCP alone", "`TCP`, or leave it out"));
         }
-        pods.cidrs.value.iter().filter_map(|text| self.cidr(text)).collect()
+    }
+
+    /// A list of prefixes, at least one.
+    pub(super) fn cidrs(&mut self, cidrs: &Spanned<Vec<Spanned<String>>>, help: &'static str) -> Vec<IpNet> {
+        if cidrs.value.is_empty() {
+            self.add(Diagnostic::error("NG007", span(cidrs), "no prefixes", "name at least one").help(help));
+        }
+        cidrs.value.iter().filter_map(|text| self.cidr(text)).collect()
+    }
+
+    /// The path of a cgroup: absolute, in its one spelling, and not the root, in which everything is.
+    pub(super) fn cgroup(&mut self, text: &Spanned<String>) -> Option<String> {
+        let value = text.value.strip_suffix('/').unwrap_or(&text.value);
+        let parts = value.strip_prefix('/').map(|rest| rest.split('/').all(|part| !matches!(part, "" | "." | "..")));
+        if parts == Some(true) {
+            return Some(value.to_owned());
+        }
+        self.add(
+            Diagnostic::error(
+                "NG016",
+                span(text),
+                format!("`{}` is no path of a cgroup", text.value),
+                "as in `/system.slice/kubelet.service`",
+            )
+            .help("`cat /proc/PID/cgroup` shows the path of a process behind `0::`"),
+        );
+        None
     }
 
     /// A prefix, written as its network address.

@@ -1,0 +1,106 @@
+//! Owns the structs of the ABI that tell what happened: counters, events, rule names, what a test run asks and answers.
+//! Called by guard-ebpf's `report` and `probe`, and by guard/src/kernel to read them.
+//! Must never hold what decides.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use super::{Address, FlowKey, NO_RULE, RULE_SLOTS};
+
+/// The index of a counter. `audited` selects the second half of the table.
+pub const fn counter_index(rule: u16, reason: crate::Reason, audited: bool) -> u32 {
+    let rule = if rule > NO_RULE { NO_RULE } else { rule };
+    let half = if audited { (RULE_SLOTS + 1).wrapping_mul(crate::Reason::SLOTS) } else { 0 };
+    half.wrapping_add((rule as u32).wrapping_mul(crate::Reason::SLOTS)).wrapping_add(reason as u32)
+}
+
+/// One denial, or one that would have been (audit): a record of the events' ring buffer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct DenyEvent {
+    /// `CLOCK_MONOTONIC`, nanoseconds.
+    pub at_ns: u64,
+    /// Who connected; zero where the header could not be read.
+    pub source: Address,
+    /// What it connected to; zero where the header could not be read.
+    pub destination: Address,
+    /// The epoch of the ruleset that decided.
+    pub epoch: u32,
+    /// Network order; zero where the TCP header could not be read.
+    pub source_port: [u8; 2],
+    /// The listener's port, host order.
+    pub port: u16,
+    /// The rule slot, or [`NO_RULE`].
+    pub rule: u16,
+    /// [`crate::Reason`] as a number.
+    pub reason: u8,
+    /// 1 where the packet was let through because the rule only audits.
+    pub audited: u8,
+    /// Keeps the record a multiple of 8 bytes.
+    pub reserved: [u8; 4],
+}
+const _: () = assert!(size_of::<DenyEvent>() == 56);
+
+/// The name of a rule slot, so that counters can be read by anybody who can read the maps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct RuleName {
+    /// UTF-8, zero-padded; all zero means that the slot is free.
+    pub bytes: [u8; RuleName::LEN],
+}
+
+impl RuleName {
+    /// The longest rule name, in bytes: the DNS label length that Kubernetes names are held to.
+    pub const LEN: usize = 64;
+}
+
+/// What a test-run entry point of the development object is told about the listener, and what it answers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Probe {
+    /// The flow of the answer.
+    pub flow: FlowKey,
+    /// The epoch of the answer.
+    pub epoch: u32,
+    /// In: the listener's port, host order.
+    pub port: u16,
+    /// The rule slot of the answer.
+    pub rule: u16,
+    /// In: 0 node, 1 pod, any other unknown.
+    pub scope: u8,
+    /// In: the IP protocol number.
+    pub protocol: u8,
+    /// The answer's [`crate::Reason`] as a number.
+    pub reason: u8,
+    /// The answer: 1 where the rule only audits.
+    pub audited: u8,
+    /// In: 1 where the listener is in the pods' cgroup.
+    pub in_pods: u8,
+    /// Nothing pads.
+    pub reserved: [u8; 3],
+}
+
+/// A slot of the loss and pressure counters ([`Health`] names the index).
+pub const MAX_HEALTH: u32 = 8;
+
+/// Index of a counter of what the kernel half could not do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Health {
+    /// Deny events that did not fit into the ring buffer.
+    EventsLost = 0,
+    /// Pinholes that did not fit: their connection is denied.
+    PinholesLost = 1,
+}
+
+impl Health {
+    /// Every index.
+    pub const ALL: [Health; 2] = [Health::EventsLost, Health::PinholesLost];
+
+    /// The stable name, for metrics and `status`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Health::EventsLost => "events-lost",
+            Health::PinholesLost => "pinholes-lost",
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! Owns the ruleset's maps, typed.
+//! Called by `load` (from the loaded object), by `status` (from the pins alone), by `apply` for every write.
+//! Must never be written but by `apply`.
+
+use std::path::Path;
+
+use aya::{
+    Ebpf,
+    maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuArray},
+};
+use guard_common::abi::{
+    Active, CallerKey, CallerValue, CgroupKey, CgroupValue, DestinationKey, DestinationValue, Generation, PeerKey4,
+    PeerKey6, PeerValue, PortKey, PortValue, RuleName, ScopeKey, ScopeValue,
+};
+
+use super::load::{LoadError, pins, take};
+
+/// The maps.
+pub struct Maps {
+    pub(super) active: Array<MapData, Active>,
+    pub(super) generations: Array<MapData, Generation>,
+    pub(super) scopes: LpmTrie<MapData, ScopeKey, ScopeValue>,
+    pub(super) ports: HashMap<MapData, PortKey, PortValue>,
+    pub(super) peers_v4: LpmTrie<MapData, PeerKey4, PeerValue>,
+    pub(super) peers_v6: LpmTrie<MapData, PeerKey6, PeerValue>,
+    pub(super) destinations: LpmTrie<MapData, DestinationKey, DestinationValue>,
+    pub(super) callers: HashMap<MapData, CallerKey, CallerValue>,
+    pub(super) cgroups: HashMap<MapData, CgroupKey, CgroupValue>,
+    pub(super) names: Array<MapData, RuleName>,
+    pub(super) counters: PerCpuArray<MapData, u64>,
+}
+
+impl Maps {
+    /// Takes the ruleset's maps out of a loaded object.
+    pub fn take(ebpf: &mut Ebpf) -> Result<Maps, LoadError> {
+        Maps::open(|name| take(ebpf, name))
+    }
+
+    /// Opens the pinned maps without any program: the daemon need not run.
+    pub fn pinned(bpffs: &Path) -> Result<Maps, LoadError> {
+        let pins = pins(bpffs).join("maps");
+        Maps::open(|name| Ok(Map::from_map_data(MapData::from_pin(pins.join(name))?)?))
+    }
+
+    fn open(mut map: impl FnMut(&'static str) -> Result<Map, LoadError>) -> Result<Maps, LoadError> {
+        Ok(Maps {
+            active: Array::try_from(map("ACTIVE")?)?,
+            generations: Array::try_from(map("GENERATIONS")?)?,
+            scopes: LpmTrie::try_from(map("SCOPES")?)?,
+            ports: HashMap::try_from(map("PORTS")?)?,
+            peers_v4: LpmTrie::try_from(map("PEERS_V4")?)?,
+            peers_v6: LpmTrie::try_from(map("PEERS_V6")?)?,
+            destinations: LpmTrie::try_from(map("DESTINATIONS")?)?,
+            callers: HashMap::try_from(map("CALLERS")?)?,
+            cgroups: HashMap::try_from(map("CGROUPS")?)?,
+            names: Array::try_from(map("RULE_NAMES")?)?,
+            counters: PerCpuArray::try_from(map("COUNTERS")?)?,
+        })
+    }
+}
