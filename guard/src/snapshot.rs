@@ -100,9 +100,9 @@ impl Snapshots for Guard {
     fn status(&self) -> Status {
         let current = lock(&self.current);
         let ruleset = current.ruleset.as_deref();
-        let (in_force, counters) = {
+        let (in_force, counters, pods_unknown) = {
             let apply = lock(&self.apply);
-            (apply.in_force(), counters(&apply))
+            (apply.in_force(), counters(&apply), pods_unknown(&apply))
         };
         let programs = attachments(&self.bpffs);
         let health: Vec<Health> = guard_common::abi::Health::ALL
@@ -122,6 +122,12 @@ impl Snapshots for Guard {
         }
         if ruleset.is_some_and(|ruleset| ruleset.mode == Mode::Audit) {
             weakened.push("the policy only audits: nothing is denied".to_owned());
+        }
+        if pods_unknown {
+            weakened.push(
+                "the cgroup of the pods is not there (it has to be on cgroup v2, below --cgroup): where a rule guards ports of every pod, each listener that is not the node's counts as a pod's"
+                    .to_owned(),
+            );
         }
         if self.uncut.load(Ordering::Relaxed) {
             weakened
@@ -202,6 +208,13 @@ pub fn from_pins(bpffs: &Path) -> Status {
         weakened,
         ..Status::default()
     }
+}
+
+/// Whether a rule guards ports of every pod and nobody can tell which these are.
+fn pods_unknown(apply: &Apply) -> bool {
+    apply.followed().is_some_and(|(ruleset, cgroups)| {
+        ruleset.tables.pods_cgroup.as_ref().is_some_and(|pods| cgroups.pods(pods).is_none())
+    })
 }
 
 fn counters(apply: &Apply) -> Vec<Counter> {

@@ -7,10 +7,14 @@
     reason = "a test panics and prints figures"
 )]
 
+mod all_pods;
+mod callers;
 mod drift;
 mod edits;
 mod established;
+mod hub;
 mod kill;
 mod main_job;
 mod sweep;
+mod udp;
 mod unpin;

@@ -31,6 +31,12 @@ pub fn main(arguments: &[String]) -> Result<()> {
         let outcome = client::https(client::tcp(url_address.parse()?), "/healthz", Path::new(ca));
         return say(&serde_json::to_string(&outcome)?);
     }
+    if let ["once", how, to] = words[..] {
+        return say(once(how, to.parse()?)?.as_str());
+    }
+    if let ["send-first", from, to] = words[..] {
+        return send_first(from.parse()?, to.parse()?);
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     match words[..] {
         ["kubelet", address, certificate, key] => {
@@ -39,6 +45,8 @@ pub fn main(arguments: &[String]) -> Result<()> {
         ["pod", address] => runtime.block_on(pod(address.parse()?)),
         ["relay", to, address] => runtime.block_on(relay(to.parse()?, address.parse()?)),
         ["bytes", address] => runtime.block_on(byte_server(address.parse()?)),
+        ["echo", address] => runtime.block_on(echo(address.parse()?)),
+        ["hold", address] => runtime.block_on(hold(address.parse()?)),
         _ => bail!("no such helper: {}", words.join(" ")),
     }
 }
@@ -131,6 +139,105 @@ async fn relay(to: SocketAddr, address: SocketAddr) -> Result<()> {
             anyhow::Ok(tokio::io::copy_bidirectional(&mut taken, &mut dialled).await?)
         });
     }
+}
+
+/// Answers every datagram with itself.
+async fn echo(address: SocketAddr) -> Result<()> {
+    let socket = tokio::net::UdpSocket::bind(address).await.with_context(|| format!("cannot bind {address}"))?;
+    say("ready")?;
+    let mut buffer = [0; 2048];
+    loop {
+        let (count, from) = socket.recv_from(&mut buffer).await?;
+        socket.send_to(buffer.get(..count).unwrap_or_default(), from).await?;
+    }
+}
+
+/// Connects, says so, and says when the other end or somebody else has ended it.
+async fn hold(address: SocketAddr) -> Result<()> {
+    let mut stream = TcpStream::connect(address).await?;
+    say("ready")?;
+    let ended = stream.read(&mut [0; 1]).await;
+    say(&format!("ended: {ended:?}"))?;
+    Ok(std::future::pending().await)
+}
+
+/// One attempt from where this runs, and how it ended.
+fn once(how: &str, to: SocketAddr) -> Result<Answer> {
+    let denied = |error: &std::io::Error| error.kind() == std::io::ErrorKind::PermissionDenied;
+    match how {
+        "tcp" => Ok(match std::net::TcpStream::connect_timeout(&to, ONCE) {
+            Ok(_) => Answer::Reached,
+            Err(error) if denied(&error) => Answer::NotPermitted,
+            Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => Answer::Refused,
+            Err(error) if error.kind() == std::io::ErrorKind::TimedOut => Answer::NoAnswer,
+            Err(error) => return Err(error.into()),
+        }),
+        "udp" => udp_once(to),
+        _ => bail!("tcp or udp"),
+    }
+}
+
+/// How long an attempt waits: in a lab an answer comes within a millisecond.
+const ONCE: Duration = Duration::from_millis(400);
+
+/// How an attempt ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// A SYN-ACK, or an answer to the datagram.
+    Reached,
+    /// A RST.
+    Refused,
+    /// Nothing.
+    NoAnswer,
+    /// EPERM: not even sent.
+    NotPermitted,
+}
+
+impl Answer {
+    const ALL: [Answer; 4] = [Answer::Reached, Answer::Refused, Answer::NoAnswer, Answer::NotPermitted];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Answer::Reached => "reached",
+            Answer::Refused => "refused",
+            Answer::NoAnswer => "no-answer",
+            Answer::NotPermitted => "not-permitted",
+        }
+    }
+
+    /// What the helper printed.
+    pub fn read(text: &str) -> Option<Answer> {
+        Answer::ALL.into_iter().find(|once| once.as_str() == text.trim())
+    }
+}
+
+/// Sends a datagram from a socket of its own, unconnected, and waits for the answer.
+pub fn udp_once(to: SocketAddr) -> Result<Answer> {
+    let any: SocketAddr = if to.is_ipv4() { "0.0.0.0:0".parse()? } else { "[::]:0".parse()? };
+    exchange(&std::net::UdpSocket::bind(any)?, to)
+}
+
+/// The same from a socket that is there.
+pub fn exchange(socket: &std::net::UdpSocket, to: SocketAddr) -> Result<Answer> {
+    socket.set_read_timeout(Some(ONCE))?;
+    match socket.send_to(b"hello", to) {
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => return Ok(Answer::NotPermitted),
+        sent => sent?,
+    };
+    let mut buffer = [0; 16];
+    match socket.recv_from(&mut buffer) {
+        Ok((5, _)) => Ok(Answer::Reached),
+        Ok(_) => bail!("an answer of another length"),
+        Err(error) if matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut) => {
+            Ok(Answer::NoAnswer)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Opens a conversation from a given port, then answers as the socket's owner would: what is still let in was asked for.
+fn send_first(from: SocketAddr, to: SocketAddr) -> Result<()> {
+    say(exchange(&std::net::UdpSocket::bind(from)?, to)?.as_str())
 }
 
 /// `GET N SEED`: sends N bytes of the pattern and closes right behind them. `PUT SEED ID`: reads to the end; `SUM ID` says what was read.

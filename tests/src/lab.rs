@@ -19,8 +19,9 @@ use nix::mount::{MsFlags, mount};
 use crate::{
     certs::{Certs, ServerCert},
     daemon::{Daemon, Place},
+    helper::Answer,
     net::{Net, Who},
-    process::{Process, command, until},
+    process::{Process, command, output, until},
     server::ProxyServer,
     sweep,
 };
@@ -193,17 +194,58 @@ impl Lab {
         Ok(helper)
     }
 
+    /// Runs a helper to its end in a cgroup below the guarded one (`""`: in it), and what it printed.
+    pub fn run_in(&self, who: Who, cgroup: &str, arguments: &[&str]) -> Result<String> {
+        let binary = target()?.join("nodeguard-demo");
+        let mut helper = command(&binary, self.net.open(who)?, &self.node_cgroup.join(cgroup))?;
+        helper.arg("helper").args(arguments);
+        let said = output(helper)?;
+        ensure!(said.status.success(), "helper {arguments:?}: {}", String::from_utf8_lossy(&said.stderr));
+        Ok(String::from_utf8(said.stdout)?)
+    }
+
+    /// One attempt from a cgroup below the guarded one, and how it ended.
+    pub fn once(&self, who: Who, cgroup: &str, how: &str, to: std::net::SocketAddr) -> Result<Answer> {
+        let said = self.run_in(who, cgroup, &["once", how, &to.to_string()])?;
+        Answer::read(&said).with_context(|| format!("a helper said {said:?}"))
+    }
+
+    /// Makes a cgroup below the guarded one.
+    pub fn make_cgroup(&self, cgroup: &str) -> Result<()> {
+        Ok(fs::create_dir_all(self.node_cgroup.join(cgroup))?)
+    }
+
+    /// Removes an empty cgroup below the guarded one.
+    pub fn remove_cgroup(&self, cgroup: &str) -> Result<()> {
+        let path = self.node_cgroup.join(cgroup);
+        until("the cgroup is empty", Duration::from_secs(5), || Ok(fs::remove_dir(&path).is_ok()))
+    }
+
+    /// Starts a helper that lasts as long as the lab, in a cgroup below the guarded one.
+    pub fn start_in(&mut self, who: Who, cgroup: &str, arguments: &[&str]) -> Result<PathBuf> {
+        let binary = target()?.join("nodeguard-demo");
+        let mut helper = command(&binary, self.net.open(who)?, &self.node_cgroup.join(cgroup))?;
+        helper.arg("helper").args(arguments);
+        self.keep(arguments.first().unwrap_or(&"helper"), helper)
+    }
+
     fn start_helper(&mut self, who: Who, what: &str, arguments: &[&str]) -> Result<()> {
+        let all: Vec<&str> = [what].into_iter().chain(arguments.iter().copied()).collect();
+        let helper = self.helper(who, &all)?;
+        self.keep(what, helper).map(drop)
+    }
+
+    /// Starts a helper and waits until it is ready; its log.
+    fn keep(&mut self, what: &str, helper: Command) -> Result<PathBuf> {
         let log = self.directory.join(format!("{what}-{}.log", self.helpers.len()));
         File::create(&log)?;
-        let all: Vec<&str> = [what].into_iter().chain(arguments.iter().copied()).collect();
-        let mut process = Process::start(what, self.helper(who, &all)?, &log)?;
+        let mut process = Process::start(what, helper, &log)?;
         until(what, Duration::from_secs(10), || {
             process.check()?;
             Ok(process.printed().contains("ready"))
         })?;
         self.helpers.push(process);
-        Ok(())
+        Ok(log)
     }
 }
 
