@@ -158,7 +158,7 @@ async fn hold(address: SocketAddr) -> Result<()> {
     say("ready")?;
     let ended = stream.read(&mut [0; 1]).await;
     say(&format!("ended: {ended:?}"))?;
-    Ok(std::future::pending().await)
+    std::future::pending::<Result<()>>().await
 }
 
 /// One attempt from where this runs, and how it ended.
