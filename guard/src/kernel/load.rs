@@ -4,7 +4,10 @@
 
 use std::{
     fs, io,
-    os::{fd::AsFd, unix::fs::MetadataExt},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::fs::MetadataExt,
+    },
     path::{Path, PathBuf},
 };
 
@@ -116,6 +119,8 @@ pub struct Programs {
     pub(super) location: Location,
     /// A handle on every pinned map, so that a lost pin can be made again.
     pub(super) pinned: Vec<(String, MapData)>,
+    /// The same for every link: without it, removing a pin would detach the program.
+    pub(super) links: Vec<(&'static str, OwnedFd)>,
     /// Whether cgroup_skb programs can ask for the network namespace here (kernel 6.15).
     pub netns_helper: bool,
 }
@@ -158,7 +163,7 @@ pub fn open(location: &Location) -> Result<Loaded, LoadError> {
         health: PerCpuArray::try_from(take(&mut ebpf, "HEALTH")?)?,
         events: RingBuf::try_from(take(&mut ebpf, "EVENTS")?)?,
         cookies: HashMap::try_from(take(&mut ebpf, "COOKIES")?)?,
-        programs: Programs { ebpf, location: location.clone(), pinned, netns_helper },
+        programs: Programs { ebpf, location: location.clone(), pinned, links: Vec::new(), netns_helper },
     })
 }
 
@@ -169,6 +174,7 @@ impl Programs {
         let pins = self.location.pins();
         let cgroup = fs::File::open(&self.location.cgroup).map_err(at(&self.location.cgroup))?;
         let cgroup_id = cgroup.metadata().map_err(at(&self.location.cgroup))?.ino();
+        self.links.clear();
         for name in PROGRAMS {
             let link_pin = pins.join("links").join(name);
             let program_pin = pins.join("programs").join(name);
@@ -180,6 +186,7 @@ impl Programs {
                 replace_pin(program, &program_pin)?;
                 tracing::info!(program = name, cgroup = %self.location.cgroup.display(), "program attached and pinned");
             }
+            self.links.push((name, sys::obj_get(&link_pin).map_err(at(&link_pin))?));
         }
         Ok(())
     }

@@ -2,13 +2,14 @@
 //! Called by `app`, every few seconds, and by nobody else.
 //! Must never act in silence: whatever it mends was open or could have been.
 
-use std::{fs, io, path::Path};
+use std::{fs, io, os::fd::AsFd, path::Path};
 
 use aya::{maps::MapInfo, programs::ProgramInfo};
 
 use super::{
     load::{LoadError, Programs, attachments},
     object::PROGRAMS,
+    sys,
 };
 
 impl Programs {
@@ -27,6 +28,18 @@ impl Programs {
                 make_way(&path)?;
                 map.pin(&path).map_err(|error| LoadError::Pin(path, error))?;
                 mended.push(format!("pin of the map {name}"));
+            }
+        }
+        for (name, link) in &self.links {
+            let path = pins.join("links").join(name);
+            let of = |error| LoadError::Path(path.clone(), error);
+            let held = sys::link_info(link.as_fd()).map_err(of)?;
+            let found = sys::obj_get(&path).and_then(|link| sys::link_info(link.as_fd())).ok();
+            // One that was detached is attached again below.
+            if held.cgroup_id != 0 && found.is_none_or(|found| found.id != held.id) {
+                make_way(&path)?;
+                sys::obj_pin(link.as_fd(), &path).map_err(|error| LoadError::Path(path, error))?;
+                mended.push(format!("pin of the link of the program {name}"));
             }
         }
         let before = mended.len();

@@ -13,13 +13,15 @@ use std::{
 };
 
 // Commands of `enum bpf_cmd` in the kernel's include/uapi/linux/bpf.h.
+const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_LINK_UPDATE: libc::c_long = 29;
 
+/// For `BPF_OBJ_PIN` and `BPF_OBJ_GET`.
 #[repr(C)]
 #[derive(Default)]
-struct ObjGet {
+struct ObjPath {
     pathname: u64,
     bpf_fd: u32,
     file_flags: u32,
@@ -63,10 +65,17 @@ pub(super) struct CgroupLinkInfo {
 /// Opens a pinned object.
 pub(super) fn obj_get(path: &Path) -> io::Result<OwnedFd> {
     let path = CString::new(path.as_os_str().as_bytes()).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
-    let attr = ObjGet { pathname: path.as_ptr() as u64, ..ObjGet::default() };
+    let attr = ObjPath { pathname: path.as_ptr() as u64, ..ObjPath::default() };
     let fd = bpf(BPF_OBJ_GET, &attr)?;
     // SAFETY: the kernel has just given this descriptor to us.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Pins an object.
+pub(super) fn obj_pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes()).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+    let attr = ObjPath { pathname: path.as_ptr() as u64, bpf_fd: object.as_raw_fd() as u32, file_flags: 0 };
+    bpf(BPF_OBJ_PIN, &attr).map(drop)
 }
 
 /// What the kernel knows of a cgroup link.
