@@ -211,7 +211,7 @@ mod tests {
         let node = NodeFacts::default();
         let ruleset = anything(&node).unwrap().ruleset;
         let judge = |address: &str| authorize(Some(&ruleset), &node, address.parse().unwrap()).map(drop);
-        for address in ["10.1.2.3:1", "127.0.0.1:80", "[::1]:65535", "[2001:db8::1]:443"] {
+        for address in ["10.1.2.3:1", "[::]:80", "127.0.0.1:80", "[::1]:65535", "[2001:db8::1]:443"] {
             assert_eq!(judge(address), Ok(()), "{address}");
         }
         assert_eq!(judge("169.254.169.254:80"), Err(Refusal::LinkLocal));

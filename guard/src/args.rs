@@ -124,7 +124,7 @@ pub struct AgentArgs {
     #[arg(long, required_unless_present = "dial_anything")]
     pub policy: Option<PathBuf>,
     /// Dials whatever the control plane asks for, loopback included, as the upstream agent does; only link-local addresses (cloud
-    /// metadata), multicast and unspecified ones stay refused. Instead of a policy, and a weakness: it is told on every start and in `status`.
+    /// metadata) and multicast stay refused. Instead of a policy, and a weakness: it is told on every start and in `status`.
     #[arg(long, conflicts_with = "policy")]
     pub dial_anything: bool,
     /// Where `nodeguard status` asks [default: nowhere].

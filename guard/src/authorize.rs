@@ -4,7 +4,7 @@
 
 use std::{
     fmt,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
 use crate::{
@@ -84,7 +84,9 @@ impl fmt::Display for Refusal {
             Refusal::Loopback => "loopback addresses are not dialled unless tunnel.dial names exactly this one",
             Refusal::LinkLocal => "link-local addresses are not dialled unless tunnel.dial names exactly this one",
             Refusal::Multicast => "multicast and broadcast addresses are not dialled",
-            Refusal::Unspecified => "unspecified addresses are not dialled",
+            Refusal::Unspecified => {
+                "unspecified addresses mean loopback, which is not dialled unless tunnel.dial names exactly this one"
+            }
             Refusal::Protocol => "only tcp is dialled",
             Refusal::Malformed => "the address is not host:port",
             Refusal::Busy => "the guard takes no more dials now",
@@ -98,6 +100,7 @@ pub fn authorize(ruleset: Option<&Ruleset>, node: &NodeFacts, address: SocketAdd
     // An IPv4 address in IPv6 clothes is the IPv4 address to the kernel, and so to the policy.
     let address = SocketAddr::new(address.ip().to_canonical(), address.port());
     let special = special(address.ip());
+    let address = SocketAddr::new(meant(address.ip()), address.port());
     let mut refusal = Refusal::AddressNotNamed;
     for rule in &ruleset.dial {
         let names = match &rule.target {
@@ -107,7 +110,8 @@ pub fn authorize(ruleset: Option<&Ruleset>, node: &NodeFacts, address: SocketAdd
         };
         if names && rule.has_port(address.port()) {
             return match special {
-                Some(Refusal::Multicast | Refusal::Unspecified) => Err(special.unwrap_or(refusal)),
+                Some(never @ Refusal::Multicast) => Err(never),
+                Some(never @ Refusal::Unspecified) if !address.ip().is_loopback() => Err(never),
                 Some(_) | None => Ok(Permit { address, rule: rule.name.clone() }),
             };
         }
@@ -116,6 +120,15 @@ pub fn authorize(ruleset: Option<&Ruleset>, node: &NodeFacts, address: SocketAdd
         }
     }
     Err(special.unwrap_or(refusal))
+}
+
+/// Connecting to the unspecified address connects to loopback, so that is what is judged and dialled.
+fn meant(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(Ipv4Addr::UNSPECIFIED) => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(Ipv6Addr::UNSPECIFIED) => Ipv6Addr::LOCALHOST.into(),
+        IpAddr::V4(_) | IpAddr::V6(_) => address,
+    }
 }
 
 /// The addresses that are never dialled because a prefix happens to hold them.
@@ -175,6 +188,8 @@ mod tests {
             ("[::ffff:127.0.0.1]:22", Err(Refusal::Loopback)),
             ("[::1]:10250", Err(Refusal::Loopback)),
             ("0.0.0.0:10250", Err(Refusal::Unspecified)),
+            ("0.0.0.0:53", Ok("tunnel.dial[2]")),
+            ("0.0.0.1:53", Err(Refusal::Unspecified)),
             ("[::]:10250", Err(Refusal::Unspecified)),
             ("224.0.0.1:8080", Err(Refusal::Multicast)),
             ("255.255.255.255:8080", Err(Refusal::Multicast)),

@@ -4,14 +4,21 @@
 //! Must never send a packet outside the namespaces it made, and never leave anything behind.
 //!
 //! Reading order: `lab` (what stands where) -> `net`, `process`, `certs`, `server`, `daemon` (its parts) -> `client` (attempts and what
-//! became of them) -> `helper` (what runs in the node and in pods) -> `attempts` (the main job, line by line).
+//! became of them) -> `helper` (what runs in the node and in pods) -> `attempts` (the main job, line by line). `isolated` is the small
+//! way: loopback only; in it `bare` (agents without a kernel half), `endpoint` (what they dial), `load` (what the control plane does),
+//! `fake` (a server that is not the real one).
 
 pub mod attempts;
+pub mod bare;
 pub mod certs;
 pub mod client;
 pub mod daemon;
+pub mod endpoint;
+pub mod fake;
 pub mod helper;
+pub mod isolated;
 pub mod lab;
+pub mod load;
 pub mod net;
 pub mod process;
 pub mod server;

@@ -10,3 +10,4 @@
 mod bytes;
 mod certificates;
 mod restart;
+mod upstream;

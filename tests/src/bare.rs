@@ -1,0 +1,137 @@
+//! Owns agents without a kernel half, ours and the upstream one, a real server for them, and what the kernel says of their processes.
+//! Called by the tunnel bench and by tests under load.
+//! Must never give one of them what the other does not get: same certificates, same server, an address each.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use crate::{
+    certs::Certs,
+    lab::target,
+    process::{Process, until},
+};
+use anyhow::{Context, Result, ensure};
+
+/// Where everything of a run stands.
+pub struct Place {
+    /// Logs, sockets, certificates.
+    pub directory: PathBuf,
+    /// The certificates.
+    pub certs: Certs,
+}
+
+/// Who is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Who {
+    /// This project's agent.
+    Ours,
+    /// The upstream project's.
+    Theirs,
+}
+
+impl Who {
+    /// Both, in the order of an even round.
+    pub const BOTH: [Who; 2] = [Who::Ours, Who::Theirs];
+
+    /// The address that the server takes for this agent's node.
+    pub fn address(self) -> &'static str {
+        match self {
+            Who::Ours => "10.0.0.2",
+            Who::Theirs => "10.0.0.3",
+        }
+    }
+}
+
+/// The proxy-server's address for agents.
+pub const SERVER: &str = "10.0.0.1";
+const POLICY: &str = "\
+apiVersion: nodeguard.dev/v1alpha1
+kind: NodeGuardPolicy
+metadata: {name: bench}
+spec:
+  mode: Enforce
+  guard: []
+  tunnel: {dial: [{pods: {cidrs: [10.0.0.0/24], ports: [7000]}}]}
+";
+
+/// Starts the real proxy-server; where its frontend listens.
+pub fn server(place: &Place) -> Result<(Process, PathBuf)> {
+    let socket = place.directory.join("konnectivity.sock");
+    let mut server = command(&upstream("proxy-server")?);
+    server.args(["--mode=http-connect", "--server-port=0", "--proxy-strategies=destHost", "--v=0"]);
+    server.args([
+        "--health-bind-address=127.0.0.1",
+        "--health-port=8092",
+        "--admin-bind-address=127.0.0.1",
+        "--admin-port=8095",
+    ]);
+    server.args([
+        format!("--uds-name={}", socket.display()),
+        format!("--agent-bind-address={SERVER}"),
+        "--agent-port=8091".to_owned(),
+    ]);
+    for (flag, file) in [("cluster-cert", "server.crt"), ("cluster-key", "server.key"), ("cluster-ca-cert", "ca.crt")] {
+        server.arg(format!("--{flag}={}", place.certs.path(file).display()));
+    }
+    let mut process = Process::start("proxy-server", server, &place.directory.join("proxy-server.log"))?;
+    until("the proxy-server listens", Duration::from_secs(20), || {
+        process.check()?;
+        Ok(std::os::unix::net::UnixStream::connect(&socket).is_ok())
+    })?;
+    Ok((process, socket))
+}
+
+/// Starts an agent for a server.
+pub fn agent(who: Who, place: &Place, port: u16) -> Result<Process> {
+    let policy = place.directory.join("policy.yaml");
+    fs::write(&policy, POLICY)?;
+    let (mut agent, health) = match who {
+        Who::Ours => {
+            let mut agent = command(&target()?.join("nodeguard"));
+            agent.args(["agent", "--policy"]).arg(policy).env("RUST_LOG", "warn");
+            (agent, 18_101)
+        }
+        Who::Theirs => (command(&upstream("proxy-agent")?), 18_102),
+    };
+    agent.args([format!("--proxy-server-host={SERVER}"), format!("--proxy-server-port={port}")]);
+    agent.args([format!("--agent-identifiers=ipv4={}", who.address()), "--v=0".to_owned()]);
+    agent.args(["--health-server-host=127.0.0.1".to_owned(), format!("--health-server-port={health}")]);
+    agent.args([format!("--admin-server-port={}", health + 100), "--sync-interval=100ms".to_owned()]);
+    for (flag, file) in [("ca-cert", "ca.crt"), ("agent-cert", "agent.crt"), ("agent-key", "agent.key")] {
+        agent.arg(format!("--{flag}={}", place.certs.path(file).display()));
+    }
+    Process::start("agent", agent, &place.directory.join(format!("{who:?}.log")))
+}
+
+fn command(program: &Path) -> Command {
+    let mut command = Command::new(program);
+    command.stdin(Stdio::null()).env_remove("RUST_LOG");
+    command
+}
+
+fn upstream(file: &str) -> Result<PathBuf> {
+    let path = target()?.with_file_name("upstream").join(file);
+    ensure!(path.is_file(), "{} is missing: run `cargo xtask setup`", path.display());
+    Ok(path)
+}
+
+/// CPU time of a process so far, seconds.
+pub fn cpu(process: &Process) -> Result<f64> {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", process.id()))?;
+    // After the name, which may hold anything: state is field 3, utime 14, stime 15 (proc(5)).
+    let fields: Vec<&str> = stat.rsplit_once(')').context("/proc/PID/stat")?.1.split_whitespace().collect();
+    let ticks = |index: usize| fields.get(index).and_then(|text| text.parse::<f64>().ok()).context("/proc/PID/stat");
+    let per_second = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK)?.unwrap_or(100);
+    Ok((ticks(11)? + ticks(12)?) / per_second as f64)
+}
+
+/// A line of /proc/PID/status, KiB: `VmRSS` now, `VmHWM` the most so far.
+pub fn memory(process: &Process, line: &str) -> Result<f64> {
+    let status = fs::read_to_string(format!("/proc/{}/status", process.id()))?;
+    let value = status.lines().find_map(|text| text.strip_prefix(line)?.strip_prefix(':')?.split_whitespace().next());
+    value.and_then(|text| text.parse().ok()).context("/proc/PID/status")
+}

@@ -1,0 +1,43 @@
+//! Owns a network namespace with nothing but loopback, for the code of one thread and what it starts.
+//! Called by tests and benches of the tunnel that need no lab.
+//! Must never resolve a name outside: no packet can leave, and the resolver is told to look at files only.
+
+use std::{path::Path, process::Command};
+
+use anyhow::{Context, Result, ensure};
+use nix::{
+    mount::{MsFlags, mount},
+    sched::{CloneFlags, unshare},
+};
+
+const SWITCH: &str = "/etc/nsswitch.conf";
+
+/// Runs code on a thread of its own, in namespaces of its own (network, mounts); loopback also has these addresses.
+pub fn isolated<T: Send>(addresses: &[&str], code: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    let in_it = || {
+        enter(addresses)?;
+        code()
+    };
+    std::thread::scope(|scope| scope.spawn(in_it).join()).unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+fn enter(addresses: &[&str]) -> Result<()> {
+    ensure!(nix::unistd::geteuid().is_root(), "a network namespace of its own needs root");
+    unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).context("unshare")?;
+    let none: Option<&str> = None;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).context("a mount namespace")?;
+    if Path::new(SWITCH).is_file() {
+        let files = tempfile::NamedTempFile::new()?;
+        std::fs::write(files.path(), "hosts: files\n")?;
+        mount(Some(files.path()), SWITCH, none, MsFlags::MS_BIND, none).context("mount over nsswitch.conf")?;
+    }
+    ip(&["link", "set", "lo", "up"])?;
+    addresses.iter().try_for_each(|address| ip(&["address", "add", &format!("{address}/32"), "dev", "lo"]))
+}
+
+fn ip(arguments: &[&str]) -> Result<()> {
+    let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
+    let status = Command::new("ip").args(arguments).env("PATH", path).status().context("ip (package iproute2)")?;
+    ensure!(status.success(), "ip {}", arguments.join(" "));
+    Ok(())
+}

@@ -1,0 +1,259 @@
+//! Owns the tunnel bench: this agent and the upstream one under the same real proxy-server in one run, in turns; medians and ratios.
+//! Called by `cargo xtask bench tunnel`, which shows the rows that this prints as JSON.
+//! Must never compare figures of different runs.
+
+mod own;
+
+use std::{
+    fs::File,
+    io::Write,
+    path::PathBuf,
+    process::{Command, Stdio},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail};
+use lab::{
+    bare::{Place, SERVER, Who, agent, cpu, memory, server},
+    certs::{Certs, ServerCert},
+    endpoint,
+    isolated::isolated,
+    load::{Load, Way, request},
+    process::{Process, until},
+};
+use serde::Serialize;
+
+/// One line of the table.
+#[derive(Serialize)]
+struct Row {
+    what: String,
+    unit: &'static str,
+    ours: f64,
+    other: f64,
+    ratio: f64,
+    /// `at least` or `at most` this ratio; none where a figure is only shown.
+    goal: Option<(&'static str, f64)>,
+}
+
+/// How much is done.
+#[derive(Clone, Copy)]
+struct Amount {
+    rounds: usize,
+    mib: usize,
+    seconds: u64,
+    dials: usize,
+    idle: usize,
+}
+
+const FULL: Amount = Amount { rounds: 3, mib: 384, seconds: 3, dials: 1000, idle: 10_000 };
+const QUICK: Amount = Amount { rounds: 1, mib: 128, seconds: 3, dials: 320, idle: 2000 };
+
+fn main() -> Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match words[..] {
+        ["endpoint", address] => runtime()?.block_on(async {
+            let listener = tokio::net::TcpListener::bind(address).await?;
+            std::io::Write::write_all(&mut std::io::stdout(), b"ready\n")?;
+            endpoint::serve(listener).await
+        }),
+        [] => bench(FULL),
+        ["--quick"] => bench(QUICK),
+        _ => bail!("usage: nodeguard-tunnel-bench [--quick]"),
+    }
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime> {
+    let (_, most) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE)?;
+    nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE, most, most)?;
+    Ok(tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?)
+}
+
+fn bench(amount: Amount) -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let addresses = [SERVER, Who::Ours.address(), Who::Theirs.address()];
+    let rows = isolated(&addresses, || {
+        let place = Place { directory: directory.path().to_path_buf(), certs: Certs::new(directory.path())? };
+        place.certs.server(ServerCert::Good)?;
+        let _endpoint = endpoint_process(&place)?;
+        let runtime = runtime()?;
+        let mut rows = runtime.block_on(with_server(&place, amount))?;
+        rows.extend(runtime.block_on(own::without_server(&place, amount))?);
+        Ok(rows)
+    })?;
+    let mut out = std::io::stdout().lock();
+    serde_json::to_writer(&mut out, &rows)?;
+    Ok(writeln!(out)?)
+}
+
+fn endpoint_process(place: &Place) -> Result<Process> {
+    let log = place.directory.join("endpoint.log");
+    File::create(&log)?;
+    let mut endpoint = Command::new(std::env::current_exe()?);
+    endpoint.args(["endpoint", "0.0.0.0:7000"]).stdin(Stdio::null());
+    let mut process = Process::start("endpoint", endpoint, &log)?;
+    until("the endpoint listens", Duration::from_secs(10), || {
+        process.check()?;
+        Ok(process.printed().contains("ready"))
+    })?;
+    Ok(process)
+}
+
+/// An agent under load, and where its load goes.
+struct Subject {
+    process: Process,
+    load: Load,
+}
+
+/// Figures of both agents, round by round.
+#[derive(Default)]
+struct Figures {
+    ours: Vec<f64>,
+    other: Vec<f64>,
+}
+
+impl Figures {
+    fn add(&mut self, who: Who, value: f64) {
+        match who {
+            Who::Ours => self.ours.push(value),
+            Who::Theirs => self.other.push(value),
+        }
+    }
+
+    fn row(&self, what: impl Into<String>, unit: &'static str, goal: Option<(&'static str, f64)>) -> Row {
+        let (ours, other) = (median(&self.ours), median(&self.other));
+        Row { what: what.into(), unit, ours, other, ratio: ours / other, goal }
+    }
+}
+
+fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+fn progress(text: &str) {
+    let _ = writeln!(std::io::stderr(), "  {text}");
+}
+
+/// Everything that the real server lets us see.
+async fn with_server(place: &Place, amount: Amount) -> Result<Vec<Row>> {
+    let (_server, socket) = server(place)?;
+    let mut rows = memory_rows(place, &socket, amount).await?;
+    let subjects = [subject(Who::Ours, place, &socket).await?, subject(Who::Theirs, place, &socket).await?];
+    let of = |who: Who| -> Result<&Subject> { subjects.get(usize::from(who == Who::Theirs)).context("two subjects") };
+    let turns = |round: usize| if round.is_multiple_of(2) { [0, 1] } else { [1, 0] };
+
+    for (connections, way, name) in [
+        (1, Way::ToControlPlane, "throughput to the control plane, 1 connection"),
+        (10, Way::ToControlPlane, "throughput to the control plane, 10 connections"),
+        (100, Way::ToControlPlane, "throughput to the control plane, 100 connections"),
+        (1, Way::ToNode, "throughput to the node, 1 connection"),
+        (10, Way::ToNode, "throughput to the node, 10 connections"),
+        (100, Way::ToNode, "throughput to the node, 100 connections"),
+    ] {
+        progress(name);
+        let (mut speed, mut work) = (Figures::default(), Figures::default());
+        for round in 0..amount.rounds {
+            for who in turns(round).map(|turn| Who::BOTH[turn]) {
+                let subject = of(who)?;
+                let before = cpu(&subject.process)?;
+                speed.add(who, subject.load.throughput(way, connections, amount.mib << 20).await?);
+                work.add(who, (cpu(&subject.process)? - before) * 1024.0 / amount.mib as f64);
+            }
+        }
+        rows.push(speed.row(name, "MiB/s", (connections == 1).then_some(("at least", 2.0))));
+        rows.push(work.row(name.replace("throughput", "CPU"), "s/GiB", Some(("at most", 0.4))));
+    }
+
+    progress("requests and dials");
+    let mut figures: [Figures; 5] = Default::default();
+    for round in 0..amount.rounds {
+        for who in turns(round).map(|turn| Who::BOTH[turn]) {
+            let load = &of(who)?.load;
+            let requests = load.requests(8, Duration::from_secs(amount.seconds)).await?;
+            let dials = load.dials(amount.dials).await?;
+            let rate = load.dial_rate(amount.dials).await?;
+            let values = [requests.p50, requests.p99, dials.p50, dials.p99, rate];
+            figures.iter_mut().zip(values).for_each(|(figure, value)| figure.add(who, value));
+        }
+    }
+    let names = [
+        ("request and answer, p50, 8 connections", "ms", None),
+        ("request and answer, p99, 8 connections", "ms", None),
+        ("dial, p50", "ms", None),
+        ("dial, p99", "ms", Some(("at most", 0.6))),
+        ("dials by 32 at once", "1/s", None),
+    ];
+    rows.extend(figures.iter().zip(names).map(|(figure, (what, unit, goal))| figure.row(what, unit, goal)));
+
+    progress("beside an endpoint that never reads");
+    rows.extend(stalled_rows(&subjects, amount).await?);
+    let peak = Figures {
+        ours: vec![memory(&of(Who::Ours)?.process, "VmHWM")? / 1024.0],
+        other: vec![memory(&of(Who::Theirs)?.process, "VmHWM")? / 1024.0],
+    };
+    rows.push(peak.row("most memory in all of this", "MiB", None));
+    Ok(rows)
+}
+
+/// Each agent against itself: with and without an endpoint that never reads.
+async fn stalled_rows(subjects: &[Subject; 2], amount: Amount) -> Result<Vec<Row>> {
+    let time = Duration::from_secs(amount.seconds + 1);
+    let mut rows = Vec::new();
+    for (who, subject) in Who::BOTH.iter().zip(subjects) {
+        let (mut throughput, mut p99) = (Figures::default(), Figures::default());
+        for _ in 0..amount.rounds {
+            let without = subject.load.beside(false, time).await?;
+            let with = subject.load.beside(true, time).await?;
+            throughput.add(Who::Theirs, without.throughput);
+            throughput.add(Who::Ours, with.throughput);
+            p99.add(Who::Theirs, without.latency.p99);
+            p99.add(Who::Ours, with.latency.p99);
+        }
+        let (name, goal) = if *who == Who::Ours { ("ours", true) } else { ("Go agent", false) };
+        let least = goal.then_some(("at least", 0.9));
+        let most = goal.then_some(("at most", 2.0));
+        rows.push(throughput.row(format!("{name}: throughput of the others, stalled | not"), "MiB/s", least));
+        rows.push(p99.row(format!("{name}: p99 of the others, stalled | not"), "ms", most));
+    }
+    Ok(rows)
+}
+
+/// Fresh agents: their memory at rest, and with many connections that rest.
+async fn memory_rows(place: &Place, socket: &std::path::Path, amount: Amount) -> Result<Vec<Row>> {
+    let (mut idle, mut each) = (Figures::default(), Figures::default());
+    for who in Who::BOTH {
+        progress(&format!("memory with {} idle connections: {who:?}", amount.idle));
+        let subject = subject(who, place, socket).await?;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let before = memory(&subject.process, "VmRSS")?;
+        let mut open = subject.load.connect_all(amount.idle).await?;
+        for stream in &mut open {
+            request(stream).await?;
+        }
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let after = memory(&subject.process, "VmRSS")?;
+        idle.add(who, before / 1024.0);
+        each.add(who, (after - before) / amount.idle as f64);
+    }
+    Ok(vec![
+        idle.row("memory at rest", "MiB", Some(("at most", 0.25))),
+        each.row(format!("memory per idle connection, of {}", amount.idle), "KiB", Some(("at most", 1.0))),
+    ])
+}
+
+/// Starts an agent and waits until a dial comes through it.
+async fn subject(who: Who, place: &Place, socket: &std::path::Path) -> Result<Subject> {
+    let mut process = agent(who, place, 8091)?;
+    let load = Load { socket: Arc::from(PathBuf::from(socket)), destination: format!("{}:7000", who.address()) };
+    for _ in 0..100 {
+        process.check()?;
+        if load.connect().await.is_ok() {
+            return Ok(Subject { process, load });
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    bail!("no dial comes through: {who:?}\n{}", process.printed())
+}
