@@ -8,7 +8,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicI64, Ordering},
+        atomic::{AtomicI64, AtomicUsize, Ordering},
     },
     task::{Context as Waker, Poll, ready},
     time::Duration,
@@ -79,6 +79,8 @@ pub struct Agent {
 
 /// A running server; it ends when this is dropped.
 pub struct Fake {
+    /// How many connections came so far.
+    pub accepted: Arc<AtomicUsize>,
     agents: mpsc::Receiver<Agent>,
     task: JoinHandle<()>,
 }
@@ -106,8 +108,10 @@ impl Fake {
         config.alpn_protocols = vec![b"h2".to_vec()];
         let listener = TcpListener::bind(address).await.with_context(|| address.to_string())?;
         let (connected, agents) = mpsc::channel(64);
-        let task = tokio::spawn(accept(listener, TlsAcceptor::from(Arc::new(config)), manners, connected));
-        Ok(Fake { agents, task })
+        let accepted: Arc<AtomicUsize> = Arc::default();
+        let tls = TlsAcceptor::from(Arc::new(config));
+        let task = tokio::spawn(accept(listener, tls, manners, connected, Arc::clone(&accepted)));
+        Ok(Fake { accepted, agents, task })
     }
 
     /// The next stream that an agent opens.
@@ -116,10 +120,17 @@ impl Fake {
     }
 }
 
-async fn accept(listener: TcpListener, tls: TlsAcceptor, manners: Manners, connected: mpsc::Sender<Agent>) {
+async fn accept(
+    listener: TcpListener,
+    tls: TlsAcceptor,
+    manners: Manners,
+    connected: mpsc::Sender<Agent>,
+    accepted: Arc<AtomicUsize>,
+) {
     // Connections end with the server.
     let mut connections = tokio::task::JoinSet::new();
     while let Ok((tcp, _)) = listener.accept().await {
+        accepted.fetch_add(1, Ordering::Relaxed);
         let (tls, manners, connected) = (tls.clone(), manners.clone(), connected.clone());
         connections.spawn(async move {
             tcp.set_nodelay(true)?;
@@ -222,9 +233,12 @@ pub fn close_dial(random: i64) -> Packet {
     Packet { kind: kind::DIAL_CLS, payload: Some(Payload::CloseDial(CloseDial { random })) }
 }
 
+/// Where the answer to a dial goes, and then its bytes.
+type Dialling = (oneshot::Sender<Result<i64, String>>, mpsc::Sender<Bytes>);
+
 #[derive(Default)]
 struct Table {
-    dialling: HashMap<i64, (oneshot::Sender<Result<i64, String>>, mpsc::Sender<Bytes>)>,
+    dialling: HashMap<i64, Dialling>,
     open: HashMap<i64, mpsc::Sender<Bytes>>,
 }
 

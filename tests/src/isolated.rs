@@ -21,6 +21,15 @@ pub fn isolated<T: Send>(addresses: &[&str], code: impl FnOnce() -> Result<T> + 
     std::thread::scope(|scope| scope.spawn(in_it).join()).unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
+/// Inside [`isolated`]: from now on names are what this file says.
+pub fn hosts(text: &str) -> Result<tempfile::NamedTempFile> {
+    let file = tempfile::NamedTempFile::new()?;
+    std::fs::write(file.path(), text)?;
+    let none: Option<&str> = None;
+    mount(Some(file.path()), "/etc/hosts", none, MsFlags::MS_BIND, none).context("mount over /etc/hosts")?;
+    Ok(file)
+}
+
 fn enter(addresses: &[&str]) -> Result<()> {
     ensure!(nix::unistd::geteuid().is_root(), "a network namespace of its own needs root");
     unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).context("unshare")?;

@@ -6,7 +6,7 @@
 //! Reading order: `lab` (what stands where) -> `net`, `process`, `certs`, `server`, `daemon` (its parts) -> `client` (attempts and what
 //! became of them) -> `helper` (what runs in the node and in pods) -> `attempts` (the main job, line by line). `isolated` is the small
 //! way: loopback only; in it `bare` (agents without a kernel half), `endpoint` (what they dial), `load` (what the control plane does),
-//! `fake` (a server that is not the real one).
+//! `fake` (a server that is not the real one), `hostile` (what it may do).
 
 pub mod attempts;
 pub mod bare;
@@ -16,6 +16,7 @@ pub mod daemon;
 pub mod endpoint;
 pub mod fake;
 pub mod helper;
+pub mod hostile;
 pub mod isolated;
 pub mod lab;
 pub mod load;

@@ -9,5 +9,8 @@
 
 mod bytes;
 mod certificates;
+mod hostile;
+mod load;
+mod names;
 mod restart;
 mod upstream;

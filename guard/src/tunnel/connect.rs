@@ -10,7 +10,7 @@ use std::{
 
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
-use tokio::{net::TcpStream, sync::mpsc, time::timeout};
+use tokio::{io::BufReader, net::TcpStream, sync::mpsc, time::timeout};
 use tokio_rustls::TlsConnector;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{
@@ -20,11 +20,11 @@ use tonic::{
     metadata::{AsciiMetadataValue, MetadataMap},
     transport::Endpoint,
 };
-use tonic_prost::ProstCodec;
 
 use super::{
     TunnelConfig,
-    frame::{METHOD, Packet},
+    batch::Batched,
+    frame::{METHOD, Packet, PacketCodec},
     tls::{self, TlsError},
 };
 
@@ -34,6 +34,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const KEEPALIVE_AT_LEAST: Duration = Duration::from_secs(30);
 /// How long a probe may go unanswered.
 const KEEPALIVE_ANSWER: Duration = Duration::from_secs(20);
+/// How much is read from the socket at once: rustls itself asks for 4 KiB.
+const READ_AHEAD: usize = 64 << 10;
 /// How many messages may wait for the wire: at 32 KiB each, 1 MiB.
 const OUTBOUND: usize = 32;
 /// How many bytes the server may have under way: one stream carries everything.
@@ -126,7 +128,7 @@ pub async fn connect(config: &TunnelConfig, number: u64) -> Result<Stream, Conne
         .initial_stream_window_size(WINDOW)
         .initial_connection_window_size(2 * WINDOW);
     // One connection, made above: asked for another, there is none.
-    let transport = Mutex::new(Some(TokioIo::new(transport)));
+    let transport = Mutex::new(Some(TokioIo::new(Batched::new(transport))));
     let connector = tower::service_fn(move |_| {
         let transport = transport.lock().ok().and_then(|mut transport| transport.take());
         std::future::ready(transport.ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected)))
@@ -138,8 +140,7 @@ pub async fn connect(config: &TunnelConfig, number: u64) -> Result<Stream, Conne
     let (outbound, packets) = mpsc::channel(OUTBOUND);
     let mut request = Request::new(ReceiverStream::new(packets));
     *request.metadata_mut() = metadata(config, number)?;
-    let codec: ProstCodec<Packet, Packet> = ProstCodec::default();
-    let answer = timeout(PATIENCE, client.streaming(request, PathAndQuery::from_static(METHOD), codec));
+    let answer = timeout(PATIENCE, client.streaming(request, PathAndQuery::from_static(METHOD), PacketCodec));
     let answer = answer
         .await
         .map_err(|_| ConnectError::Patience("the server's headers"))?
@@ -157,12 +158,12 @@ pub async fn connect(config: &TunnelConfig, number: u64) -> Result<Stream, Conne
 
 async fn handshake(
     config: &TunnelConfig,
-) -> Result<(tokio_rustls::client::TlsStream<TcpStream>, String), ConnectError> {
+) -> Result<(tokio_rustls::client::TlsStream<BufReader<TcpStream>>, String), ConnectError> {
     let client = tls::client_config(config)?;
     let name = ServerName::try_from(config.host.clone()).map_err(|error| TlsError::Host(config.host.clone(), error))?;
     let tcp = TcpStream::connect((config.host.as_str(), config.port)).await.map_err(ConnectError::Tcp)?;
     tcp.set_nodelay(true).map_err(ConnectError::Tcp)?;
-    let connected = TlsConnector::from(Arc::new(client)).connect(name, tcp).await;
+    let connected = TlsConnector::from(Arc::new(client)).connect(name, BufReader::with_capacity(READ_AHEAD, tcp)).await;
     let stream = connected.map_err(|error| {
         let (check, message) = tls::explain(&error, config);
         ConnectError::Handshake { check, message }

@@ -6,6 +6,8 @@
 //! declare no package.
 
 use bytes::Bytes;
+use tonic::codec::{BufferSettings, Codec};
+use tonic_prost::{ProstDecoder, ProstEncoder};
 
 /// The method that carries everything.
 pub const METHOD: &str = "/AgentService/Connect";
@@ -122,6 +124,27 @@ pub struct Data {
     #[prost(bytes = "bytes", tag = "3")]
     pub data: Bytes,
 }
+
+/// How messages become bytes: as prost does it, in buffers that hold a DATA.
+#[derive(Clone, Copy, Debug)]
+pub struct PacketCodec;
+
+impl Codec for PacketCodec {
+    type Encode = Packet;
+    type Decode = Packet;
+    type Encoder = ProstEncoder<Packet>;
+    type Decoder = ProstDecoder<Packet>;
+
+    fn encoder(&mut self) -> ProstEncoder<Packet> {
+        ProstEncoder::new(BufferSettings::new(BUFFER, BUFFER))
+    }
+    fn decoder(&mut self) -> ProstDecoder<Packet> {
+        ProstDecoder::new(BufferSettings::new(BUFFER, BUFFER))
+    }
+}
+
+/// A DATA and what is around it, twice.
+const BUFFER: usize = 2 * MAX_DATA + 128;
 
 const TYPE_DIAL_REQ: i32 = 0;
 const TYPE_DIAL_RSP: i32 = 1;

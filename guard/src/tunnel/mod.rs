@@ -2,8 +2,9 @@
 //! Called by `app`, which spawns [`Tunnel::run`].
 //! Must never judge or dial: `session` hands each dial to `dial`.
 //!
-//! Reading order: `connect` (TLS, stream, headers) -> `session` (frames to dials and back) -> `frame` (the messages).
+//! Reading order: `connect` (TLS, stream, headers; `batch` below HTTP/2) -> `session` (frames to dials and back) -> `frame` (the messages).
 
+pub(crate) mod batch;
 pub mod connect;
 pub mod frame;
 pub mod session;

@@ -1,0 +1,152 @@
+//! Many connections, held and opened and closed; closes right behind queued bytes.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use bytes::Bytes;
+use lab::{
+    bare::{Place, SERVER, Who, agent, memory, server},
+    certs::{Certs, ServerCert},
+    client::pattern,
+    endpoint,
+    fake::{Dials, Fake, Manners},
+    isolated::isolated,
+    load::{Load, request},
+    process::Process,
+};
+use tokio::{io::AsyncReadExt, net::TcpListener, task::JoinSet, time::timeout};
+
+const PORT: u16 = 8091;
+
+fn soak() -> bool {
+    std::env::var_os("NODEGUARD_SOAK").is_some()
+}
+
+/// Runs in namespaces of its own, with certificates.
+fn in_place(code: impl AsyncFnOnce(&Place) -> Result<()> + Send) {
+    let directory = tempfile::tempdir().unwrap();
+    isolated(&[SERVER, Who::Ours.address()], || {
+        let (_, most) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE)?;
+        nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE, most, most)?;
+        let place = Place { directory: directory.path().to_path_buf(), certs: Certs::new(directory.path())? };
+        place.certs.server(ServerCert::Good)?;
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?.block_on(code(&place))
+    })
+    .unwrap();
+}
+
+#[test]
+fn many_connections_come_and_go_without_an_error_or_a_leak() {
+    let (held, rate, seconds) = if soak() { (10_000, 1000, 60) } else { (500, 200, 4) };
+    in_place(async |place| {
+        // In this process it would share the limit of descriptors with the load.
+        let mut endpoint = std::process::Command::new(lab::lab::target()?.join("nodeguard-tunnel-bench"));
+        endpoint.args(["endpoint", "0.0.0.0:7000"]).stdin(std::process::Stdio::null());
+        let _endpoint = Process::start("endpoint", endpoint, &place.directory.join("endpoint.log"))?;
+        let (_server, socket) = server(place)?;
+        let process = agent(Who::Ours, place, PORT)?;
+        let load = Load { socket: Arc::from(socket), destination: format!("{}:7000", Who::Ours.address()) };
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while load.connect().await.is_err() {
+            ensure!(Instant::now() < deadline, "no tunnel");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        // Once with the same number, so that what stays allocated for good is there.
+        drop(load.connect_all(held).await?);
+        let before = at_rest(&process).await?;
+
+        let mut open = load.connect_all(held).await?;
+        let (errors, done, mut clients) =
+            (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)), JoinSet::new());
+        let (started, mut ticks) = (Instant::now(), tokio::time::interval(Duration::from_millis(10)));
+        let mut asked = 0;
+        while started.elapsed() < Duration::from_secs(seconds) {
+            ticks.tick().await;
+            let due = (started.elapsed().as_secs_f64() * f64::from(rate)) as usize;
+            for _ in asked..due {
+                let (load, errors, done) = (load.clone(), Arc::clone(&errors), Arc::clone(&done));
+                clients.spawn(async move {
+                    let tried = async { request(&mut load.connect().await?).await }.await;
+                    (if tried.is_ok() { done } else { errors }).fetch_add(1, Ordering::Relaxed);
+                });
+            }
+            asked = due;
+            while clients.try_join_next().is_some() {}
+        }
+        while clients.join_next().await.is_some() {}
+        let (came, failed, took) = (done.load(Ordering::Relaxed), errors.load(Ordering::Relaxed), started.elapsed());
+        for stream in &mut open {
+            timeout(Duration::from_secs(10), request(stream)).await.context("a held connection is stuck")??;
+        }
+        drop(open);
+        let after = at_rest(&process).await?;
+        println!(
+            "load: {held} held for {:.0} s, {came} opened and closed ({:.0} per second), {failed} failed; at rest {:.1} MiB and {} descriptors before, {:.1} MiB and {} after",
+            took.as_secs_f64(),
+            came as f64 / took.as_secs_f64(),
+            before.0,
+            before.1,
+            after.0,
+            after.1
+        );
+        ensure!(failed == 0, "{failed} failed");
+        ensure!(after.0 <= before.0 * 1.1 + 1.0, "memory did not return");
+        ensure!(after.1 as f64 <= before.1 as f64 * 1.1 + 2.0, "descriptors did not return");
+        Ok(())
+    });
+}
+
+/// Memory in MiB and descriptors, once every connection is gone.
+async fn at_rest(process: &Process) -> Result<(f64, usize)> {
+    let descriptors = || Ok::<_, std::io::Error>(std::fs::read_dir(format!("/proc/{}/fd", process.id()))?.count());
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while descriptors()? > 40 && Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    Ok((memory(process, "VmRSS")? / 1024.0, descriptors()?))
+}
+
+#[test]
+fn a_close_behind_eight_mib_of_queued_bytes_loses_none_of_them() {
+    const SIZE: usize = 8 << 20;
+    let rounds = if soak() { 200 } else { 20 };
+    in_place(async |place| {
+        let listener = TcpListener::bind((Who::Ours.address(), 7000)).await?;
+        let mut fake = Fake::start(format!("{SERVER}:{PORT}").parse()?, &place.certs, Manners::default()).await?;
+        let _process = agent(Who::Ours, place, PORT)?;
+        let dials = Dials::new(timeout(Duration::from_secs(10), fake.agent()).await.context("no stream")??);
+        let bytes = Bytes::from(pattern(5, SIZE));
+        let mut reset = 0;
+        for round in 0..rounds {
+            let connection = dials.dial(&format!("{}:7000", Who::Ours.address())).await?;
+            let (mut backend, _) = listener.accept().await?;
+            let reader = tokio::spawn(async move {
+                // All of it is queued before the first byte is read.
+                tokio::time::sleep(Duration::from_millis(150)).await;
+                let mut got = Vec::with_capacity(SIZE);
+                backend.read_to_end(&mut got).await.map(|_| got)
+            });
+            for start in (0..SIZE).step_by(32 << 10) {
+                connection.send(bytes.slice(start..start + (32 << 10))).await?;
+            }
+            connection.close().await?;
+            match timeout(Duration::from_secs(30), reader).await.context("stuck")?? {
+                Ok(got) => ensure!(got == bytes, "round {round}: {} bytes and a clean end", got.len()),
+                Err(_) => reset += 1,
+            }
+        }
+        println!(
+            "load: a close right behind 8 MiB, {rounds} times: all bytes arrived {} times, {reset} resets",
+            rounds - reset
+        );
+        ensure!(reset == 0, "{reset} connections were reset");
+        Ok(())
+    });
+}
