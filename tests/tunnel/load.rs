@@ -14,7 +14,6 @@ use lab::{
     bare::{Place, SERVER, Who, agent, memory, server},
     certs::{Certs, ServerCert},
     client::pattern,
-    endpoint,
     fake::{Dials, Fake, Manners},
     isolated::isolated,
     load::{Load, request},

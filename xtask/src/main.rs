@@ -1,5 +1,6 @@
 //! Every developer task, one file a task. `cargo xtask help` lists them.
 
+mod bench;
 mod build_ebpf;
 mod demo;
 mod lint;
@@ -9,7 +10,7 @@ mod stamp;
 mod test;
 mod upstream;
 
-use std::process::ExitCode;
+use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
@@ -44,6 +45,20 @@ enum Task {
         /// Only the tests whose name holds this.
         filter: Option<String>,
     },
+    /// Measures this project against what it takes the place of, in one run, and shows the ratios.
+    Bench {
+        /// One area only.
+        area: Option<bench::Area>,
+        /// Fails where a goal is missed.
+        #[arg(long)]
+        check: bool,
+        /// One round of everything: shows orders of magnitude.
+        #[arg(long)]
+        quick: bool,
+        /// Writes the rows to a file, too.
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -52,6 +67,7 @@ fn main() -> ExitCode {
         Task::BuildEbpf { force } => build_ebpf::build_ebpf(force),
         Task::Demo { stay } => demo::demo(stay),
         Task::Test { area, filter } => test::test(area, filter.as_deref()),
+        Task::Bench { area, check, quick, json } => bench::bench(area, check, quick, json.as_deref()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

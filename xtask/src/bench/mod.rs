@@ -1,0 +1,115 @@
+//! Owns `cargo xtask bench`: builds for release, runs an area's measurements, shows them as one table with ratios and goals.
+//! Called as `cargo xtask bench [AREA] [--check] [--quick] [--json FILE]`.
+//! Must never compare figures of two runs: each row has ours and the other of the same one.
+
+mod tunnel;
+
+use std::{fs, path::Path};
+
+use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    setup,
+    shell::{command, find, run, say},
+};
+
+/// What is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Area {
+    /// This agent and the upstream one under the same real proxy-server.
+    Tunnel,
+}
+
+/// One line of the table, as a measuring program prints it: a JSON array of these is all of its output.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Row {
+    what: String,
+    unit: String,
+    ours: f64,
+    other: f64,
+    /// Ours divided by the other.
+    ratio: f64,
+    /// `at least` or `at most` this ratio.
+    goal: Option<(String, f64)>,
+}
+
+impl Row {
+    /// Whether the goal is met; a ratio that is no number meets none.
+    fn met(&self) -> Option<bool> {
+        self.goal
+            .as_ref()
+            .map(|(sense, goal)| if sense == "at least" { self.ratio >= *goal } else { self.ratio <= *goal })
+    }
+}
+
+/// Measures one area or all.
+pub(crate) fn bench(area: Option<Area>, check: bool, quick: bool, json: Option<&Path>) -> Result<()> {
+    setup::root_or_say("bench")?;
+    setup::setup(setup::For::Test)?;
+    say("building for release (some minutes the first time)");
+    let mut build = command(find("cargo").context("cargo is not in PATH")?);
+    run(build
+        .args(["build", "--quiet", "--release", "--locked", "--bins", "--package", "nodeguard"])
+        .args(["--package", "nodeguard-tests"]))?;
+    let mut all = Vec::new();
+    for each in Area::value_variants().iter().filter(|each| area.is_none_or(|area| area == **each)) {
+        say(format!("\n== {}", each.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())));
+        let rows = match each {
+            Area::Tunnel => tunnel::measure(quick)?,
+        };
+        show(&rows);
+        all.extend(rows);
+    }
+    if let Some(path) = json {
+        fs::write(path, serde_json::to_vec_pretty(&all)?).with_context(|| path.display().to_string())?;
+    }
+    let missed: Vec<&str> = all.iter().filter(|row| row.met() == Some(false)).map(|row| row.what.as_str()).collect();
+    let goals = all.iter().filter(|row| row.goal.is_some()).count();
+    say(format!("\ngoals: {} of {goals} met", goals - missed.len()));
+    if check && !missed.is_empty() {
+        bail!("missed: {}", missed.join("; "));
+    }
+    Ok(())
+}
+
+fn show(rows: &[Row]) {
+    let width = rows.iter().map(|row| row.what.chars().count()).max().unwrap_or(4);
+    say(format!(
+        "{:<width$}  {:>9}  {:>9}  {:<6}  {:>6}  {:<14}  OK",
+        "WHAT", "OURS", "OTHER", "UNIT", "RATIO", "GOAL"
+    ));
+    for row in rows {
+        let goal = row.goal.as_ref().map_or_else(|| "-".to_owned(), |(sense, goal)| format!("{sense} {goal}"));
+        let ok = match row.met() {
+            None => "-",
+            Some(true) => "yes",
+            Some(false) => "NO",
+        };
+        let Row { what, unit, ours, other, ratio, .. } = row;
+        say(format!("{what:<width$}  {ours:>9.2}  {other:>9.2}  {unit:<6}  {ratio:>6.2}  {goal:<14}  {ok}"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_goal_is_met_or_not_and_nonsense_meets_none() {
+        let row = |ratio: f64, goal: Option<(&str, f64)>| Row {
+            what: "w".into(),
+            unit: "u".into(),
+            ours: 1.0,
+            other: 1.0,
+            ratio,
+            goal: goal.map(|(sense, goal)| (sense.to_owned(), goal)),
+        };
+        assert_eq!(row(2.0, Some(("at least", 2.0))).met(), Some(true));
+        assert_eq!(row(1.9, Some(("at least", 2.0))).met(), Some(false));
+        assert_eq!(row(0.4, Some(("at most", 0.4))).met(), Some(true));
+        assert_eq!(row(f64::NAN, Some(("at most", 0.4))).met(), Some(false));
+        assert_eq!(row(1.0, None).met(), None);
+    }
+}
