@@ -10,7 +10,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     let root = Path::new(&manifest).parent().ok_or("the package stands in a workspace")?;
     let output = root.join(stamp::OUTPUT);
     // Program diagnostics cost instructions: they are in an object of their own, for daemons built to show them.
-    let name = if env::var_os("CARGO_FEATURE_EBPF_LOG").is_some() { "guard-log.o" } else { "guard.o" };
+    let feature = |name: &str| env::var_os(format!("CARGO_FEATURE_{name}")).is_some();
+    let name = match (feature("OTHER_ABI"), feature("EBPF_LOG")) {
+        (true, _) => "guard-other.o",
+        (false, true) => "guard-log.o",
+        (false, false) => "guard.o",
+    };
     let (object, written) = (output.join(name), output.join(stamp::STAMP));
     println!("cargo::rerun-if-changed={}", object.display());
     println!("cargo::rerun-if-changed={}", written.display());

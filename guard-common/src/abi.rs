@@ -9,7 +9,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 pub use report::{DenyEvent, Health, MAX_HEALTH, Probe, RuleName, counter_index};
 
 /// The number of this layout. Part of the pin directory's name (`v2`): maps of another ABI are never opened by mistake.
-pub const ABI: u32 = 2;
+pub const ABI: u32 = if cfg!(feature = "other-abi") { 1002 } else { 2 };
 
 /// Rules of one policy.
 pub const MAX_RULES: u32 = 1024;
@@ -123,10 +123,12 @@ pub struct Generation {
     /// A set of `Generation::*`.
     pub features: u32,
     /// Keeps the value a multiple of 8 bytes.
-    pub reserved: u32,
+    pub reserved: [u32; Generation::SPARE],
 }
 
 impl Generation {
+    /// Another size in a build of another ABI, so that an upgrade can be tried.
+    const SPARE: usize = if cfg!(feature = "other-abi") { 3 } else { 1 };
     /// A UDP port is guarded.
     pub const UDP: u32 = 1;
     /// A rule guards ports of every pod.

@@ -52,6 +52,9 @@ pub(crate) static CONNECTING: LruHashMap<u64, Pinhole> = LruHashMap::with_max_en
 pub(crate) static UDP_FLOWS: LruHashMap<FlowKey, Pinhole> = LruHashMap::with_max_entries(MAX_UDP_FLOWS, 0);
 #[map]
 pub(crate) static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(MAX_COUNTERS, 0);
+/// Not read by any program: what was counted before an upgrade from another ABI.
+#[map]
+pub(crate) static CARRIED: Array<u64> = Array::with_max_entries(MAX_COUNTERS, 0);
 #[map]
 pub(crate) static HEALTH: PerCpuArray<u64> = PerCpuArray::with_max_entries(MAX_HEALTH, 0);
 #[map]

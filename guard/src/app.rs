@@ -86,7 +86,10 @@ pub async fn run(config: Config, colour: bool) -> anyhow::Result<()> {
             current.rejected(rejected);
         }
     }
-    programs.attach()?;
+    for before in programs.attach()? {
+        apply.carry(&before.counts()?)?;
+        before.remove()?;
+    }
     let in_force = apply.in_force();
     tracing::info!(policy = %policy.display(), epoch = in_force.epoch, cgroup = %location.cgroup.display(), "in force");
 

@@ -18,3 +18,4 @@ mod main_job;
 mod sweep;
 mod udp;
 mod unpin;
+mod upgrade;

@@ -37,12 +37,45 @@ pub struct Place<'a> {
     pub cgroup: &'a Path,
     /// The lab's directory: policy, socket, log, bpffs.
     pub directory: &'a Path,
+    /// Which build of it.
+    pub build: Build,
+}
+
+/// A build of the guard.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Build {
+    /// The one that is released.
+    #[default]
+    Own,
+    /// One whose maps have another layout.
+    OtherAbi,
+}
+
+impl Build {
+    /// The other one.
+    pub fn other(self) -> Build {
+        match self {
+            Build::Own => Build::OtherAbi,
+            Build::OtherAbi => Build::Own,
+        }
+    }
+
+    fn binary(self) -> Result<PathBuf> {
+        match self {
+            Build::Own => binary(),
+            Build::OtherAbi => {
+                let binary = target()?.join("nodeguard-other-abi");
+                ensure!(binary.is_file(), "{} is missing: `cargo xtask test` builds it", binary.display());
+                Ok(binary)
+            }
+        }
+    }
 }
 
 impl Daemon {
     /// The command that starts one.
     pub fn command(place: &Place<'_>) -> Result<Command> {
-        let mut run = command(&binary()?, place.net.open(Who::Node)?, place.cgroup)?;
+        let mut run = command(&place.build.binary()?, place.net.open(Who::Node)?, place.cgroup)?;
         let at = |name: &str| place.directory.join(name).display().to_string();
         let certs = |name: &str| place.certs.path(name).display().to_string();
         run.args([

@@ -18,7 +18,7 @@ use nix::mount::{MsFlags, mount};
 
 use crate::{
     certs::{Certs, ServerCert},
-    daemon::{Daemon, Place},
+    daemon::{Build, Daemon, Place},
     helper::Answer,
     net::{Net, Who},
     process::{Process, command, output, until},
@@ -76,6 +76,8 @@ pub struct Lab {
     pub server: Option<ProxyServer>,
     /// The guard.
     pub daemon: Option<Daemon>,
+    /// The build of the next guard that is started.
+    pub build: Build,
     cgroup: PathBuf,
     node_cgroup: PathBuf,
     helpers: Vec<Process>,
@@ -128,6 +130,7 @@ impl Lab {
             certs,
             server: None,
             daemon: None,
+            build: Build::Own,
             cgroup,
             node_cgroup,
             helpers: Vec::new(),
@@ -166,9 +169,20 @@ impl Lab {
         Ok(self.daemon.insert(daemon))
     }
 
+    /// Starts the guard and waits for nothing.
+    pub fn start_unfinished(&self) -> Result<Process> {
+        Process::start("nodeguard", Daemon::command(&self.place())?, &self.directory.join("nodeguard.log"))
+    }
+
     /// Where a guard of this lab works.
     pub fn place(&self) -> Place<'_> {
-        Place { net: &self.net, certs: &self.certs, cgroup: self.guarded(), directory: &self.directory }
+        Place {
+            net: &self.net,
+            certs: &self.certs,
+            cgroup: self.guarded(),
+            directory: &self.directory,
+            build: self.build,
+        }
     }
 
     /// The guard.

@@ -24,8 +24,13 @@ const PINNED: &str = "1.95.0";
 
 /// The objects: file name and features. The first is built into the daemon (the second
 /// into one with the feature `ebpf-log`), the others are for tests.
-const OBJECTS: [(&str, &str); 4] =
-    [("guard.o", ""), ("guard-log.o", "log"), ("guard-dev.o", "probe"), ("guard-mutant.o", "probe,mutant")];
+const OBJECTS: [(&str, &str); 5] = [
+    ("guard.o", ""),
+    ("guard-log.o", "log"),
+    ("guard-other.o", "other-abi"),
+    ("guard-dev.o", "probe"),
+    ("guard-mutant.o", "probe,mutant"),
+];
 
 /// A compiler that can build for BPF.
 struct Toolchain {

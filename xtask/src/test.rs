@@ -75,7 +75,10 @@ fn run(area: Area, filter: Option<&str>, total: &mut Total) -> Result<()> {
         Area::Kernel => cargo_test(&["--package", "nodeguard-tests", "--test", "kernel"], filter, total),
         Area::Policy => with_daemon(&["--package", "nodeguard-tests", "--test", "policy"], filter, total),
         Area::Tunnel => with_daemon(&["--package", "nodeguard-tests", "--test", "tunnel"], filter, total),
-        Area::Lab => with_daemon(&["--package", "nodeguard-tests", "--test", "lab"], filter, total),
+        Area::Lab => {
+            other_abi_daemon()?;
+            with_daemon(&["--package", "nodeguard-tests", "--test", "lab"], filter, total)
+        }
     }
 }
 
@@ -84,6 +87,26 @@ fn with_daemon(arguments: &[&str], filter: Option<&str>, total: &mut Total) -> R
     let mut build = command(find("cargo").context("cargo is not in PATH")?);
     crate::shell::run(build.args(["build", "--quiet", "--locked", "--package", "nodeguard"]))?;
     cargo_test(arguments, filter, total)
+}
+
+/// A daemon of another ABI, beside the ordinary one, which is built after it under the same name.
+fn other_abi_daemon() -> Result<()> {
+    let mut build = command(find("cargo").context("cargo is not in PATH")?);
+    build.args(["build", "--quiet", "--locked", "--package", "nodeguard", "--bin", "nodeguard"]);
+    crate::shell::run(build.args(["--features", "other-abi"]))?;
+    let built = crate::shell::root().join("target/debug");
+    let (from, to) = (built.join("nodeguard"), built.join("nodeguard-other-abi"));
+    if !same(&from, &to) {
+        // Copied aside and renamed: one that still runs keeps its file.
+        let aside = built.join("nodeguard-other-abi.new");
+        std::fs::copy(&from, &aside)?;
+        std::fs::rename(&aside, &to)?;
+    }
+    Ok(())
+}
+
+fn same(one: &std::path::Path, other: &std::path::Path) -> bool {
+    matches!((std::fs::read(one), std::fs::read(other)), (Ok(one), Ok(other)) if one == other)
 }
 
 /// Runs `cargo test` and adds up what its closing lines say. A run that ends badly without a failed test counts as one.

@@ -11,14 +11,15 @@ use std::{
 use aya::maps::{MapError, PerCpuValues, lpm_trie::Key};
 use guard_common::{
     Reason,
-    abi::{Active, Generation, NO_RULE, RULE_SLOTS, RuleName, counter_index},
+    abi::{Active, Generation, NO_RULE, RULE_SLOTS, counter_index},
 };
 
 use super::{
     follow::Cgroups,
-    maps::Maps,
+    maps::{Maps, rule_name},
     plan::{Entries, Followed, Image, Op, PlanError, plan, step},
     sys,
+    upgrade::Count,
 };
 use crate::policy::ruleset::Ruleset;
 
@@ -131,6 +132,22 @@ impl Apply {
         Ok(true)
     }
 
+    /// Takes over what rules of the same name had counted in maps of another ABI.
+    pub fn carry(&mut self, counts: &[Count]) -> Result<(), ApplyError> {
+        let names = self.in_force().names;
+        for (rule, reason, audited, count) in counts {
+            let slot = match rule {
+                Some(rule) => names.iter().find(|(_, name)| *name == rule).map(|(slot, _)| *slot),
+                None => Some(NO_RULE),
+            };
+            if let Some(slot) = slot {
+                let index = counter_index(slot, *reason, *audited);
+                self.maps.carried.set(index, *count, 0).map_err(|error| ApplyError::Map("CARRIED", error))?;
+            }
+        }
+        Ok(())
+    }
+
     /// The counters of every rule slot in use, and of packets that reached no rule, in the order of the slots.
     pub fn counters(&self) -> Result<Vec<(u16, Reason, bool, u64)>, ApplyError> {
         let slots = self.image.iter().flat_map(|image| image.names.keys().copied()).chain([NO_RULE]);
@@ -143,7 +160,12 @@ impl Apply {
                         .counters
                         .get(&counter_index(slot, reason, audited), 0)
                         .map_err(|error| ApplyError::Map("COUNTERS", error))?;
-                    counters.push((slot, reason, audited, values.iter().sum()));
+                    let carried = self
+                        .maps
+                        .carried
+                        .get(&counter_index(slot, reason, audited), 0)
+                        .map_err(|error| ApplyError::Map("CARRIED", error))?;
+                    counters.push((slot, reason, audited, values.iter().sum::<u64>() + carried));
                 }
             }
         }
@@ -159,7 +181,7 @@ fn read(maps: &Maps) -> Result<Image, ApplyError> {
     };
     for slot in 0..RULE_SLOTS as u16 {
         let name = maps.names.get(&u32::from(slot), 0).map_err(|error| ApplyError::Map("RULE_NAMES", error))?;
-        if let Some(name) = text(&name) {
+        if let Some(name) = rule_name::read(&name) {
             image.names.insert(slot, name);
         }
     }
@@ -204,11 +226,14 @@ fn write(maps: &mut Maps, op: &Op) -> Result<(), ApplyError> {
                     zero(maps, counter_index(*slot, reason, audited))?;
                 }
             }
-            maps.names.set(u32::from(*slot), rule_name(name), 0).map_err(|error| ApplyError::Map("RULE_NAMES", error))
+            maps.names
+                .set(u32::from(*slot), rule_name::write(name), 0)
+                .map_err(|error| ApplyError::Map("RULE_NAMES", error))
         }
-        Op::Unname(slot) => {
-            maps.names.set(u32::from(*slot), rule_name(""), 0).map_err(|error| ApplyError::Map("RULE_NAMES", error))
-        }
+        Op::Unname(slot) => maps
+            .names
+            .set(u32::from(*slot), rule_name::write(""), 0)
+            .map_err(|error| ApplyError::Map("RULE_NAMES", error)),
         Op::Scope((bits, key), value) => put_lpm(&mut maps.scopes, "SCOPES", *bits, *key, *value),
         Op::PeerV4((bits, key), value) => put_lpm(&mut maps.peers_v4, "PEERS_V4", *bits, *key, *value),
         Op::PeerV6((bits, key), value) => put_lpm(&mut maps.peers_v6, "PEERS_V6", *bits, *key, *value),
@@ -265,21 +290,9 @@ fn absent_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {
 }
 
 fn zero(maps: &mut Maps, index: u32) -> Result<(), ApplyError> {
+    maps.carried.set(index, 0, 0).map_err(|error| ApplyError::Map("CARRIED", error))?;
     let cpus = maps.counters.get(&index, 0).map_err(|error| ApplyError::Map("COUNTERS", error))?.len();
     let zeros = PerCpuValues::try_from(vec![0u64; cpus])
         .map_err(|error| ApplyError::Map("COUNTERS", MapError::IoError(error)))?;
     maps.counters.set(index, zeros, 0).map_err(|error| ApplyError::Map("COUNTERS", error))
-}
-
-fn rule_name(name: &str) -> RuleName {
-    let mut bytes = [0; RuleName::LEN];
-    for (to, from) in bytes.iter_mut().zip(name.as_bytes()) {
-        *to = *from;
-    }
-    RuleName { bytes }
-}
-
-fn text(name: &RuleName) -> Option<String> {
-    let end = name.bytes.iter().position(|byte| *byte == 0).unwrap_or(RuleName::LEN);
-    (end > 0).then(|| String::from_utf8_lossy(&name.bytes[..end]).into_owned())
 }

@@ -21,8 +21,10 @@ use guard_common::abi::{ABI, Pinhole};
 
 use super::{
     maps::Maps,
-    object::{OBJECT, PROGRAMS},
+    object::{JUDGES, OBJECT, PROGRAMS},
+    shape::Shape,
     sys,
+    upgrade::Predecessor,
 };
 
 /// Where the kernel half lives.
@@ -169,9 +171,10 @@ pub fn open(location: &Location) -> Result<Loaded, LoadError> {
 
 impl Programs {
     /// Attaches each program, or adopts its pinned link: a link that holds an older program gets this one in one step and
-    /// keeps its id.
-    pub fn attach(&mut self) -> Result<(), LoadError> {
+    /// keeps its id. So does the link of a build of another ABI; what that build left besides comes back.
+    pub fn attach(&mut self) -> Result<Vec<Predecessor>, LoadError> {
         let pins = self.location.pins();
+        let predecessors = Predecessor::find(&self.location.bpffs)?;
         let cgroup = fs::File::open(&self.location.cgroup).map_err(at(&self.location.cgroup))?;
         let cgroup_id = cgroup.metadata().map_err(at(&self.location.cgroup))?.ino();
         self.links.clear();
@@ -179,6 +182,18 @@ impl Programs {
             let link_pin = pins.join("links").join(name);
             let program_pin = pins.join("programs").join(name);
             let program = self.ebpf.program_mut(name).ok_or(LoadError::Missing(name))?;
+            if name == JUDGES {
+                // From here on this build's pinholes are those that count.
+                predecessors.iter().try_for_each(|before| before.carry_pinholes(&pins))?;
+            }
+            for before in predecessors.iter().filter(|_| !link_pin.exists()) {
+                before.hand_over(
+                    name,
+                    program.fd().map_err(|error| LoadError::Program(name, error.to_string()))?.as_fd(),
+                    cgroup_id,
+                    &link_pin,
+                )?;
+            }
             if link_pin.exists() {
                 adopt(name, program, &link_pin, &program_pin, cgroup_id, &self.location.cgroup)?;
             } else {
@@ -188,7 +203,7 @@ impl Programs {
             }
             self.links.push((name, sys::obj_get(&link_pin).map_err(at(&link_pin))?));
         }
-        Ok(())
+        Ok(predecessors)
     }
 }
 
@@ -240,25 +255,19 @@ fn make_directories(bpffs: &Path, pins: &Path) -> Result<(), LoadError> {
 
 /// Compares every pinned map with its definition in the object; the loader itself would silently take any.
 fn check_shapes(pins: &Path) -> Result<Vec<String>, LoadError> {
-    let object = aya_obj::Object::parse(OBJECT).map_err(LoadError::Object)?;
-    let mut names = Vec::new();
-    for (name, map) in object.maps.iter().filter(|(name, _)| !name.starts_with('.')) {
-        names.push(name.clone());
+    let shapes = Shape::of_object()?;
+    for (name, expected) in &shapes {
         let path = pins.join("maps").join(name);
         if !path.exists() {
             continue;
         }
-        let info = MapInfo::from_pin(&path)?;
-        let shape = |kind: u32, key: u32, value: u32, entries: u32| {
-            format!("type {kind}, key {key}, value {value}, entries {entries}")
-        };
-        let found = shape(info.map_type()? as u32, info.key_size(), info.value_size(), info.max_entries());
-        let expected = shape(map.map_type(), map.key_size(), map.value_size(), map.max_entries());
-        if found != expected {
+        let found = Shape::of_pin(&path)?;
+        if found != *expected {
+            let (found, expected) = (found.to_string(), expected.to_string());
             return Err(LoadError::MapShape { path, found, expected });
         }
     }
-    Ok(names)
+    Ok(shapes.into_keys().collect())
 }
 
 /// Loads with the network-namespace helper, and without it where the kernel does not know it for cgroup_skb.
@@ -362,7 +371,7 @@ pub(super) fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, LoadError
     ebpf.take_map(name).ok_or(LoadError::Missing(name))
 }
 
-fn at(path: &Path) -> impl FnOnce(io::Error) -> LoadError + use<> {
+pub(super) fn at(path: &Path) -> impl FnOnce(io::Error) -> LoadError + use<> {
     let path = path.to_path_buf();
     move |error| LoadError::Path(path, error)
 }

@@ -28,6 +28,8 @@ pub struct Maps {
     pub(super) cgroups: HashMap<MapData, CgroupKey, CgroupValue>,
     pub(super) names: Array<MapData, RuleName>,
     pub(super) counters: PerCpuArray<MapData, u64>,
+    /// What was counted before an upgrade from another ABI.
+    pub(super) carried: Array<MapData, u64>,
 }
 
 impl Maps {
@@ -55,6 +57,26 @@ impl Maps {
             cgroups: HashMap::try_from(map("CGROUPS")?)?,
             names: Array::try_from(map("RULE_NAMES")?)?,
             counters: PerCpuArray::try_from(map("COUNTERS")?)?,
+            carried: Array::try_from(map("CARRIED")?)?,
         })
+    }
+}
+
+/// The names of rules, as the table of names holds them.
+pub(super) mod rule_name {
+    use guard_common::abi::RuleName;
+
+    pub(crate) fn write(name: &str) -> RuleName {
+        let mut bytes = [0; RuleName::LEN];
+        for (to, from) in bytes.iter_mut().zip(name.as_bytes()) {
+            *to = *from;
+        }
+        RuleName { bytes }
+    }
+
+    /// `None` where the slot is free.
+    pub(crate) fn read(name: &RuleName) -> Option<String> {
+        let end = name.bytes.iter().position(|byte| *byte == 0).unwrap_or(RuleName::LEN);
+        (end > 0).then(|| String::from_utf8_lossy(&name.bytes[..end]).into_owned())
     }
 }

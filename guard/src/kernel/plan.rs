@@ -246,7 +246,7 @@ fn encode_followed(want: &Ruleset, slot: impl Fn(usize) -> u16, generation: u8, 
         | flag(tables.audit, Generation::AUDIT);
     let pods_cgroup = tables.pods_cgroup.as_ref().and_then(|pods| cgroups.pods(pods)).unwrap_or(0);
     if features != 0 {
-        followed.generations.insert(generation, Generation { pods_cgroup, features, reserved: 0 });
+        followed.generations.insert(generation, Generation { pods_cgroup, features, ..Generation::default() });
     }
     followed
 }

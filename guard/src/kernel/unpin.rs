@@ -10,7 +10,7 @@ use std::{
 use aya::maps::{Array, HashMap, Map, MapData};
 use guard_common::abi::{Active, PortKey, PortValue, ScopeValue};
 
-use super::load::pins;
+use super::{load::pins, upgrade};
 
 /// What was removed and what it leaves open.
 #[derive(Clone, Debug, Default, serde::Serialize)]
@@ -23,32 +23,18 @@ pub struct Unpinned {
     pub pod_ports: Vec<u16>,
 }
 
-/// Removes links first (enforcement ends with the last of them), then programs and maps.
+/// Removes links first (enforcement ends with the last of them), then programs and maps; those of builds of another ABI too.
 pub fn unpin(bpffs: &Path) -> io::Result<Unpinned> {
     let pins = pins(bpffs);
     let mut unpinned = guarded_ports(&pins);
-    for kind in ["links", "programs", "maps"] {
-        let directory = pins.join(kind);
-        let entries = match fs::read_dir(&directory) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            Err(error) => return Err(error),
-        };
-        for entry in entries {
-            let path = entry?.path();
-            fs::remove_file(&path)?;
-            unpinned.removed.push(path);
-        }
-        fs::remove_dir(&directory)?;
+    for directory in upgrade::directories(bpffs)? {
+        unpinned.removed.extend(upgrade::remove(&directory)?);
     }
-    for directory in [pins.as_path(), bpffs] {
-        match fs::remove_dir(directory) {
-            // The mount point itself, or a directory with somebody else's pins.
-            Err(error)
-                if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EBUSY | libc::ENOTEMPTY | libc::EPERM)) => {
-            }
-            other => other?,
-        }
+    match fs::remove_dir(bpffs) {
+        // The mount point itself, or a directory with somebody else's pins.
+        Err(error)
+            if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EBUSY | libc::ENOTEMPTY | libc::EPERM)) => {}
+        other => other?,
     }
     unpinned.removed.sort();
     Ok(unpinned)
