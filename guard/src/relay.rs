@@ -30,6 +30,8 @@ use crate::{
 
 /// How much may wait for one backend, KiB. The protocol has no flow control of its own for a connection.
 const BUDGET: usize = 8 << 10;
+/// How much is read from a backend at once.
+const READ: usize = 2 * MAX_DATA;
 /// How long a backend with a full queue may take without reading a byte.
 const STALL: Duration = Duration::from_secs(2);
 /// How long the bytes of a closed connection may take to be written.
@@ -219,7 +221,7 @@ async fn download(
     let mut buffer = BytesMut::new();
     loop {
         backend.readable().await?;
-        buffer.reserve(MAX_DATA);
+        buffer.reserve(READ);
         match backend.try_read_buf(&mut buffer) {
             Ok(0) => return Ok(()),
             Ok(count) if muted.load(Ordering::Relaxed) => buffer.truncate(buffer.len() - count),

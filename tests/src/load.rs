@@ -21,7 +21,7 @@ use tokio::{
 
 const CHUNK: usize = 64 << 10;
 /// An answer that takes longer is none: it counts as this long.
-const PATIENCE: Duration = Duration::from_secs(15);
+const PATIENCE: Duration = Duration::from_secs(8);
 /// What a small request is answered with, bytes.
 const ANSWER: usize = 1 << 10;
 

@@ -136,15 +136,15 @@ impl Codec for PacketCodec {
     type Decoder = ProstDecoder<Packet>;
 
     fn encoder(&mut self) -> ProstEncoder<Packet> {
-        ProstEncoder::new(BufferSettings::new(BUFFER, BUFFER))
+        ProstEncoder::new(BufferSettings::new(BUFFER, 2 * MAX_DATA))
     }
     fn decoder(&mut self) -> ProstDecoder<Packet> {
-        ProstDecoder::new(BufferSettings::new(BUFFER, BUFFER))
+        ProstDecoder::new(BufferSettings::new(BUFFER, 2 * MAX_DATA))
     }
 }
 
-/// A DATA and what is around it, twice.
-const BUFFER: usize = 2 * MAX_DATA + 128;
+/// Two DATA and what is around them: after these the bytes go on, so that the buffer never grows.
+const BUFFER: usize = 2 * (MAX_DATA + 128);
 
 const TYPE_DIAL_REQ: i32 = 0;
 const TYPE_DIAL_RSP: i32 = 1;

@@ -46,7 +46,7 @@ struct Amount {
     idle: usize,
 }
 
-const FULL: Amount = Amount { rounds: 3, mib: 384, seconds: 3, dials: 1000, idle: 10_000 };
+const FULL: Amount = Amount { rounds: 3, mib: 256, seconds: 3, dials: 1000, idle: 10_000 };
 const QUICK: Amount = Amount { rounds: 1, mib: 128, seconds: 3, dials: 320, idle: 2000 };
 
 fn main() -> Result<()> {
