@@ -13,7 +13,7 @@ use guard_common::{
         Active, Address, CallerKey, CallerValue, CgroupKey, CgroupValue, DestinationKey, DestinationValue,
         EVENTS_BYTES, FlowKey, Generation, MAX_CALLERS, MAX_COOKIES, MAX_COUNTERS, MAX_DESTINATIONS, MAX_HEALTH,
         MAX_PEERS, MAX_PINHOLES, MAX_PORTS, MAX_SCOPES, MAX_UDP_FLOWS, PeerKey4, PeerKey6, PeerValue, Pinhole, PortKey,
-        PortValue, RULE_SLOTS, RuleName, ScopeKey, ScopeValue, UDP_FLOW_SECONDS,
+        PortValue, RULE_SLOTS, RuleName, ScopeKey, ScopeValue, Told, UDP_FLOW_SECONDS,
     },
     packet::UDP,
 };
@@ -57,6 +57,8 @@ pub(crate) static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(MAX
 pub(crate) static CARRIED: Array<u64> = Array::with_max_entries(MAX_COUNTERS, 0);
 #[map]
 pub(crate) static HEALTH: PerCpuArray<u64> = PerCpuArray::with_max_entries(MAX_HEALTH, 0);
+#[map]
+pub(crate) static TOLD: PerCpuArray<Told> = PerCpuArray::with_max_entries(Told::SLOTS + 1, 0);
 #[map]
 pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(EVENTS_BYTES, 0);
 /// Not read by any program: the names of the rule slots, so that counters outlive the daemon with their meaning.

@@ -133,8 +133,11 @@ impl Snapshots for Guard {
             weakened
                 .push("connections may be open that the policy in force does not admit (the log says why)".to_owned());
         }
-        weakened
-            .extend(health.iter().filter(|lost| lost.count > 0).map(|lost| format!("{} {}", lost.count, lost.name)));
+        let losses =
+            guard_common::abi::Health::ALL.into_iter().filter(|health| health.is_loss()).map(|loss| loss.name());
+        let losses: Vec<&str> = losses.collect();
+        let lost = health.iter().filter(|health| health.count > 0 && losses.contains(&health.name.as_str()));
+        weakened.extend(lost.map(|lost| format!("{} {}", lost.count, lost.name)));
         let rule = |rule: &crate::policy::ruleset::Rule| Rule {
             name: rule.name.clone(),
             mode: format!("{:?}", rule.mode),

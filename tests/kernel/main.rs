@@ -9,4 +9,3 @@
 )]
 
 mod agree;
-mod packets;

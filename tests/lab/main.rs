@@ -12,6 +12,7 @@ mod callers;
 mod drift;
 mod edits;
 mod established;
+mod flood;
 mod hub;
 mod kill;
 mod main_job;

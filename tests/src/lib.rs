@@ -6,8 +6,10 @@
 //! Reading order: `lab` (what stands where) -> `net`, `process`, `certs`, `server`, `daemon` (its parts) -> `client` (attempts and what
 //! became of them) -> `helper` (what runs in the node and in pods) -> `attempts` (the main job, line by line). `isolated` is the small
 //! way: loopback only; in it `bare` (agents without a kernel half), `endpoint` (what they dial), `load` (what the control plane does),
-//! `fake` (a server that is not the real one), `hostile` (what it may do).
+//! `fake` (a server that is not the real one), `hostile` (what it may do). `agree` and `packets` compare the kernel's decisions with the
+//! host's.
 
+pub mod agree;
 pub mod attempts;
 pub mod bare;
 pub mod certs;
@@ -21,6 +23,7 @@ pub mod isolated;
 pub mod lab;
 pub mod load;
 pub mod net;
+pub mod packets;
 pub mod process;
 pub mod server;
 pub mod sweep;

@@ -3,6 +3,7 @@
 mod bench;
 mod build_ebpf;
 mod demo;
+mod kernels;
 mod lint;
 mod setup;
 mod shell;

@@ -69,6 +69,10 @@ fn system_packages(what: For) -> Result<()> {
     need("cc", "libc6-dev");
     need("ip", "iproute2");
     need("nsenter", "util-linux");
+    if what == For::Test {
+        need("qemu-system-x86_64", "qemu-system-x86");
+        need("strip", "binutils");
+    }
     if find("rustup").is_none() {
         need("/usr/lib/rustlib/src/rust/library/core/src/lib.rs", "rust-web-src");
         if what == For::Test {

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
 use crate::{
-    lint, setup,
+    kernels, lint, setup,
     shell::{command, find, say},
 };
 
@@ -24,6 +24,8 @@ pub(crate) enum Area {
     Unit,
     /// Every program in the kernel: verifier, and the same decision as on the host.
     Kernel,
+    /// The kernel half on several kernels, in virtual machines.
+    Kernels,
     /// Policy documents: corpus, broken ones, `nodeguard check`.
     Policy,
     /// The agent against the real proxy-server.
@@ -73,6 +75,12 @@ fn run(area: Area, filter: Option<&str>, total: &mut Total) -> Result<()> {
         }
         Area::Unit => cargo_test(&["--workspace", "--exclude", "guard-ebpf", "--lib", "--bins"], filter, total),
         Area::Kernel => cargo_test(&["--package", "nodeguard-tests", "--test", "kernel"], filter, total),
+        Area::Kernels => {
+            let (held, failed) = kernels::kernels()?;
+            total.passed += held;
+            total.failed += failed;
+            Ok(())
+        }
         Area::Policy => with_daemon(&["--package", "nodeguard-tests", "--test", "policy"], filter, total),
         Area::Tunnel => with_daemon(&["--package", "nodeguard-tests", "--test", "tunnel"], filter, total),
         Area::Lab => {

@@ -35,10 +35,29 @@ pub struct DenyEvent {
     pub reason: u8,
     /// 1 where the packet was let through because the rule only audits.
     pub audited: u8,
-    /// Keeps the record a multiple of 8 bytes.
-    pub reserved: [u8; 4],
+    /// How many denials like it went untold since the last one that was told.
+    pub repeats: u32,
 }
 const _: () = assert!(size_of::<DenyEvent>() == 56);
+
+/// What a CPU told last of denials of one kind, or (the last slot) how much it told in this time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Told {
+    /// A hash of source, port, rule and reason; in the last slot, the number of events.
+    pub tag: u32,
+    /// When: a second, or a time slice of the budget.
+    pub window: u32,
+    /// Denials like it since then.
+    pub repeats: u32,
+}
+
+impl Told {
+    /// Kinds of denial that a CPU keeps apart.
+    pub const SLOTS: u32 = 512;
+    /// Events that a CPU sends in one time slice (2^26 ns, 67 ms): about a thousand a second.
+    pub const BUDGET: u32 = 64;
+}
 
 /// The name of a rule slot, so that counters can be read by anybody who can read the maps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -90,17 +109,32 @@ pub enum Health {
     EventsLost = 0,
     /// Pinholes that did not fit: their connection is denied.
     PinholesLost = 1,
+    /// Denials like one that was told in the same second (source, port, rule and reason).
+    EventsRepeated = 2,
+    /// Denials beyond the number that one CPU tells in a time.
+    EventsSampled = 3,
 }
 
 impl Health {
     /// Every index.
-    pub const ALL: [Health; 2] = [Health::EventsLost, Health::PinholesLost];
+    pub const ALL: [Health; 4] =
+        [Health::EventsLost, Health::PinholesLost, Health::EventsRepeated, Health::EventsSampled];
+
+    /// Whether it weakens the guard; the others are as meant: counters count every packet, events tell enough of them.
+    pub const fn is_loss(self) -> bool {
+        match self {
+            Health::EventsLost | Health::PinholesLost => true,
+            Health::EventsRepeated | Health::EventsSampled => false,
+        }
+    }
 
     /// The stable name, for metrics and `status`.
     pub const fn name(self) -> &'static str {
         match self {
             Health::EventsLost => "events-lost",
             Health::PinholesLost => "pinholes-lost",
+            Health::EventsRepeated => "events-repeated",
+            Health::EventsSampled => "events-sampled",
         }
     }
 }

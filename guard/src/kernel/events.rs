@@ -46,6 +46,8 @@ pub struct Denial {
     pub audited: bool,
     /// The epoch of the ruleset that decided.
     pub epoch: u32,
+    /// How many like it (source, port, rule, reason) went untold since the last one that was told.
+    pub repeats: u32,
 }
 
 /// The last denials, the newest last.
@@ -114,9 +116,9 @@ impl Rate {
             return;
         }
         self.logged += 1;
-        let Denial { source, destination, port, rule, reason, audited, epoch, .. } = denial;
+        let Denial { source, destination, port, rule, reason, audited, epoch, repeats, .. } = denial;
         let outcome = if *audited { "would be denied (audit)" } else { "denied" };
-        tracing::info!(%source, %destination, port, rule, reason, epoch, "connection {outcome}");
+        tracing::info!(%source, %destination, port, rule, reason, epoch, repeats, "connection {outcome}");
     }
 }
 
@@ -131,6 +133,7 @@ fn in_words(event: &DenyEvent, in_force: &InForce) -> Denial {
         reason: Reason::from_index(event.reason).map_or("unknown", Reason::name),
         audited: event.audited != 0,
         epoch: event.epoch,
+        repeats: event.repeats,
     }
 }
 

@@ -205,6 +205,12 @@ impl Programs {
         }
         Ok(predecessors)
     }
+
+    /// How many instructions the verifier walked for a program; 0 where the kernel does not tell (before 5.16).
+    pub fn verified(&self, name: &str) -> u32 {
+        let info = self.ebpf.program(name).and_then(|program| program.info().ok());
+        info.and_then(|info| info.verified_instruction_count()).unwrap_or(0)
+    }
 }
 
 /// Which programs hold, read from the pins alone: the daemon need not run.

@@ -5,13 +5,15 @@
 use rand::{Rng, rngs::StdRng};
 
 /// A packet from its IP header on, with what it stands for.
-pub(crate) struct Sample {
-    pub(crate) name: &'static str,
-    pub(crate) bytes: Vec<u8>,
+pub struct Sample {
+    /// What it stands for.
+    pub name: &'static str,
+    /// The bytes.
+    pub bytes: Vec<u8>,
 }
 
 /// Every edge that somebody thought of, by name.
-pub(crate) fn named(
+pub fn named(
     source_v4: [u8; 4],
     destination_v4: [u8; 4],
     source_v6: [u8; 16],
@@ -77,7 +79,7 @@ pub(crate) fn named(
 }
 
 /// A packet with addresses from the pools, and now and then a wrong byte or a cut.
-pub(crate) fn random(rng: &mut StdRng, pool_v4: &[[u8; 4]], pool_v6: &[[u8; 16]]) -> Sample {
+pub fn random(rng: &mut StdRng, pool_v4: &[[u8; 4]], pool_v6: &[[u8; 16]]) -> Sample {
     let port = pick(rng, &[0u16, 1, 80, 8080, 10_250, 40_000, 40_001, 65_535]);
     let mut bytes = if rng.random_bool(0.5) {
         let words = pick(rng, &[5u8, 5, 5, 6, 10, 15]);
@@ -99,7 +101,8 @@ pub(crate) fn random(rng: &mut StdRng, pool_v4: &[[u8; 4]], pool_v6: &[[u8; 16]]
     Sample { name: "random", bytes }
 }
 
-pub(crate) fn pick<T: Copy>(rng: &mut StdRng, from: &[T]) -> T {
+/// One of several.
+pub fn pick<T: Copy>(rng: &mut StdRng, from: &[T]) -> T {
     from[rng.random_range(0..from.len())]
 }
 

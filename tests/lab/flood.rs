@@ -1,0 +1,127 @@
+//! A flood of strangers' SYNs: every packet is counted, the events say how much they leave out, and the daemon does not notice.
+
+use std::{
+    fs,
+    net::{Ipv4Addr, SocketAddr},
+    time::{Duration, Instant},
+};
+
+use lab::{
+    client::{Outcome, https, tcp},
+    lab::{KUBELET, Lab, POLICY},
+    net::Who,
+    process::until,
+};
+use nix::sys::socket::{MsgFlags, SockFlag, SockType, SockaddrIn, sendto, socket};
+use nodeguard::status::Status;
+
+/// SYNs a second at most, of all senders together.
+const RATE: u32 = 110_000;
+
+fn seconds() -> u32 {
+    if std::env::var_os("NODEGUARD_SOAK").is_some() { 30 } else { 3 }
+}
+
+/// What a process used: processor time and resident memory.
+fn used(id: u32) -> (Duration, u64) {
+    let stat = fs::read_to_string(format!("/proc/{id}/stat")).unwrap();
+    let fields: Vec<u64> =
+        stat.rsplit_once(')').unwrap().1.split_whitespace().filter_map(|field| field.parse().ok()).collect();
+    // utime and stime are fields 14 and 15 in ticks of 10 ms; the state, no number, is field 3.
+    let ticks = fields[10] + fields[11];
+    let status = fs::read_to_string(format!("/proc/{id}/status")).unwrap();
+    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    (Duration::from_millis(ticks * 10), resident.split_whitespace().next().unwrap().parse().unwrap())
+}
+
+fn count(status: &Status, reason: &str) -> u64 {
+    status.counters.iter().filter(|counter| counter.reason == reason).map(|counter| counter.packets).sum()
+}
+
+fn health(status: &Status, name: &str) -> u64 {
+    status.health.iter().find(|health| health.name == name).unwrap().count
+}
+
+/// A SYN to kubelet's port from an address and port of its number.
+fn syn(number: u32) -> [u8; 40] {
+    let mut bytes = [0u8; 40];
+    (bytes[0], bytes[3], bytes[8], bytes[9]) = (0x45, 40, 64, 6);
+    // Strangers of 10.0.16.0/20: nobody answers there, and no rule admits them.
+    let source = Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 0, 16, 0)) | (number & 0xfff));
+    bytes[12..16].copy_from_slice(&source.octets());
+    bytes[16..20].copy_from_slice(&Who::Node.v4().octets());
+    bytes[20..22].copy_from_slice(&(1024 + (number >> 12) as u16 % 60_000).to_be_bytes());
+    bytes[22..24].copy_from_slice(&KUBELET.to_be_bytes());
+    bytes[24..28].copy_from_slice(&number.to_be_bytes());
+    (bytes[32], bytes[33], bytes[34]) = (0x50, 0x02, 0xff);
+    let sum = |words: &[u8]| words.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum::<u32>();
+    let mut total = sum(&bytes[12..40]) + 6 + 20;
+    while total >> 16 != 0 {
+        total = (total & 0xffff) + (total >> 16);
+    }
+    bytes[36..38].copy_from_slice(&(!(total as u16)).to_be_bytes());
+    bytes
+}
+
+/// Sends for so long, at most at the rate; how many went out.
+fn send(seconds: u32) -> u64 {
+    // An IP_HDRINCL socket: the kernel fills in the header's checksum.
+    let raw = socket(
+        nix::sys::socket::AddressFamily::Inet,
+        SockType::Raw,
+        SockFlag::empty(),
+        nix::sys::socket::SockProtocol::Raw,
+    );
+    let raw = raw.unwrap();
+    let to = SockaddrIn::from(std::net::SocketAddrV4::new(Who::Node.v4(), 0));
+    let started = Instant::now();
+    let mut sent = 0u64;
+    while started.elapsed() < Duration::from_secs(seconds.into()) {
+        if sent > (started.elapsed().as_secs_f64() * f64::from(RATE)) as u64 {
+            std::thread::sleep(Duration::from_micros(200));
+            continue;
+        }
+        for _ in 0..64 {
+            // A full queue is told, and what is told is not counted.
+            sent += u64::from(
+                sendto(std::os::fd::AsRawFd::as_raw_fd(&raw), &syn(sent as u32), &to, MsgFlags::empty()).is_ok(),
+            );
+        }
+    }
+    sent
+}
+
+#[test]
+fn every_packet_of_a_flood_is_counted_and_the_daemon_does_not_notice() {
+    let mut lab = Lab::new(POLICY).unwrap();
+    let kubelet = SocketAddr::new(Who::Node.v4().into(), KUBELET);
+    let id = lab.daemon().unwrap().process().id();
+    let daemon = lab.daemon.as_ref().unwrap();
+    // The address is resolved, and the first events have made their room.
+    lab.net.run(Who::Stranger, || Ok(send(1))).unwrap();
+    std::thread::sleep(Duration::from_millis(500));
+    let (before, (cpu, memory)) = (daemon.status().unwrap(), used(id));
+    let started = Instant::now();
+    let sent = lab.net.run(Who::Stranger, || Ok(send(seconds()))).unwrap();
+    let took = started.elapsed();
+    let denied = || count(&daemon.status().unwrap(), "no-selector") - count(&before, "no-selector");
+    until("all have arrived", Duration::from_secs(5), || Ok(denied() >= sent)).ok();
+    let (cpu_after, memory_after) = used(id);
+    let after = daemon.status().unwrap();
+    let untold = |name: &str| health(&after, name) - health(&before, name);
+    let [repeated, sampled, lost] = ["events-repeated", "events-sampled", "events-lost"].map(untold);
+    let share = (cpu_after - cpu).as_secs_f64() / took.as_secs_f64();
+    println!(
+        "flood: {sent} SYNs in {took:.1?} ({:.0} a second), {} denied and counted; events: {repeated} repeated, {sampled} sampled out, {lost} lost; daemon {:.2} of a core, {memory} -> {memory_after} KiB",
+        sent as f64 / took.as_secs_f64(),
+        denied(),
+        share
+    );
+    assert_eq!(denied(), sent, "exact to the packet");
+    assert!(repeated + sampled + lost < sent, "some are told");
+    assert!(share < 0.5, "{share:.2} of a core");
+    assert!(memory_after as f64 <= memory as f64 * 1.1, "{memory} -> {memory_after} KiB");
+    let ca = lab.certs.path("ca.crt");
+    let peer = lab.net.run(Who::Peer, || Ok(https(tcp(kubelet), "/healthz", &ca))).unwrap();
+    assert_eq!(peer, Outcome::Http(200));
+}

@@ -1,0 +1,278 @@
+//! Owns the comparison of kernel and host: random rulesets and packets, each decided by both.
+//! Called by the tests of the kernel area, and inside the kernels that `nodeguard-guest` runs on.
+//! Must never compare verdicts alone: reason, rule, audit, epoch and flow have to agree too.
+#![expect(clippy::unwrap_used, reason = "a comparison that cannot be made ends the test")]
+
+use std::{collections::BTreeMap, path::Path, sync::Arc};
+
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{Array, HashMap, MapData},
+    programs::{CgroupSkb, TestRun, TestRunOptions},
+};
+use guard_common::{
+    Decision, Listener, Reason, Scope, Verdict,
+    abi::{FlowKey, Pinhole, Probe, UDP_FLOW_SECONDS},
+    decide,
+};
+use nodeguard::{
+    kernel::{apply::Apply, follow::Cgroups, maps::Maps, model::Model, plan},
+    policy::ruleset::{ALL_PODS_SCOPE, GuardedPort, Mode, Peer, PeerKind, PortRule, Rule, Ruleset, Tables},
+};
+use rand::{Rng, SeedableRng, rngs::StdRng};
+
+use crate::packets::{self, Sample, pick};
+
+/// Kernel and host under one ruleset.
+struct Pair {
+    ebpf: Ebpf,
+    probe: Array<MapData, Probe>,
+    pinholes: HashMap<MapData, FlowKey, Pinhole>,
+    udp_flows: HashMap<MapData, FlowKey, Pinhole>,
+    apply: Apply,
+    model: Model,
+}
+
+/// What one comparison came to.
+#[derive(Default, Debug)]
+pub struct Tally {
+    /// Decisions.
+    pub compared: u64,
+    /// Frames that the kernel takes none of in a test run.
+    pub too_short: u64,
+    /// Where kernel and host decided differently.
+    pub differences: Vec<String>,
+    /// How often each reason was reached.
+    pub reasons: BTreeMap<&'static str, u64>,
+}
+
+/// Compares so many random packets, and every named one, under each of so many random rulesets.
+pub fn compare(object: &[u8], rulesets: usize, packets: usize) -> Tally {
+    let mut rng = StdRng::seed_from_u64(0x6e6f_6465);
+    let mut tally = Tally::default();
+    let mut pair = Pair::new(object);
+    for _ in 0..rulesets {
+        pair.change(&mut rng);
+        let (v4, v6) = (pool_v4(), pool_v6());
+        let named = (0..4).flat_map(|_| {
+            packets::named(pick(&mut rng, &v4), pick(&mut rng, &v4), pick(&mut rng, &v6), pick(&mut rng, &v6))
+        });
+        let mut samples: Vec<Sample> = named.collect();
+        samples.extend((0..packets).map(|_| packets::random(&mut rng, &v4, &v6)));
+        for sample in samples {
+            let listener = Listener {
+                scope: pick(&mut rng, &[Scope::Node, Scope::Pod, Scope::Unknown]),
+                port: pick(&mut rng, &[10_250, 10_250, 8080, 9090, 0]),
+                protocol: pick(&mut rng, &[6, 6, 6, 6, 17]),
+                in_pods: rng.random_bool(0.5),
+            };
+            for program in ["probe_direct", "probe_helper"] {
+                pair.compare_one(program, &sample, listener, &mut tally);
+            }
+        }
+    }
+    tally
+}
+
+impl Pair {
+    fn new(object: &[u8]) -> Pair {
+        let mut ebpf = load(object);
+        for program in ["probe_direct", "probe_helper"] {
+            let program: &mut CgroupSkb = ebpf.program_mut(program).unwrap().try_into().unwrap();
+            program.load().unwrap();
+        }
+        Pair {
+            probe: Array::try_from(ebpf.take_map("PROBE").unwrap()).unwrap(),
+            pinholes: HashMap::try_from(ebpf.take_map("PINHOLES").unwrap()).unwrap(),
+            udp_flows: HashMap::try_from(ebpf.take_map("UDP_FLOWS").unwrap()).unwrap(),
+            apply: Apply::new(Maps::take(&mut ebpf).unwrap()).unwrap().below(Path::new(HERE)),
+            ebpf,
+            model: Model::default(),
+        }
+    }
+
+    /// Brings a random ruleset into force on both sides, by the product's own way, and opens random pinholes.
+    fn change(&mut self, rng: &mut StdRng) {
+        let ruleset = random_ruleset(rng);
+        for op in &plan::plan(&self.model.image, &ruleset, &Cgroups::find(Path::new(HERE), &ruleset)).unwrap().ops {
+            plan::step(&mut self.model.image, op);
+        }
+        let in_force = self.apply.apply(&Arc::new(ruleset)).unwrap();
+        assert_eq!(in_force.epoch, self.model.image.epoch);
+        for key in std::mem::take(&mut self.model.pinholes).keys() {
+            self.pinholes.remove(key).unwrap();
+        }
+        for key in std::mem::take(&mut self.model.udp_flows).keys() {
+            self.udp_flows.remove(key).unwrap();
+        }
+        let callers: Vec<u64> =
+            self.model.image.entries.followed.callers.keys().map(|key| key.cgroup).chain([77]).collect();
+        for round in 0..120 {
+            let is_v4 = rng.random_bool(0.5);
+            let mut address = || {
+                if is_v4 { guard_common::packet::mapped(pick(rng, &pool_v4())) } else { pick(rng, &pool_v6()) }
+            };
+            let (source, destination) = (address(), address());
+            let key = FlowKey {
+                source,
+                destination,
+                source_port: pick(rng, &[0u16, 40_000, 10_250, 80]).to_be_bytes(),
+                destination_port: pick(rng, &[10_250u16, 8080]).to_be_bytes(),
+            };
+            let vias = [Pinhole::TUNNEL, Pinhole::NODE, Pinhole::CALLER, Pinhole::CALLER | Pinhole::NODE, 0, 64];
+            let pinhole = Pinhole { via: pick(rng, &vias), at: now(), cgroup: pick(rng, &callers) };
+            if round % 2 == 0 {
+                self.pinholes.insert(key, pinhole, 0).unwrap();
+                self.model.pinholes.insert(key, pinhole);
+                continue;
+            }
+            let via = pick(rng, &[Pinhole::REPLY, Pinhole::SERVED, pinhole.via]);
+            // One that has run out is there for the kernel, and none for the host.
+            let age = pick(rng, &[0, UDP_FLOW_SECONDS / 2, UDP_FLOW_SECONDS * 2]);
+            let flow = Pinhole { via, at: now().wrapping_sub(age), ..pinhole };
+            self.udp_flows.insert(key, flow, 0).unwrap();
+            self.model.udp_flows.remove(&key);
+            if age < UDP_FLOW_SECONDS {
+                self.model.udp_flows.insert(key, flow);
+            }
+        }
+    }
+
+    fn compare_one(&mut self, program: &str, sample: &Sample, listener: Listener, tally: &mut Tally) {
+        let scope = match listener.scope {
+            Scope::Node => 0,
+            Scope::Pod => 1,
+            Scope::Unknown => 2,
+        };
+        let question = Probe {
+            scope,
+            port: listener.port,
+            protocol: listener.protocol,
+            in_pods: listener.in_pods.into(),
+            ..Probe::default()
+        };
+        self.probe.set(0, question, 0).unwrap();
+        // A test run takes an Ethernet frame and steps over its header.
+        let mut frame = vec![0u8; 12];
+        frame.extend(if sample.bytes.first().is_some_and(|byte| byte >> 4 == 6) { [0x86, 0xdd] } else { [0x08, 0x00] });
+        frame.extend(&sample.bytes);
+        let prepared: &mut CgroupSkb = self.ebpf.program_mut(program).unwrap().try_into().unwrap();
+        let options = TestRunOptions { data_in: Some(&frame), ..TestRunOptions::new() };
+        let Ok(result) = prepared.test_run(options) else {
+            // The kernel refuses frames that end inside the IP header; the host judges them in its own tests.
+            assert!(sample.bytes.len() < 40, "the kernel refused {}: {:?}", sample.name, sample.bytes);
+            tally.too_short += 1;
+            return;
+        };
+        let answer = self.probe.get(&0, 0).unwrap();
+        let kernel = Decision {
+            verdict: if result.return_value == 1 { Verdict::Allow } else { Verdict::Deny },
+            reason: Reason::from_index(answer.reason).unwrap(),
+            rule: answer.rule,
+            audited: answer.audited != 0,
+            epoch: answer.epoch,
+            flow: answer.flow,
+        };
+        let host = decide(sample.bytes.as_slice(), listener, &self.model);
+        tally.compared += 1;
+        *tally.reasons.entry(host.reason.name()).or_default() += 1;
+        if kernel != host {
+            let Sample { name, bytes } = sample;
+            tally
+                .differences
+                .push(format!("{program}, {name} {bytes:02x?} for {listener:?}: kernel {kernel:?}, host {host:?}"));
+        }
+    }
+}
+
+/// Loads an object that was built for tests.
+pub fn load(object: &[u8]) -> Ebpf {
+    EbpfLoader::new().override_global("NETNS_HELPER", &1u32, true).load(object).unwrap()
+}
+
+/// Any directories do for cgroups here: an id is an inode.
+const HERE: &str = "/";
+const CALLERS: [&str; 3] = ["/proc", "/sys", "/not-there"];
+
+/// Seconds of `CLOCK_MONOTONIC`, as the programs read them.
+fn now() -> u32 {
+    nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).unwrap().tv_sec() as u32
+}
+
+fn pool_v4() -> Vec<[u8; 4]> {
+    vec![[10, 0, 0, 1], [10, 0, 8, 5], [10, 0, 8, 66], [10, 244, 1, 7], [10, 244, 2, 9], [127, 0, 0, 1], [192, 0, 2, 1]]
+}
+
+fn pool_v6() -> Vec<[u8; 16]> {
+    ["fd00::1", "fd00:8::5", "fd00:8::66", "fd00:244:1::7", "::1", "2001:db8::1"]
+        .iter()
+        .map(|text| text.parse::<std::net::Ipv6Addr>().unwrap().octets())
+        .collect()
+}
+
+fn random_ruleset(rng: &mut StdRng) -> Ruleset {
+    let count = rng.random_range(1..5);
+    let rules = (0..count)
+        .map(|_| Rule {
+            name: format!("rule-{}", rng.random_range(0..1000)),
+            mode: Mode::Enforce,
+            guards: String::new(),
+            allows: String::new(),
+        })
+        .collect();
+    let networks: Vec<ipnet::IpNet> = [
+        "0.0.0.0/0",
+        "10.0.0.0/8",
+        "10.0.8.0/24",
+        "10.0.8.66/32",
+        "10.244.1.0/24",
+        "10.0.0.1/32",
+        "127.0.0.0/8",
+        "::/0",
+        "fd00::/16",
+        "fd00:8::/64",
+        "fd00:8::66/128",
+        "fd00:244:1::/48",
+        "::1/128",
+    ]
+    .iter()
+    .map(|text| text.parse().unwrap())
+    .collect();
+    let mut tables = Tables::default();
+    for net in &networks {
+        if rng.random_bool(0.4) {
+            tables.scopes.insert(*net, rng.random_range(0..3));
+        }
+        for list in 0..3 {
+            if rng.random_bool(0.35) {
+                let kind = if rng.random_bool(0.6) { PeerKind::Allow } else { PeerKind::Except };
+                tables.peers.insert((list, *net), Peer { rule: rng.random_range(0..count), kind });
+            }
+        }
+    }
+    for path in CALLERS {
+        tables.cgroups.insert(path.to_owned(), 1);
+        for list in 0..4 {
+            if rng.random_bool(0.5) {
+                tables.callers.insert((list, path.to_owned()), rng.random_range(0..count));
+            }
+        }
+    }
+    for scope in [0, 1, 2, ALL_PODS_SCOPE] {
+        for (protocol, port) in [(6, 10_250), (6, 8080), (17, 10_250), (6, 0)] {
+            if rng.random_bool(0.7) {
+                let some_rule = |rng: &mut StdRng| rng.random_bool(0.5).then(|| rng.random_range(0..count));
+                let rule = PortRule {
+                    list: rng.random_range(0..4),
+                    rule: rng.random_range(0..count),
+                    tunnel: some_rule(rng),
+                    node: some_rule(rng),
+                    caller: false,
+                    audit: rng.random_bool(0.3),
+                };
+                tables.ports.insert(GuardedPort { scope, protocol, port }, rule);
+            }
+        }
+    }
+    Ruleset { name: "random".into(), digest: String::new(), mode: Mode::Enforce, rules, tables, dial: Vec::new() }
+}

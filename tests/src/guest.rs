@@ -1,0 +1,196 @@
+//! Owns trying the kernel half on the kernel that it runs on: every program loads and attaches, decides as the host code does, and judges
+//! real connections on loopback.
+//! Called as the first and only process of a virtual machine, or with `--host DIRECTORY` on a machine that runs already.
+//! Must never attach outside the cgroup that it made, and in a virtual machine never end but by switching it off.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "what goes wrong ends the trial with its reason on the console"
+)]
+
+use std::{
+    fs,
+    io::Write,
+    net::{SocketAddr, TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use aya::include_bytes_aligned;
+use lab::agree::compare;
+use nix::mount::{MsFlags, mount};
+use nodeguard::{
+    kernel::{
+        apply::Apply,
+        load::{self, Loaded, Location},
+        object::PROGRAMS,
+        pinholes::KernelPinholes,
+    },
+    node::NodeFacts,
+    policy::{compile::compile as compile_policy, diagnostic::Source},
+};
+
+/// The kernel object with the entry points for test runs.
+static PROBES: &[u8] = include_bytes_aligned!(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/bpf/guard-dev.o"));
+
+/// Ports by what admits to them.
+const POLICY: &str = "\
+apiVersion: nodeguard.dev/v1alpha1
+kind: NodeGuardPolicy
+metadata: {name: guest}
+spec:
+  mode: Enforce
+  guard:
+    - {name: tunnel, node: {ports: [10250]}, allow: [tunnel: {}, ipBlock: {cidr: 127.0.0.2/32}]}
+    - {name: node, node: {ports: [10251]}, allow: [node: {}]}
+    - {name: caller, node: {ports: [10252]}, allow: [caller: {cgroup: /caller}]}
+    - {name: udp, node: {ports: [10253], protocol: UDP}, allow: [ipBlock: {cidr: 127.0.0.2/32}]}
+    - {name: pods, pods: {ports: [10254]}, allow: [ipBlock: {cidr: 127.0.0.2/32}]}
+  tunnel: {dial: []}
+  controlPlane: {addresses: [127.0.0.9/32], ports: [6443]}
+";
+
+fn main() {
+    let host = std::env::args().skip_while(|argument| argument != "--host").nth(1).map(PathBuf::from);
+    let tried = std::panic::catch_unwind(|| match &host {
+        Some(directory) => {
+            let cgroup = nodeguard::kernel::cgroup::v2_root().unwrap().join(directory.file_name().unwrap());
+            try_all(&cgroup, &directory.join("bpf"));
+        }
+        None => {
+            mount_all();
+            try_all(Path::new("/sys/fs/cgroup/tried"), Path::new("/sys/fs/bpf/nodeguard"));
+        }
+    });
+    say(&format!("TRIED {}", if tried.is_ok() { "whole" } else { "broken" }));
+    if host.is_none() {
+        // Nothing was written that a clean end would save.
+        nix::sys::reboot::reboot(nix::sys::reboot::RebootMode::RB_POWER_OFF).unwrap();
+    }
+}
+
+fn mount_all() {
+    for (kind, at) in [
+        ("proc", "/proc"),
+        ("sysfs", "/sys"),
+        ("cgroup2", "/sys/fs/cgroup"),
+        ("bpf", "/sys/fs/bpf"),
+        ("devtmpfs", "/dev"),
+    ] {
+        fs::create_dir_all(at).ok();
+        mount(Some(kind), at, Some(kind), MsFlags::empty(), None::<&str>)
+            .unwrap_or_else(|error| panic!("{at}: {error}"));
+    }
+    up();
+}
+
+/// Brings loopback up: nobody else does it here.
+fn up() {
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+    // SAFETY: all zero is a valid `ifreq`.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    request.ifr_name[0] = b'l' as libc::c_char;
+    request.ifr_name[1] = b'o' as libc::c_char;
+    request.ifr_ifru.ifru_flags = libc::IFF_UP as libc::c_short;
+    // SAFETY: a socket of ours and an `ifreq` that lives through the call.
+    let result =
+        unsafe { libc::ioctl(std::os::fd::AsRawFd::as_raw_fd(&socket), libc::SIOCSIFFLAGS as _, &raw mut request) };
+    assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+}
+
+fn try_all(cgroup: &Path, bpffs: &Path) {
+    for name in ["caller", "elsewhere"] {
+        fs::create_dir_all(cgroup.join(name)).unwrap();
+    }
+    say(&format!("KERNEL {}", nix::sys::utsname::uname().unwrap().release().to_string_lossy()));
+    join(&cgroup.join("elsewhere"));
+    let location = Location { cgroup: cgroup.to_path_buf(), bpffs: bpffs.to_path_buf() };
+    let Loaded { maps, cookies, mut programs, .. } = load::open(&location).unwrap();
+    let source = Source { path: "guest".into(), text: POLICY.to_owned() };
+    let node = NodeFacts { addresses: vec!["127.0.0.1".parse().unwrap()], names: Vec::new() };
+    let ruleset = compile_policy(&source, &node).unwrap_or_else(|found| panic!("{}", source.render(&found, false))).0;
+    let mut apply = Apply::new(maps).unwrap().below(cgroup);
+    apply.apply(&Arc::new(ruleset)).unwrap();
+    programs.attach().unwrap();
+    for attachment in load::attachments(bpffs) {
+        let verified = programs.verified(&attachment.name);
+        say(&format!(
+            "PROGRAM {} {} {verified}",
+            attachment.name,
+            if attachment.attached { "attached" } else { "missing" }
+        ));
+    }
+    assert_eq!(load::attachments(bpffs).iter().filter(|program| program.attached).count(), PROGRAMS.len());
+    say(&format!("NAMESPACE {}", if programs.netns_helper { "cookie" } else { "address" }));
+    connections(&KernelPinholes::new(cookies).unwrap(), cgroup);
+
+    let count =
+        |name: &str, default: usize| std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default);
+    let tally = compare(PROBES, count("RULESETS", 8), count("PACKETS", 500));
+    let (compared, differences) = (tally.compared, tally.differences.len());
+    say(&format!("CORPUS {compared} {differences}"));
+    assert!(tally.differences.is_empty(), "{:#?}", tally.differences.first());
+}
+
+/// Real connections on loopback.
+fn connections(pinholes: &KernelPinholes, cgroup: &Path) {
+    let any = |port: u16| SocketAddr::from(([0, 0, 0, 0], port));
+    let listeners: Vec<TcpListener> =
+        [10250, 10251, 10252, 10254, 6443, 2379].map(|port| TcpListener::bind(any(port)).unwrap()).into();
+    let to = |port: u16| SocketAddr::from(([127, 0, 0, 1], port));
+    let peer = [127, 0, 0, 2];
+    check("stranger", reached(connect([127, 0, 0, 3], to(10250), None)), false);
+    check("ip-block", reached(connect(peer, to(10250), None)), true);
+    check("tunnel", reached(connect([127, 0, 0, 3], to(10250), Some(pinholes))), true);
+    check("node", reached(connect([127, 0, 0, 3], to(10251), None)), true);
+    check("not-the-caller", reached(connect(peer, to(10252), None)), false);
+    join(&cgroup.join("caller"));
+    check("caller", reached(connect([127, 0, 0, 3], to(10252), None)), true);
+    join(&cgroup.join("elsewhere"));
+    // All of this is the node's own network namespace, or an address of the node: no pod's.
+    check("no-pod", reached(connect([127, 0, 0, 3], to(10254), None)), true);
+    let hub = |port: u16| SocketAddr::from(([127, 0, 0, 9], port));
+    check("control-plane", reached(connect([127, 0, 0, 3], hub(6443), None)), true);
+    check("control-plane-port", reached(connect([127, 0, 0, 3], hub(2379), None)), false);
+    let server = std::net::UdpSocket::bind(any(10253)).unwrap();
+    server.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    let heard = |from: [u8; 4]| {
+        std::net::UdpSocket::bind(SocketAddr::from((from, 0))).unwrap().send_to(b"x", to(10253)).unwrap();
+        server.recv_from(&mut [0; 1]).is_ok()
+    };
+    check("udp-stranger", heard([127, 0, 0, 3]), false);
+    check("udp-ip-block", heard(peer), true);
+    drop(listeners);
+}
+
+fn reached(stream: std::io::Result<TcpStream>) -> bool {
+    stream.is_ok()
+}
+
+/// Connects from an address, as the daemon does where pinholes are given: the socket is registered first.
+fn connect(from: [u8; 4], to: SocketAddr, pinholes: Option<&KernelPinholes>) -> std::io::Result<TcpStream> {
+    use nodeguard::dial::Pinholes;
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
+    socket.bind(&SocketAddr::from((from, 0)).into())?;
+    if let Some(pinholes) = pinholes {
+        pinholes.register(socket.cookie()?).map_err(std::io::Error::other)?;
+    }
+    socket.connect_timeout(&to.into(), Duration::from_millis(700))?;
+    Ok(socket.into())
+}
+
+/// Joins a cgroup: sockets that are made from here on belong to it.
+fn join(cgroup: &Path) {
+    fs::write(cgroup.join("cgroup.procs"), "0").unwrap();
+}
+
+fn check(what: &str, seen: bool, wanted: bool) {
+    say(&format!("CONNECTION {what} {}", if seen == wanted { "as-expected" } else { "WRONG" }));
+}
+
+fn say(text: &str) {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{text}").unwrap();
+    out.flush().unwrap();
+}

@@ -1,0 +1,223 @@
+//! Owns `cargo xtask test kernels`: the kernel half on Debian's packaged kernels in a virtual machine, and on this machine's own.
+//! Called by `test`.
+//! Must never install a kernel: packages are only unpacked.
+
+use std::{
+    fs,
+    io::Write,
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::shell::{command, find, read, root, run, say};
+
+/// The packages that depend on the newest kernel of a line.
+const LINES: [(&str, &str); 2] = [("6.1", "linux-image-cloud-amd64"), ("6.12", "linux-image-6.12-cloud-amd64")];
+/// A whole machine, emulated: 5 s to boot, and as long again for the trial.
+const PATIENCE: Duration = Duration::from_secs(150);
+
+/// What a kernel said.
+struct Row {
+    kernel: String,
+    lines: Vec<String>,
+}
+
+/// Tries every kernel; how many checks held and how many did not.
+pub(crate) fn kernels() -> Result<(usize, usize)> {
+    let guest = build_guest()?;
+    let mut rows = vec![on_this_machine(&guest)?];
+    for (line, package) in LINES {
+        let image = kernel_image(line, package)?;
+        rows.push(in_a_machine(&image, &initramfs(&guest)?)?);
+    }
+    let checks: Vec<(usize, usize)> = rows.iter().map(Row::checks).collect();
+    table(&rows);
+    Ok(checks.iter().fold((0, 0), |(held, failed), (more, fewer)| (held + more, failed + fewer)))
+}
+
+/// One static binary, so that nothing else has to be in the machine.
+fn build_guest() -> Result<PathBuf> {
+    let target = "x86_64-unknown-linux-gnu";
+    let mut build = command(find("cargo").context("cargo is not in PATH")?);
+    build.args(["build", "--quiet", "--locked", "--package", "nodeguard-tests", "--bin", "nodeguard-guest"]);
+    run(build.args(["--target", target]).env("RUSTFLAGS", "-C target-feature=+crt-static"))?;
+    let (built, stripped) =
+        (root().join("target").join(target).join("debug/nodeguard-guest"), directory()?.join("init"));
+    run(command("strip").arg("-o").arg(&stripped).arg(&built))?;
+    Ok(stripped)
+}
+
+fn directory() -> Result<PathBuf> {
+    let directory = root().join("target/kernels");
+    fs::create_dir_all(&directory)?;
+    Ok(directory)
+}
+
+/// The newest packaged kernel of a line, unpacked.
+fn kernel_image(line: &str, package: &str) -> Result<PathBuf> {
+    let newest = || {
+        let known = read(command("apt-cache").args(["depends", package])).unwrap_or_default();
+        known.lines().find_map(|line| line.trim().strip_prefix("Depends: linux-image-").map(str::to_owned))
+    };
+    let newest = match newest() {
+        Some(newest) => newest,
+        None => {
+            run(command("apt-get").args(["update", "-qq"]))?;
+            newest().with_context(|| format!("apt knows no kernel {line} (package {package})"))?
+        }
+    };
+    let place = directory()?.join(line);
+    let image = place.join(format!("boot/vmlinuz-{newest}"));
+    if !image.is_file() {
+        say(format!("  unpacking Debian's kernel {newest}"));
+        fs::create_dir_all(&place)?;
+        let download = ["-qq", "-o", "APT::Sandbox::User=root", "download", &format!("linux-image-{newest}")];
+        run(command("apt-get").args(download).current_dir(&place))?;
+        let packages = fs::read_dir(&place)?.flatten().map(|entry| entry.path());
+        let package = packages.filter(|path| path.extension().is_some_and(|extension| extension == "deb"));
+        let package = package.max().context("apt-get download left no package")?;
+        run(command("dpkg-deb").arg("-x").arg(&package).arg(&place))?;
+        fs::remove_file(package)?;
+        // The image alone is needed.
+        for rest in ["lib", "usr"] {
+            let _ = fs::remove_dir_all(place.join(rest));
+        }
+    }
+    Ok(image)
+}
+
+/// The root file system: the one binary as /init, in the format `newc` (Linux, buffer-format.rst).
+fn initramfs(guest: &Path) -> Result<PathBuf> {
+    let path = directory()?.join("initramfs");
+    let mut file = std::io::BufWriter::new(fs::File::create(&path)?);
+    let mut entry = |name: &str, mode: u32, device: (u32, u32), data: &[u8]| -> Result<()> {
+        let name_size = name.len() + 1;
+        let header = format!(
+            "070701{:08x}{mode:08x}{:08x}{:08x}{:08x}{:08x}{:08x}{:08x}{:08x}{:08x}{:08x}{name_size:08x}{:08x}",
+            0,
+            0,
+            0,
+            1,
+            0,
+            data.len(),
+            0,
+            0,
+            device.0,
+            device.1,
+            0
+        );
+        write!(file, "{header}{name}\0")?;
+        let pad = |length: usize| vec![0; length.next_multiple_of(4) - length];
+        file.write_all(&pad(header.len() + name_size))?;
+        file.write_all(data)?;
+        Ok(file.write_all(&pad(data.len()))?)
+    };
+    entry("dev", 0o040_755, (0, 0), &[])?;
+    // Before /dev is mounted the first process writes to this.
+    entry("dev/console", 0o020_600, (5, 1), &[])?;
+    entry("init", 0o100_755, (0, 0), &fs::read(guest)?)?;
+    entry("TRAILER!!!", 0, (0, 0), &[])?;
+    file.flush()?;
+    Ok(path)
+}
+
+/// Boots a kernel with the guest as its only process and reads the console until the machine is off.
+fn in_a_machine(image: &Path, initramfs: &Path) -> Result<Row> {
+    let log = directory()?.join(format!("{}.log", image.file_name().unwrap_or_default().to_string_lossy()));
+    let mut qemu = command(find("qemu-system-x86_64").context("qemu-system-x86_64 is not installed")?);
+    qemu.args(["-accel", "tcg", "-cpu", "max", "-m", "1536", "-smp", "2", "-nographic", "-no-reboot", "-nic", "none"]);
+    qemu.arg("-kernel").arg(image).arg("-initrd").arg(initramfs);
+    qemu.args(["-append", "console=ttyS0 quiet panic=-1 oops=panic"]);
+    let mut machine = qemu.stdout(fs::File::create(&log)?).stderr(Stdio::null()).spawn().context("qemu")?;
+    let started = Instant::now();
+    while machine.try_wait()?.is_none() {
+        if started.elapsed() > PATIENCE {
+            machine.kill()?;
+            machine.wait()?;
+            bail!("{} was not done within {PATIENCE:?}; its console is in {}", image.display(), log.display());
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    Row::read(&String::from_utf8_lossy(&fs::read(&log)?))
+        .with_context(|| format!("the console is in {}", log.display()))
+}
+
+/// The same on this machine, in a cgroup, a network namespace and a bpf file system of its own.
+fn on_this_machine(guest: &Path) -> Result<Row> {
+    let script = r#"set -e
+        ip link set lo up
+        mkdir -p "$1/bpf"; mount -t bpf bpf "$1/bpf"
+        exec "$0" --host "$1""#;
+    let name = format!("nodeguard-lab-{}", std::process::id());
+    let directory = directory()?.join(&name);
+    fs::create_dir_all(&directory)?;
+    let mut trial = command("unshare");
+    trial.args(["--net", "--mount", "sh", "-c", script]).arg(guest).arg(&directory);
+    let output = trial.output().context("unshare")?;
+    // Its pins went with the mount; the cgroups are empty.
+    let cgroups = read(command("sh").args(["-c", "findmnt -n -o TARGET -t cgroup2 | head -n 1"]))?;
+    for below in ["caller", "elsewhere", ""] {
+        let _ = fs::remove_dir(Path::new(&cgroups).join(&name).join(below));
+    }
+    let _ = fs::remove_dir_all(&directory);
+    let said = String::from_utf8_lossy(&output.stdout);
+    Row::read(&said).with_context(|| format!("{said}{}", String::from_utf8_lossy(&output.stderr)))
+}
+
+impl Row {
+    fn read(said: &str) -> Result<Row> {
+        let words = ["KERNEL ", "PROGRAM ", "NAMESPACE ", "CONNECTION ", "CORPUS ", "TRIED "];
+        let lines: Vec<String> = said
+            .lines()
+            .filter_map(|line| words.iter().find_map(|word| line.find(word).map(|at| line[at..].trim().to_owned())))
+            .collect();
+        let kernel = lines.iter().find_map(|line| line.strip_prefix("KERNEL ")).context("it never spoke")?.to_owned();
+        ensure!(lines.iter().any(|line| line == "TRIED whole"), "the trial broke off:\n{}", tail(said));
+        Ok(Row { kernel, lines })
+    }
+
+    fn of(&self, word: &str) -> impl Iterator<Item = Vec<&str>> {
+        let lines = self.lines.iter().filter(move |line| line.starts_with(word));
+        lines.map(|line| line.split(' ').skip(1).collect())
+    }
+
+    /// How many checks held and how many did not.
+    fn checks(&self) -> (usize, usize) {
+        let held = |good: bool| if good { (1, 0) } else { (0, 1) };
+        let programs = self.of("PROGRAM").map(|words| held(words.get(1) == Some(&"attached")));
+        let connections = self.of("CONNECTION").map(|words| held(words.get(1) == Some(&"as-expected")));
+        let corpus = self.of("CORPUS").map(|words| held(words.get(1) == Some(&"0")));
+        programs.chain(connections).chain(corpus).fold((0, 0), |(a, b), (c, d)| (a + c, b + d))
+    }
+}
+
+fn table(rows: &[Row]) {
+    for row in rows {
+        let namespace = row.of("NAMESPACE").flatten().next().unwrap_or("?");
+        say(format!("\n{}  (a listener's namespace is told by its {namespace})", row.kernel));
+        for words in row.of("PROGRAM") {
+            let [name, state, verified] = words[..] else { continue };
+            say(format!("  {name:<16} loads, {state:<9} {verified:>7} instructions verified"));
+        }
+        let wrong: Vec<&str> =
+            row.of("CONNECTION").filter(|words| words.get(1) != Some(&"as-expected")).map(|words| words[0]).collect();
+        say(format!(
+            "  {} connections, {} not as expected {}",
+            row.of("CONNECTION").count(),
+            wrong.len(),
+            wrong.join(" ")
+        ));
+        for words in row.of("CORPUS") {
+            let [compared, differences] = words[..] else { continue };
+            say(format!("  {compared} decisions compared with the host's, {differences} differences"));
+        }
+    }
+}
+
+fn tail(said: &str) -> String {
+    let lines: Vec<&str> = said.lines().collect();
+    lines.get(lines.len().saturating_sub(40)..).unwrap_or_default().join("\n")
+}
