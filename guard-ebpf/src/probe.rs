@@ -7,9 +7,18 @@ use aya_ebpf::{
     maps::Array,
     programs::SkBuffContext,
 };
-use guard_common::{Listener, Scope, Verdict, abi::Probe, decide};
+use guard_common::{
+    Listener, PacketBytes, Scope, Tables, Verdict,
+    abi::{FlowKey, PeerKey4, PeerKey6, PortKey, PortValue, Probe, list_bytes},
+    decide,
+    packet::{is_mapped, mapped, unmapped},
+};
 
-use crate::{maps::KernelTables, window::Window};
+use crate::{
+    maps::KernelTables,
+    report::{count, report},
+    window::Window,
+};
 
 #[map]
 static PROBE: Array<Probe> = Array::with_max_entries(1, 0);
@@ -24,6 +33,87 @@ fn probe_direct(ctx: SkBuffContext) -> i32 {
 #[cgroup_skb(ingress)]
 fn probe_helper(ctx: SkBuffContext) -> i32 {
     probe(&ctx, true)
+}
+
+/// The cost of a test run that does nothing but take its question.
+#[cgroup_skb(ingress)]
+fn bench_empty(_ctx: SkBuffContext) -> i32 {
+    1
+}
+
+/// All that `guard_ingress` does for a packet, the listener taken from the question.
+#[cgroup_skb(ingress)]
+fn bench_guard(ctx: SkBuffContext) -> i32 {
+    let Some(listener) = question() else { return 0 };
+    let decision = decide(&Window { ctx: &ctx, helper_only: false }, listener, &KernelTables);
+    report(&ctx, listener.port, &decision);
+    match decision.verdict {
+        Verdict::Allow => 1,
+        Verdict::Deny => 0,
+    }
+}
+
+/// The look-ups that no program can do without for a packet that no rule names: which generation, is the port guarded?
+#[cgroup_skb(ingress)]
+fn bench_floor_port(_ctx: SkBuffContext) -> i32 {
+    floor_port().map_or(1, |_| 0)
+}
+
+/// The same for one that a pinhole admits: and is there a pinhole, and a counter?
+#[cgroup_skb(ingress)]
+fn bench_floor_pinhole(ctx: SkBuffContext) -> i32 {
+    floor_pinhole(&ctx).map_or(1, |_| 0)
+}
+
+/// The same for one that a prefix of the peer list admits or that nothing does: and is there a peer?
+#[cgroup_skb(ingress)]
+fn bench_floor_peer(ctx: SkBuffContext) -> i32 {
+    let Some((port, flow, generation)) = floor_pinhole(&ctx) else { return 1 };
+    let list = list_bytes(generation, port.list);
+    let peer = if is_mapped(&flow.source) {
+        KernelTables.peer_v4(&PeerKey4 { list, address: unmapped(&flow.source) })
+    } else {
+        KernelTables.peer_v6(&PeerKey6 { list, address: flow.source })
+    };
+    i32::from(peer.is_some())
+}
+
+#[inline(always)]
+fn floor_port() -> Option<(PortValue, Listener, u8)> {
+    let listener = question()?;
+    let generation = (KernelTables.epoch() & 1) as u8;
+    let key = PortKey { scope: 0, port: listener.port, protocol: listener.protocol, generation };
+    KernelTables.port(&key).map(|port| (port, listener, generation))
+}
+
+/// The headers are read where they stand in a packet without options: nothing is checked.
+#[inline(always)]
+fn floor_pinhole(ctx: &SkBuffContext) -> Option<(PortValue, FlowKey, u8)> {
+    let (port, listener, generation) = floor_port()?;
+    let window = Window { ctx, helper_only: false };
+    let mut flow = FlowKey { destination_port: listener.port.to_be_bytes(), ..FlowKey::default() };
+    if window.at::<1>(0)?[0] >> 4 == 4 {
+        let head = window.at::<24>(0)?;
+        flow.source = mapped([head[12], head[13], head[14], head[15]]);
+        flow.destination = mapped([head[16], head[17], head[18], head[19]]);
+        flow.source_port = [head[20], head[21]];
+    } else {
+        (flow.source, flow.destination, flow.source_port) = (window.at(8)?, window.at(24)?, window.at(40)?);
+    }
+    let _ = core::hint::black_box(KernelTables.pinhole(listener.protocol, &flow));
+    count(port.rule);
+    Some((port, flow, generation))
+}
+
+#[inline(always)]
+fn question() -> Option<Listener> {
+    let slot = PROBE.get(0)?;
+    let scope = match slot.scope {
+        0 => Scope::Node,
+        1 => Scope::Pod,
+        _ => Scope::Unknown,
+    };
+    Some(Listener { scope, port: slot.port, protocol: slot.protocol, in_pods: slot.in_pods != 0 })
 }
 
 #[inline(always)]

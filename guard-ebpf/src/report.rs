@@ -109,6 +109,13 @@ pub(crate) fn lost(what: Health) {
     increment(HEALTH.get_ptr_mut(what as u32));
 }
 
+/// Counts one packet for a rule, whatever the reason.
+#[cfg(feature = "probe")]
+#[inline(always)]
+pub(crate) fn count(rule: u16) {
+    increment(COUNTERS.get_ptr_mut(counter_index(rule, Reason::NoSelector, false)));
+}
+
 #[inline(always)]
 fn increment(counter: Option<*mut u64>) {
     if let Some(counter) = counter {

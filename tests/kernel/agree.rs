@@ -11,7 +11,7 @@ const RULESETS: usize = 25;
 
 #[test]
 fn kernel_and_host_agree() {
-    let per_ruleset = if std::env::var_os("NODEGUARD_SOAK").is_some() { 20_000 } else { 1_000 };
+    let per_ruleset = if std::env::var_os("NODEGUARD_SOAK").is_some() { 40_000 } else { 1_000 };
     let tally = compare(&object("guard-dev.o"), RULESETS, per_ruleset);
     println!(
         "agree: {} decisions compared ({} frames too short for a test run), {} differences; reasons {:?}",

@@ -39,8 +39,15 @@ enum Task {
         #[arg(long)]
         stay: bool,
     },
-    /// Runs the tests: lint, unit, kernel, policy, tunnel, lab; all of them without an area.
+    /// Runs the tests: lint, unit, kernel, kernels, policy, tunnel, lab; all of them without an area.
     Test {
+        /// One area only.
+        area: Option<test::Area>,
+        /// Only the tests whose name holds this.
+        filter: Option<String>,
+    },
+    /// The same tests at full counts and durations, for a release.
+    Soak {
         /// One area only.
         area: Option<test::Area>,
         /// Only the tests whose name holds this.
@@ -68,6 +75,7 @@ fn main() -> ExitCode {
         Task::BuildEbpf { force } => build_ebpf::build_ebpf(force),
         Task::Demo { stay } => demo::demo(stay),
         Task::Test { area, filter } => test::test(area, filter.as_deref()),
+        Task::Soak { area, filter } => test::soak(area, filter.as_deref()),
         Task::Bench { area, check, quick, json } => bench::bench(area, check, quick, json.as_deref()),
     };
     match result {

@@ -65,6 +65,13 @@ pub(crate) fn test(area: Option<Area>, filter: Option<&str>) -> Result<()> {
     Ok(())
 }
 
+/// The same at full counts: what the tests read from their environment.
+pub(crate) fn soak(area: Option<Area>, filter: Option<&str>) -> Result<()> {
+    let mut soak = command(std::env::current_exe()?);
+    let area = area.and_then(|area| area.to_possible_value()).map(|value| value.get_name().to_owned());
+    crate::shell::run(soak.arg("test").args(area).args(filter).env("NODEGUARD_SOAK", "1"))
+}
+
 fn run(area: Area, filter: Option<&str>, total: &mut Total) -> Result<()> {
     match area {
         Area::Lint => {
