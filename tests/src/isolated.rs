@@ -40,6 +40,9 @@ fn enter(addresses: &[&str]) -> Result<()> {
         std::fs::write(files.path(), "hosts: files\n")?;
         mount(Some(files.path()), SWITCH, none, MsFlags::MS_BIND, none).context("mount over nsswitch.conf")?;
     }
+    // All agents dial one endpoint: the ports of connections that ended a moment ago are needed again.
+    std::fs::write("/proc/sys/net/ipv4/ip_local_port_range", "10000 65000")?;
+    std::fs::write("/proc/sys/net/ipv4/tcp_tw_reuse", "1")?;
     ip(&["link", "set", "lo", "up"])?;
     addresses.iter().try_for_each(|address| ip(&["address", "add", &format!("{address}/32"), "dev", "lo"]))
 }
