@@ -10,7 +10,14 @@ use std::{
     sync::Arc,
 };
 
-use axum::{Router, extract::State, http::StatusCode, http::header, response::IntoResponse, routing::get};
+use axum::{
+    Router,
+    extract::{RawQuery, State},
+    http::StatusCode,
+    http::header,
+    response::IntoResponse,
+    routing::get,
+};
 use http_body_util::{BodyExt, Empty};
 use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, UnixListener, UnixStream};
@@ -21,7 +28,9 @@ use crate::{metrics, status::Status};
 pub trait Snapshots: Send + Sync + 'static {
     /// A fresh snapshot.
     fn status(&self) -> Status;
-    /// Whether the guard does its work: programs attached, a policy in force, at least one tunnel stream. The missing parts, by name.
+    /// What readiness is made of, beside answering at all, each with what is said where it is missing.
+    const CHECKS: &'static [(&'static str, &'static str)];
+    /// Whether the guard does its work. The checks that fail, by name.
     fn unready(&self) -> Vec<&'static str>;
 }
 
@@ -108,14 +117,21 @@ async fn text_metrics<S: Snapshots>(State(snapshots): State<Arc<S>>) -> impl Int
     }
 }
 
-async fn ready<S: Snapshots>(State(snapshots): State<Arc<S>>) -> impl IntoResponse {
+/// As upstream answers: `ok`, or with `?verbose` or a failure a line for each check.
+async fn ready<S: Snapshots>(State(snapshots): State<Arc<S>>, RawQuery(query): RawQuery) -> impl IntoResponse {
     let unready = snapshots.unready();
-    if unready.is_empty() {
-        return (StatusCode::OK, "ok".to_owned());
+    let mut lines = "[+]ping ok\n".to_owned();
+    for (check, missing) in S::CHECKS {
+        if unready.contains(check) {
+            lines.push_str(&format!("[-]{check} failed: {missing}\n"));
+        } else {
+            lines.push_str(&format!("[+]{check} ok\n"));
+        }
     }
-    let lines: Vec<String> = ["ping", "programs-attached", "policy-in-force", "server-connected"]
-        .iter()
-        .map(|check| if unready.contains(check) { format!("[-]{check} failed") } else { format!("[+]{check} ok") })
-        .collect();
-    (StatusCode::SERVICE_UNAVAILABLE, lines.join("\n") + "\n")
+    let verbose = query.unwrap_or_default().split('&').any(|pair| pair.split('=').next() == Some("verbose"));
+    match (unready.is_empty(), verbose) {
+        (false, _) => (StatusCode::SERVICE_UNAVAILABLE, lines),
+        (true, false) => (StatusCode::OK, "ok".to_owned()),
+        (true, true) => (StatusCode::OK, lines + "check passed\n"),
+    }
 }

@@ -19,9 +19,11 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     admin::{self, Snapshots},
     app::{GOODBYE, log_error, named},
+    audit::Audit,
     config::AgentConfig,
     connections::Connections,
     dial::{Dialer, Pinholes},
+    dialling::Dialling,
     drain::drain,
     lock::lock,
     node::NodeFacts,
@@ -67,6 +69,7 @@ struct Agent {
     policy: Option<PathBuf>,
     current: Mutex<Current>,
     connections: Arc<Connections>,
+    dialer: Arc<Dialer>,
     tunnel: Arc<Tunnel>,
 }
 
@@ -82,6 +85,8 @@ impl Snapshots for Agent {
         if current.last_error.is_some() {
             weakened.push("the last edit of the policy is not in force (see below)".to_owned());
         }
+        let dialling = Dialling::of(&self.dialer);
+        weakened.extend(dialling.weakened());
         let policy = Policy {
             name: ruleset.map(|ruleset| ruleset.name.clone()).unwrap_or_default(),
             path: self.policy.as_ref().map(|path| path.display().to_string()).unwrap_or_default(),
@@ -97,10 +102,13 @@ impl Snapshots for Agent {
             tunnel: serde_json::json!({ "streams": [self.tunnel.state()] }),
             last_refused_dials: values(self.connections.last_refused()),
             dials: serde_json::to_value(self.connections.counts()).unwrap_or_default(),
+            dialling,
             weakened,
             ..Status::default()
         }
     }
+
+    const CHECKS: &'static [(&'static str, &'static str)] = &[("server-connected", "no servers connected")];
 
     fn unready(&self) -> Vec<&'static str> {
         if self.tunnel.connected() { Vec::new() } else { vec!["server-connected"] }
@@ -129,7 +137,7 @@ impl Agent {
 
 /// Runs until SIGTERM or SIGINT, then drains.
 pub async fn run(config: AgentConfig, colour: bool) -> anyhow::Result<()> {
-    let AgentConfig { policy, admin_socket, health, drain_timeout, node, tunnel } = config;
+    let AgentConfig { policy, admin_socket, health, drain_timeout, node, tunnel, audit } = config;
     let first = match &policy {
         Some(path) => watch::load(path, &node),
         None => anything(&node),
@@ -141,12 +149,14 @@ pub async fn run(config: AgentConfig, colour: bool) -> anyhow::Result<()> {
         tracing::error!("{WEAK}; name its destinations in a policy and use --policy instead");
     }
     let connections = Connections::new(node.clone());
-    let dialer = Dialer::new(Arc::clone(&connections), Arc::new(NoKernel));
+    let audit = Audit::start(audit)?;
+    let dialer = Dialer::new(Arc::clone(&connections), Arc::new(NoKernel), Arc::clone(&audit));
     let agent = Arc::new(Agent {
         policy: policy.clone(),
         current: Mutex::default(),
         connections: Arc::clone(&connections),
-        tunnel: Tunnel::new(tunnel, dialer),
+        tunnel: Tunnel::new(tunnel, Arc::clone(&dialer)),
+        dialer,
     });
     agent.take(first.clone());
 
@@ -156,6 +166,7 @@ pub async fn run(config: AgentConfig, colour: bool) -> anyhow::Result<()> {
     if let Some(path) = policy {
         parts.spawn(named("policy watch", watch::watch(path, node, first, edits_to)));
     }
+    parts.spawn(named("audit file", log_error(Arc::clone(&audit).follow_hangups())));
     let (tunnel, drained, stopped) = (Arc::clone(&agent.tunnel), draining.clone(), stop.clone());
     parts.spawn(named("tunnel", async move { tunnel.run(drained, stopped).await }));
     if let Some(path) = &admin_socket {
@@ -185,6 +196,7 @@ pub async fn run(config: AgentConfig, colour: bool) -> anyhow::Result<()> {
     let goodbye = async { while parts.join_next().await.is_some_and(|part| !matches!(part, Ok("tunnel"))) {} };
     let _ = tokio::time::timeout(GOODBYE, goodbye).await;
     parts.shutdown().await;
+    audit.finish();
     if let Some(path) = admin_socket {
         drop(std::fs::remove_file(path));
     }

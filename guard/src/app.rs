@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     admin,
+    audit::Audit,
     config::Config,
     connections::Connections,
     dial::Dialer,
@@ -51,7 +52,7 @@ pub(crate) const GOODBYE: Duration = Duration::from_secs(8);
 
 /// Runs until SIGTERM or SIGINT, then drains.
 pub async fn run(config: Config, colour: bool) -> anyhow::Result<()> {
-    let Config { policy, location, admin_socket, health, drain_timeout, node, tunnel } = config;
+    let Config { policy, location, admin_socket, health, drain_timeout, node, tunnel, audit } = config;
     let admin_listener =
         admin::bind_admin(&admin_socket).with_context(|| format!("cannot listen on {}", admin_socket.display()))?;
     let health_listener = match health {
@@ -96,8 +97,9 @@ pub async fn run(config: Config, colour: bool) -> anyhow::Result<()> {
     // The tunnel half.
     let connections = Connections::new(node.clone());
     connections.publish(current.ruleset.clone());
-    let dialer = Dialer::new(Arc::clone(&connections), Arc::new(KernelPinholes::new(cookies)?));
-    let tunnel = Tunnel::new(tunnel, dialer);
+    let audit = Audit::start(audit)?;
+    let dialer = Dialer::new(Arc::clone(&connections), Arc::new(KernelPinholes::new(cookies)?), Arc::clone(&audit));
+    let tunnel = Tunnel::new(tunnel, Arc::clone(&dialer));
     let guard = Arc::new(Guard {
         policy: policy.clone(),
         bpffs: location.bpffs.clone(),
@@ -113,6 +115,7 @@ pub async fn run(config: Config, colour: bool) -> anyhow::Result<()> {
         in_force: Arc::new(ArcSwap::from_pointee(in_force)),
         denials: Arc::new(DenialLog::default()),
         connections: Arc::clone(&connections),
+        dialer,
         tunnel: Arc::clone(&tunnel),
     });
 
@@ -130,6 +133,7 @@ pub async fn run(config: Config, colour: bool) -> anyhow::Result<()> {
     ));
     parts.spawn(named("hold on the kernel half", hold(Arc::clone(&guard))));
     parts.spawn(named("watch on cgroups", follow(Arc::clone(&guard))));
+    parts.spawn(named("audit file", log_error(Arc::clone(&audit).follow_hangups())));
     let (drained, stopped) = (draining.clone(), stop.clone());
     parts.spawn(named("tunnel", async move { tunnel.run(drained, stopped).await }));
     parts.spawn(named(
@@ -161,6 +165,7 @@ pub async fn run(config: Config, colour: bool) -> anyhow::Result<()> {
     let goodbye = async { while parts.join_next().await.is_some_and(|part| !matches!(part, Ok("tunnel"))) {} };
     let _ = tokio::time::timeout(GOODBYE, goodbye).await;
     parts.shutdown().await;
+    audit.finish();
     drop(std::fs::remove_file(&admin_socket));
     tracing::info!(clean, "ended; the kernel half stays in force (`nodeguard unpin` removes it)");
     Ok(())

@@ -9,7 +9,7 @@ use std::{
 
 use crate::{
     node::NodeFacts,
-    policy::ruleset::{DialTarget, Ruleset},
+    policy::ruleset::{Demands, DialRule, DialTarget, Ruleset},
 };
 
 /// Proof that a dial was authorized. Only [`authorize`] makes one, and connecting takes one.
@@ -17,6 +17,7 @@ use crate::{
 pub struct Permit {
     address: SocketAddr,
     rule: String,
+    demands: Demands,
 }
 
 impl Permit {
@@ -25,9 +26,14 @@ impl Permit {
         self.address
     }
 
-    /// The rule that allows it: `tunnel.dial[0]`.
+    /// The first rule that allows it: `tunnel.dial[0]`.
     pub fn rule(&self) -> &str {
         &self.rule
+    }
+
+    /// What every rule that names the address and port asks of the connection.
+    pub fn demands(&self) -> &Demands {
+        &self.demands
     }
 }
 
@@ -40,6 +46,10 @@ pub enum Refusal {
     AddressNotNamed,
     /// An entry names the address, but not the port.
     PortNotNamed,
+    /// Nobody's address that is known here, at a port that an entry names for this node's own: most likely another node's.
+    AnotherNode,
+    /// What the backend shows is not what `certificate` asks for.
+    KubeletCertificate,
     /// Loopback, which reaches what trusts its own node.
     Loopback,
     /// Link-local, which is where clouds serve credentials.
@@ -57,12 +67,30 @@ pub enum Refusal {
 }
 
 impl Refusal {
+    /// Every one.
+    pub const ALL: [Refusal; 12] = [
+        Refusal::NoPolicy,
+        Refusal::AddressNotNamed,
+        Refusal::PortNotNamed,
+        Refusal::AnotherNode,
+        Refusal::KubeletCertificate,
+        Refusal::Loopback,
+        Refusal::LinkLocal,
+        Refusal::Multicast,
+        Refusal::Unspecified,
+        Refusal::Protocol,
+        Refusal::Malformed,
+        Refusal::Busy,
+    ];
+
     /// The stable name: a word in the audit line, in `status` and in metrics.
     pub fn name(self) -> &'static str {
         match self {
             Refusal::NoPolicy => "no-policy",
             Refusal::AddressNotNamed => "address-not-named",
             Refusal::PortNotNamed => "port-not-named",
+            Refusal::AnotherNode => "another-node",
+            Refusal::KubeletCertificate => "kubelet-certificate",
             Refusal::Loopback => "loopback",
             Refusal::LinkLocal => "link-local",
             Refusal::Multicast => "multicast",
@@ -81,6 +109,12 @@ impl fmt::Display for Refusal {
             Refusal::NoPolicy => "no policy is in force on this node",
             Refusal::AddressNotNamed => "no entry of tunnel.dial names this address",
             Refusal::PortNotNamed => "tunnel.dial names this address with other ports only",
+            Refusal::AnotherNode => {
+                "this is no address of this node, and tunnel.dial names the port for this node's own addresses: if it is another node's, \
+                 the proxy-server chose the wrong agent; start it with --proxy-strategies=destHost,default (or destHost,defaultRoute), \
+                 and let every agent advertise its addresses"
+            }
+            Refusal::KubeletCertificate => "the serving certificate is not the one that tunnel.dial asks for",
             Refusal::Loopback => "loopback addresses are not dialled unless tunnel.dial names exactly this one",
             Refusal::LinkLocal => "link-local addresses are not dialled unless tunnel.dial names exactly this one",
             Refusal::Multicast => "multicast and broadcast addresses are not dialled",
@@ -102,6 +136,7 @@ pub fn authorize(ruleset: Option<&Ruleset>, node: &NodeFacts, address: SocketAdd
     let special = special(address.ip());
     let address = SocketAddr::new(meant(address.ip()), address.port());
     let mut refusal = Refusal::AddressNotNamed;
+    let mut permit: Option<Permit> = None;
     for rule in &ruleset.dial {
         let names = match &rule.target {
             DialTarget::Node => special.is_none() && node.addresses.contains(&address.ip()),
@@ -109,15 +144,25 @@ pub fn authorize(ruleset: Option<&Ruleset>, node: &NodeFacts, address: SocketAdd
             DialTarget::Pods(_) => rule.names_exactly(address.ip()),
         };
         if names && rule.has_port(address.port()) {
-            return match special {
-                Some(never @ Refusal::Multicast) => Err(never),
-                Some(never @ Refusal::Unspecified) if !address.ip().is_loopback() => Err(never),
-                Some(_) | None => Ok(Permit { address, rule: rule.name.clone() }),
-            };
-        }
-        if names {
+            match special {
+                Some(never @ Refusal::Multicast) => return Err(never),
+                Some(never @ Refusal::Unspecified) if !address.ip().is_loopback() => return Err(never),
+                Some(_) | None => {}
+            }
+            let permit =
+                permit.get_or_insert_with(|| Permit { address, rule: rule.name.clone(), demands: Demands::default() });
+            permit.demands.join(&rule.demands);
+        } else if names {
             refusal = Refusal::PortNotNamed;
         }
+    }
+    if let Some(permit) = permit {
+        return Ok(permit);
+    }
+    let for_the_node = |rule: &DialRule| rule.target == DialTarget::Node && rule.has_port(address.port());
+    if refusal == Refusal::AddressNotNamed && ruleset.dial.iter().any(for_the_node) {
+        // The node's own addresses were named above.
+        refusal = Refusal::AnotherNode;
     }
     Err(special.unwrap_or(refusal))
 }
@@ -175,7 +220,10 @@ mod tests {
             ("[fd00::7]:10250", Ok("tunnel.dial[0]")),
             ("[::ffff:10.0.0.7]:10250", Ok("tunnel.dial[0]")),
             ("10.0.0.7:22", Err(Refusal::PortNotNamed)),
-            ("10.0.0.8:10250", Err(Refusal::AddressNotNamed)),
+            ("10.0.0.8:10250", Err(Refusal::AnotherNode)),
+            ("[::ffff:10.0.0.8]:10250", Err(Refusal::AnotherNode)),
+            ("10.0.0.8:8080", Err(Refusal::AddressNotNamed)),
+            ("10.244.1.9:10250", Err(Refusal::PortNotNamed)),
             ("10.244.1.9:9001", Ok("tunnel.dial[1]")),
             ("[fd00:1::9]:8080", Ok("tunnel.dial[1]")),
             ("10.244.1.9:9002", Err(Refusal::PortNotNamed)),
@@ -218,6 +266,20 @@ mod tests {
             assert!(authorize(Some(&ruleset), &node(), address.parse().unwrap()).is_err(), "{address}");
         }
         assert!(authorize(Some(&ruleset), &node(), "10.1.2.3:1".parse().unwrap()).is_ok());
+    }
+
+    #[test]
+    fn what_any_entry_asks_for_is_asked() {
+        let ruleset = ruleset(
+            "[pods: {cidrs: [10.0.0.0/8], ports: [80-90]}, {pods: {cidrs: [10.1.0.0/16], ports: [80]}, tls: Required}, {node: {ports: [10250]}, certificate: {ca: /a}}, {node: {ports: [10250]}, certificate: {ca: /b}}]",
+        );
+        let permit = |address: &str| authorize(Some(&ruleset), &node(), address.parse().unwrap()).unwrap();
+        assert!(!permit("10.2.0.1:80").demands().tls && !permit("10.1.0.1:81").demands().tls);
+        assert!(permit("10.1.0.1:80").demands().tls);
+        let both = permit("10.0.0.7:10250");
+        assert_eq!((both.rule(), both.demands().certificates.len()), ("tunnel.dial[2]", 2));
+        assert!(both.demands().exceed(&Demands::default()) && !Demands::default().exceed(both.demands()));
+        assert!(!both.demands().exceed(both.demands()));
     }
 
     proptest! {

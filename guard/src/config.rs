@@ -9,7 +9,8 @@ use std::{
 };
 
 use crate::{
-    args::{AgentArgs, RunArgs},
+    args::{AgentArgs, AuditArgs, RunArgs},
+    audit::file::FileConfig,
     flags::UpstreamArgs,
     kernel::{
         cgroup::{self, CgroupError},
@@ -36,6 +37,8 @@ pub struct Config {
     pub node: NodeFacts,
     /// The tunnel.
     pub tunnel: TunnelConfig,
+    /// The audit file.
+    pub audit: Option<FileConfig>,
 }
 
 /// Why the command line makes no configuration.
@@ -81,6 +84,8 @@ pub struct AgentConfig {
     pub node: NodeFacts,
     /// The tunnel.
     pub tunnel: TunnelConfig,
+    /// The audit file.
+    pub audit: Option<FileConfig>,
 }
 
 /// Resolves the arguments of `run`, reading what is left open from the machine.
@@ -98,6 +103,7 @@ pub fn resolve(args: RunArgs) -> Result<Config, ConfigError> {
         drain_timeout: args.drain_timeout,
         node,
         tunnel,
+        audit: audit_file(args.audit),
     })
 }
 
@@ -111,6 +117,7 @@ pub fn resolve_agent(args: AgentArgs) -> Result<AgentConfig, ConfigError> {
         drain_timeout: args.drain_timeout,
         node,
         tunnel,
+        audit: audit_file(args.audit),
     })
 }
 
@@ -158,6 +165,11 @@ fn resolve_tunnel(
         keepalive: agent.keepalive_time,
     };
     Ok((health, node, tunnel))
+}
+
+fn audit_file(args: AuditArgs) -> Option<FileConfig> {
+    let AuditArgs { audit_file, audit_file_max_size: max_size, audit_file_max_backups: max_backups } = args;
+    audit_file.and_then(given).map(|path| FileConfig { path, max_size, max_backups })
 }
 
 /// A path that is not empty.

@@ -20,7 +20,7 @@ use crate::{
     authorize::{Permit, Refusal, authorize},
     lock::lock,
     node::NodeFacts,
-    policy::ruleset::Ruleset,
+    policy::ruleset::{Demands, Ruleset},
 };
 
 /// How many refused dials `status` shows at most.
@@ -37,6 +37,8 @@ pub enum CloseReason {
     ControlPlaneClosed,
     /// The backend stopped reading for too long with bytes waiting for it.
     Stalled,
+    /// The policy wants TLS, and one of the two sides began with something else, or with nothing.
+    NotTls,
     /// The ruleset in force refuses the destination.
     PolicyChanged,
     /// The stream that carried the dial ended.
@@ -53,6 +55,7 @@ impl CloseReason {
             CloseReason::BackendReset => "backend-reset",
             CloseReason::ControlPlaneClosed => "control-plane-closed",
             CloseReason::Stalled => "stalled",
+            CloseReason::NotTls => "not-tls",
             CloseReason::PolicyChanged => "policy-changed",
             CloseReason::TunnelLost => "tunnel-lost",
             CloseReason::Drained => "drained",
@@ -139,6 +142,8 @@ pub struct Open {
     pub id: i64,
     /// Ends it from outside.
     pub ending: Ending,
+    /// What admits it.
+    pub permit: Permit,
 }
 
 impl Drop for Open {
@@ -178,9 +183,18 @@ impl Connections {
         self.ruleset.store(ruleset);
         let current = self.ruleset.load_full();
         let open = lock(&self.open);
-        let refused =
-            open.values().filter(|entry| authorize(current.as_deref(), &self.node, entry.permit.address()).is_err());
+        let goes_on = |entry: &&Entry| {
+            let now = authorize(current.as_deref(), &self.node, entry.permit.address());
+            // What is asked of a connection is asked at its beginning.
+            now.is_ok_and(|now| !now.demands().exceed(entry.permit.demands()))
+        };
+        let refused = open.values().filter(|entry| !goes_on(entry));
         refused.map(|entry| entry.ending.end(CloseReason::PolicyChanged)).count()
+    }
+
+    /// What judges now.
+    pub fn ruleset(&self) -> Option<Arc<Ruleset>> {
+        self.ruleset.load_full()
     }
 
     /// Judges an address by the ruleset in force.
@@ -191,12 +205,18 @@ impl Connections {
     /// Enters a connected dial, judged once more: the ruleset may have changed since the permit was given.
     pub fn open(self: &Arc<Connections>, permit: Permit) -> Result<Open, Refusal> {
         let mut open = lock(&self.open);
-        let permit = self.authorize(permit.address())?;
+        let checked = permit;
+        let permit = self.authorize(checked.address())?;
+        // What is asked for since then was not looked at. That it be TLS is looked at from now on.
+        let certificates = |permit: &Permit| Demands { tls: false, ..permit.demands().clone() };
+        if certificates(&permit).exceed(&certificates(&checked)) {
+            return Err(Refusal::KubeletCertificate);
+        }
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let ending = Ending::default();
-        open.insert(id, Entry { permit, ending: ending.clone() });
+        open.insert(id, Entry { permit: permit.clone(), ending: ending.clone() });
         self.admitted.fetch_add(1, Ordering::Relaxed);
-        Ok(Open { connections: Arc::clone(self), id, ending })
+        Ok(Open { connections: Arc::clone(self), id, ending, permit })
     }
 
     /// Counts and remembers a refused dial.
@@ -276,6 +296,9 @@ mod tests {
         assert!(!kept.ending.token.is_cancelled());
         // A permit of the old ruleset opens nothing under the new one.
         assert_eq!(connections.open(permit).err(), Some(Refusal::AddressNotNamed));
+        // What a policy asks of a connection from now on, an open one may lack.
+        connections.publish(ruleset("[{pods: {cidrs: [10.0.0.1/32], ports: [80]}, tls: Required}]"));
+        assert_eq!(kept.ending.ended().await, CloseReason::PolicyChanged);
         drop((kept, cut));
         connections.idle().await;
         assert_eq!((connections.counts().admitted, connections.counts().open), (2, 0));

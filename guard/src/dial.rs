@@ -4,10 +4,10 @@
 
 use std::{
     io,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     os::fd::AsFd,
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use tokio::{
@@ -18,10 +18,14 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    audit::{Audit, Entry, Verdict},
     authorize::{Permit, Refusal},
-    connections::{CloseReason, Connections, RefusedDial},
+    connections::{CloseReason, Connections, Open, RefusedDial},
+    gate::gate,
     kernel::sys::socket_cookie,
-    relay::{Queue, queue, relay, reset},
+    kubelet::{Certificates, CheckError},
+    relay::{Queue, Queued, Relayed, queue, relay, reset},
+    texts,
     tunnel::frame::{DialRequest, Packet, dial_failed, dialled},
 };
 
@@ -44,6 +48,10 @@ pub struct Dialer {
     pub connections: Arc<Connections>,
     /// The way through this node's kernel.
     pub pinholes: Arc<dyn Pinholes>,
+    /// Where the record of each dial goes.
+    pub audit: Arc<Audit>,
+    /// The serving certificates that were checked.
+    pub certificates: Certificates,
     pending: Semaphore,
 }
 
@@ -63,74 +71,61 @@ pub struct Origin {
 
 /// Why a dial came to nothing.
 enum Failure {
-    Refused(Refusal, Option<SocketAddr>),
-    Unreachable(String),
+    /// With what there is to say beyond the reason.
+    Refused(Refusal, Option<String>),
+    Unreachable(texts::Unreachable),
     Abandoned,
 }
 
 impl Dialer {
     /// A dialer with nothing under way.
-    pub fn new(connections: Arc<Connections>, pinholes: Arc<dyn Pinholes>) -> Arc<Dialer> {
-        Arc::new(Dialer { connections, pinholes, pending: Semaphore::new(PENDING) })
+    pub fn new(connections: Arc<Connections>, pinholes: Arc<dyn Pinholes>, audit: Arc<Audit>) -> Arc<Dialer> {
+        let (certificates, pending) = (Certificates::default(), Semaphore::new(PENDING));
+        Arc::new(Dialer { connections, pinholes, audit, certificates, pending })
     }
 
     /// Serves one dial to its end.
     pub async fn serve(&self, request: DialRequest, origin: Origin) {
-        let started = Instant::now();
+        let mut entry = self.audit.begin(&origin.server_id, &request.address);
         // Parse, resolve, judge, connect: before DIAL_RSP every failure is one error answer.
         let connected = tokio::select! {
             biased;
             () = origin.abandoned.cancelled() => Err(Failure::Abandoned),
-            connected = self.connect(&request) => connected,
+            connected = self.connect(&request, &mut entry) => connected,
         };
         let (permit, backend) = match connected {
             Ok(connected) => connected,
-            Err(failure) => return self.answer(&request, &origin, failure).await,
+            Err(failure) => return self.answer(&request, &origin, entry, failure).await,
         };
         // Judge once more and register: the ruleset may have changed while the backend was dialled.
-        let open = match self.connections.open(permit.clone()) {
+        let open = match self.connections.open(permit) {
             Ok(open) => open,
-            Err(refusal) => {
-                return self.answer(&request, &origin, Failure::Refused(refusal, Some(permit.address()))).await;
-            }
+            Err(refusal) => return self.answer(&request, &origin, entry, Failure::Refused(refusal, None)).await,
         };
+        entry.judged(open.permit.address(), Some(open.permit.rule()));
         // The route is there before the answer: DATA may follow it at once.
         let (queue, queued) = queue(open.ending.clone());
         (origin.route)(open.id, queue);
         if origin.abandoned.is_cancelled() || origin.outbound.send(dialled(request.random, open.id)).await.is_err() {
             reset(&backend);
-            return tracing::debug!(
-                requested = request.address,
-                "the control plane gave up while the backend was dialled"
-            );
+            return self.answer(&request, &origin, entry, Failure::Abandoned).await;
         }
+        entry.open();
         // After DIAL_RSP there is one close reason.
         let ending = open.ending.clone();
         let watch_stream = async {
             origin.lost.cancelled().await;
             ending.end(CloseReason::TunnelLost);
-            std::future::pending::<()>().await;
+            std::future::pending().await
         };
         let relayed = tokio::select! {
-            relayed = relay(backend, queued, open.id, &origin.outbound, &open.ending) => relayed,
-            () = watch_stream => return,
+            relayed = carry(backend, queued, &open, &origin.outbound) => relayed,
+            relayed = watch_stream => relayed,
         };
-        tracing::info!(
-            target: "audit",
-            verdict = "admitted",
-            server = origin.server_id,
-            requested = request.address,
-            dialled = %permit.address(),
-            rule = permit.rule(),
-            to_backend = relayed.to_backend,
-            to_control_plane = relayed.to_control_plane,
-            milliseconds = started.elapsed().as_millis() as u64,
-            reason = relayed.reason.name(),
-            "dial closed"
-        );
+        entry.closed(&relayed);
     }
 
-    async fn connect(&self, request: &DialRequest) -> Result<(Permit, TcpStream), Failure> {
+    async fn connect(&self, request: &DialRequest, entry: &mut Entry) -> Result<(Permit, TcpStream), Failure> {
         let deadline = Deadline::now() + DIAL;
         if request.protocol != "tcp" {
             return Err(Failure::Refused(Refusal::Protocol, None));
@@ -138,21 +133,50 @@ impl Dialer {
         let _pending = self.pending.try_acquire().map_err(|_| Failure::Refused(Refusal::Busy, None))?;
         let (host, port) = split(&request.address).ok_or(Failure::Refused(Refusal::Malformed, None))?;
         let addresses = self.resolve(host, port, deadline).await?;
-        let mut failure = Failure::Unreachable(format!("dial tcp: lookup {host}: no such host"));
+        let mut failure = Failure::Unreachable(texts::lookup(host, "no such host"));
         for address in addresses {
             let permit = match self.connections.authorize(address) {
                 Ok(permit) => permit,
                 Err(refusal) => {
-                    failure = Failure::Refused(refusal, Some(address));
+                    entry.judged(address, None);
+                    failure = Failure::Refused(refusal, None);
                     continue;
                 }
             };
+            entry.judged(permit.address(), Some(permit.rule()));
+            if let Err(failed) = self.check_certificates(&permit, deadline).await {
+                failure = failed;
+                continue;
+            }
             match self.connect_to(&permit, deadline).await {
                 Ok(backend) => return Ok((permit, backend)),
-                Err(error) => failure = Failure::Unreachable(reason(permit.address(), &error)),
+                Err(error) => failure = Failure::Unreachable(texts::connect(permit.address(), &error)),
             }
         }
         Err(failure)
+    }
+
+    /// What the policy asks of the serving certificate holds, as of now.
+    async fn check_certificates(&self, permit: &Permit, deadline: Deadline) -> Result<(), Failure> {
+        for demand in &permit.demands().certificates {
+            let check = self.certificates.check(permit.address(), demand, self.connect_to(permit, deadline));
+            match timeout_at(deadline, check).await {
+                Ok(Ok(())) => {}
+                Ok(Err(CheckError::Unreachable(error))) => {
+                    return Err(Failure::Unreachable(texts::connect(permit.address(), &error)));
+                }
+                Ok(Err(CheckError::Refused(why))) => {
+                    return Err(Failure::Refused(Refusal::KubeletCertificate, Some(why)));
+                }
+                Err(_elapsed) => {
+                    return Err(Failure::Unreachable(texts::connect(
+                        permit.address(),
+                        &io::ErrorKind::TimedOut.into(),
+                    )));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// The addresses of a host. The node's own names are its own addresses: its resolver often says loopback.
@@ -164,7 +188,7 @@ impl Dialer {
         if node.names.contains(&host.to_lowercase()) {
             return Ok(node.addresses.iter().map(|address| SocketAddr::new(*address, port)).collect());
         }
-        let failed = |why: &str| Failure::Unreachable(format!("dial tcp: lookup {host}: {why}"));
+        let failed = |why: &str| Failure::Unreachable(texts::lookup(host, why));
         match timeout_at(deadline, tokio::net::lookup_host((host, port))).await {
             Ok(Ok(addresses)) => Ok(addresses.collect()),
             Ok(Err(_)) => Err(failed("no such host")),
@@ -197,65 +221,65 @@ impl Dialer {
         }
     }
 
-    async fn answer(&self, request: &DialRequest, origin: &Origin, failure: Failure) {
-        let DialRequest { address: requested, random, .. } = request;
-        let server = origin.server_id.as_str();
-        let text = match failure {
-            Failure::Abandoned => return tracing::debug!(requested, "the control plane gave up waiting for the dial"),
-            Failure::Unreachable(text) => {
-                self.connections.fail(text.ends_with("i/o timeout"));
-                tracing::warn!(target: "audit", verdict = "failed", server, requested, error = text, "dial failed");
-                text
+    /// Tells the control plane, and writes the record.
+    async fn answer(&self, request: &DialRequest, origin: &Origin, entry: Entry, failure: Failure) {
+        let (verdict, reason, text) = match failure {
+            Failure::Abandoned => {
+                let reason = if origin.lost.is_cancelled() { "tunnel-lost" } else { "control-plane-gave-up" };
+                return entry.ended(Verdict::Abandoned, reason, None);
             }
-            Failure::Refused(refusal, address) => {
-                let text = format!("nodeguard refuses {requested}: {refusal}");
-                let judged = address.map(|address| address.to_string());
-                tracing::warn!(target: "audit", verdict = "refused", server, requested, address = judged, reason = refusal.name(), "dial refused");
-                let time = format!("{:.3}", jiff::Timestamp::now());
+            Failure::Unreachable(texts::Unreachable { reason, text }) => {
+                self.connections.fail(reason == texts::TIMEOUT);
+                (Verdict::Failed, reason, text)
+            }
+            Failure::Refused(refusal, more) => {
+                let text = texts::refused(&request.address, refusal, more.as_deref());
                 self.connections.refuse(RefusedDial {
-                    time,
-                    requested: requested.clone(),
-                    address,
+                    time: format!("{:.3}", jiff::Timestamp::now()),
+                    requested: entry.requested().to_owned(),
+                    address: entry.address(),
                     reason: refusal.name(),
-                    message: refusal.to_string(),
+                    message: more.map_or_else(|| refusal.to_string(), |more| format!("{refusal}: {more}")),
                 });
-                text
+                (Verdict::Refused, refusal.name(), text)
             }
         };
-        let _ = origin.outbound.send(dial_failed(*random, text)).await;
+        entry.ended(verdict, reason, Some(&text));
+        let _ = origin.outbound.send(dial_failed(request.random, text)).await;
     }
+}
+
+/// Everything between DIAL_RSP and the end.
+async fn carry(mut backend: TcpStream, mut queued: Queued, open: &Open, outbound: &mpsc::Sender<Packet>) -> Relayed {
+    if open.permit.demands().tls
+        && let Err(reason) = gate(&mut backend, &mut queued, &open.ending).await
+    {
+        open.ending.end(reason);
+    }
+    relay(backend, queued, open.id, outbound, &open.ending).await
 }
 
 /// `host:port` or `[v6]:port`, strictly: a zone, a named port or anything else is none.
 fn split(address: &str) -> Option<(&str, u16)> {
     let (host, port) = address.rsplit_once(':')?;
-    let port = port
-        .bytes()
-        .all(|byte| byte.is_ascii_digit())
-        .then(|| port.parse::<u16>().ok())
-        .flatten()
-        .filter(|port| *port != 0)?;
+    let digits = !port.starts_with('0') && port.bytes().all(|byte| byte.is_ascii_digit());
+    let port = digits.then(|| port.parse::<u16>().ok()).flatten()?;
     let letters =
         |host: &str| host.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_'));
     let host = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
         Some(v6) => v6.parse::<std::net::Ipv6Addr>().is_ok().then_some(v6),
-        None => (!host.is_empty() && host.len() <= 253 && letters(host)).then_some(host),
+        None => (!host.is_empty() && host.len() <= 253 && letters(host) && !is_odd_v4(host)).then_some(host),
     };
     Some((host?, port))
 }
 
-/// A connect error in the words that the server and its users look for (Go's).
-#[expect(clippy::wildcard_enum_match_arm, reason = "every other error is told in the system's own words")]
-fn reason(address: SocketAddr, error: &io::Error) -> String {
-    let words = match error.kind() {
-        io::ErrorKind::ConnectionRefused => "connect: connection refused".to_owned(),
-        io::ErrorKind::ConnectionReset => "connect: connection reset by peer".to_owned(),
-        io::ErrorKind::TimedOut => "i/o timeout".to_owned(),
-        io::ErrorKind::NetworkUnreachable => "connect: network is unreachable".to_owned(),
-        io::ErrorKind::HostUnreachable => "connect: no route to host".to_owned(),
-        _ => format!("connect: {error}"),
-    };
-    format!("dial tcp {address}: {words}")
+/// An IPv4 address in a spelling that resolvers read and nobody writes: octal, hexadecimal, fewer than four parts.
+fn is_odd_v4(host: &str) -> bool {
+    let last = host.strip_suffix('.').unwrap_or(host).rsplit('.').next().unwrap_or_default();
+    let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+    let hex = last.strip_prefix("0x").or(last.strip_prefix("0X"));
+    let number = digits(last) || hex.is_some_and(|rest| rest.bytes().all(|byte| byte.is_ascii_hexdigit()));
+    number && host.parse::<Ipv4Addr>().is_err()
 }
 
 #[cfg(test)]
@@ -268,6 +292,10 @@ mod tests {
             ("10.0.0.1:80", ("10.0.0.1", 80)),
             ("[fd00::1]:10250", ("fd00::1", 10250)),
             ("node-1.example:1", ("node-1.example", 1)),
+            ("node-1.:65535", ("node-1.", 65535)),
+            ("_a.b_c:443", ("_a.b_c", 443)),
+            ("10.example:80", ("10.example", 80)),
+            ("[::ffff:10.0.0.1]:80", ("::ffff:10.0.0.1", 80)),
         ];
         for (text, want) in good {
             assert_eq!(split(text), Some(want), "{text}");
@@ -288,16 +316,35 @@ mod tests {
             "/run/x:1",
             "[::1]x:80",
             "a:80:90",
+            "a:080",
+            "a:00",
+            "a: 80",
+            "a:-1",
+            "a:80\n",
+            "a:８０",
+            "ä:80",
+            "a%00:80",
+            "a\0:80",
+            "user@a:80",
+            "http://a:80",
+            "unix:/run/x:1",
+            "010.0.0.1:80",
+            "127.1:80",
+            "2130706433:80",
+            "0x7f.0.0.1:80",
+            "0x7f000001:80",
+            "1.2.3.4.:80",
+            "1.2.3.4.5:80",
+            "1.2.3.256:80",
+            "[10.0.0.1]:80",
+            "[::1:80",
+            "::1]:80",
+            "[[::1]]:80",
+            "[::1]:",
+            "[]:80",
+            "[::ffff:1.2.3.4%1]:80",
         ] {
             assert_eq!(split(text), None, "{text}");
         }
-    }
-
-    #[test]
-    fn errors_are_in_the_words_the_server_looks_for() {
-        let address = "10.0.0.1:80".parse().unwrap();
-        let text = reason(address, &io::Error::from_raw_os_error(libc::ECONNREFUSED));
-        assert_eq!(text, "dial tcp 10.0.0.1:80: connect: connection refused");
-        assert!(reason(address, &io::ErrorKind::TimedOut.into()).contains("i/o timeout"));
     }
 }

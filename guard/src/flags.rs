@@ -6,6 +6,9 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::{ArgAction, Args};
 
+/// What upstream speaks to the API server.
+const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
+
 /// The flags of the upstream konnectivity-agent (v0.36.0), with its defaults.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Tunnel (the flags of konnectivity-agent)")]
@@ -80,7 +83,7 @@ pub struct UpstreamArgs {
     #[arg(long, default_value = "", hide_default_value = true, value_parser = path)]
     pub kubeconfig: PathBuf,
     /// The format of the API server's answers.
-    #[arg(long, default_value = "application/vnd.kubernetes.protobuf", hide = true)]
+    #[arg(long, default_value = PROTOBUF, hide = true)]
     pub kube_api_content_type: String,
     /// The address of upstream's admin port. Taken and not needed: `nodeguard status` asks through a socket.
     #[arg(long, default_value = "127.0.0.1", hide = true)]
@@ -101,24 +104,55 @@ pub struct UpstreamArgs {
 
 /// The flags of Go's logger: taken, so that a manifest of the upstream agent works as it is. `--log-format` and `RUST_LOG` are ours.
 #[derive(Clone, Debug, Args)]
+#[expect(missing_docs, reason = "they are Go's, and nothing is done with them")]
 pub struct KlogArgs {
-    /// Verbosity.
-    #[arg(short = 'v', long = "v", id = "klog_v", value_name = "LEVEL", hide = true)]
-    v: Option<i32>,
-    /// Each of the others.
-    #[arg(
-        long = "logtostderr",
-        aliases = ["alsologtostderr", "one-output", "skip-headers", "skip-log-headers", "add-dir-header", "legacy-stderr-threshold-behavior"],
-        num_args = 0..=1, require_equals = true, action = ArgAction::Append, default_missing_value = "true", hide = true
-    )]
-    switches: Vec<String>,
-    /// Each of the others that has a value.
-    #[arg(
-        long = "vmodule",
-        aliases = ["log-file", "log-dir", "log-file-max-size", "stderrthreshold", "log-backtrace-at", "log-flush-frequency"],
-        action = ArgAction::Append, hide = true
-    )]
-    values: Vec<String>,
+    #[arg(short = 'v', long = "v", id = "klog_v", value_name = "LEVEL", default_value = "4", hide = true)]
+    pub v: String,
+    #[arg(long, default_value = "false", value_parser = boolean, default_missing_value = "true", num_args = 0..=1, require_equals = true, action = ArgAction::Set, hide = true)]
+    pub add_dir_header: bool,
+    #[arg(long, default_value = "false", value_parser = boolean, default_missing_value = "true", num_args = 0..=1, require_equals = true, action = ArgAction::Set, hide = true)]
+    pub alsologtostderr: bool,
+    #[arg(long, default_value = "true", value_parser = boolean, default_missing_value = "true", num_args = 0..=1, require_equals = true, action = ArgAction::Set, hide = true)]
+    pub legacy_stderr_threshold_behavior: bool,
+    #[arg(long, default_value = "true", value_parser = boolean, default_missing_value = "true", num_args = 0..=1, require_equals = true, action = ArgAction::Set, hide = true)]
+    pub logtostderr: bool,
+    #[arg(long, default_value = "false", value_parser = boolean, default_missing_value = "true", num_args = 0..=1, require_equals = true, action = ArgAction::Set, hide = true)]
+    pub one_output: bool,
+    #[arg(long, default_value = "false", value_parser = boolean, default_missing_value = "true", num_args = 0..=1, require_equals = true, action = ArgAction::Set, hide = true)]
+    pub skip_headers: bool,
+    #[arg(long, default_value = "false", value_parser = boolean, default_missing_value = "true", num_args = 0..=1, require_equals = true, action = ArgAction::Set, hide = true)]
+    pub skip_log_headers: bool,
+    #[arg(long, default_value = "", hide = true)]
+    pub alsologtostderrthreshold: String,
+    #[arg(long, default_value = ":0", hide = true)]
+    pub log_backtrace_at: String,
+    #[arg(long, default_value = "", hide = true)]
+    pub log_dir: String,
+    #[arg(long, default_value = "", hide = true)]
+    pub log_file: String,
+    #[arg(long, default_value = "1800", hide = true)]
+    pub log_file_max_size: String,
+    #[arg(long, default_value = "2", hide = true)]
+    pub stderrthreshold: String,
+    #[arg(long, default_value = "", hide = true)]
+    pub vmodule: String,
+}
+
+impl KlogArgs {
+    /// Whether any is set to another value than Go's.
+    fn given(&self) -> bool {
+        let KlogArgs { v, add_dir_header, alsologtostderr, legacy_stderr_threshold_behavior, logtostderr, .. } = self;
+        let KlogArgs { one_output, skip_headers, skip_log_headers, alsologtostderrthreshold, log_backtrace_at, .. } =
+            self;
+        let KlogArgs { log_dir, log_file, log_file_max_size, stderrthreshold, vmodule, .. } = self;
+        let switched = [*add_dir_header, *alsologtostderr, *one_output, *skip_headers, *skip_log_headers];
+        let values = [(v, "4"), (log_backtrace_at, ":0"), (log_file_max_size, "1800"), (stderrthreshold, "2")];
+        let texts = [alsologtostderrthreshold, log_dir, log_file, vmodule];
+        switched.contains(&true)
+            || !(*legacy_stderr_threshold_behavior && *logtostderr)
+            || values.iter().any(|(value, default)| value.as_str() != *default)
+            || texts.iter().any(|text| !text.is_empty())
+    }
 }
 
 impl UpstreamArgs {
@@ -130,14 +164,14 @@ impl UpstreamArgs {
 
     /// The flags that were given and do nothing here: the log says so once.
     pub fn without_effect(&self) -> Vec<&'static str> {
-        let KlogArgs { v, switches, values } = &self.klog;
         [
             (self.probe_interval != Duration::from_secs(1), "--probe-interval"),
             (self.xfr_channel_size != 150, "--xfr-channel-size"),
             (self.warn_on_channel_limit, "--warn-on-channel-limit"),
             (self.enable_profiling, "--enable-profiling"),
             (self.enable_contention_profiling, "--enable-contention-profiling"),
-            (v.is_some() || !switches.is_empty() || !values.is_empty(), "the flags of klog"),
+            (self.kube_api_content_type != PROTOBUF, "--kube-api-content-type"),
+            (self.klog.given(), "the flags of klog"),
         ]
         .into_iter()
         .filter_map(|(given, flag)| given.then_some(flag))

@@ -6,7 +6,7 @@ use std::fmt::{self, Write};
 
 use serde_json::Value;
 
-use crate::status::Status;
+use crate::{status::Status, tunnel::traffic};
 
 const PREFIX: &str = "konnectivity_network_proxy_agent_";
 
@@ -39,7 +39,16 @@ pub fn encode(out: &mut String, status: &Status) -> fmt::Result {
         "Number of failures dialing the remote endpoint, by reason (example: timeout).",
         "reason",
         &failures,
-    )
+    )?;
+    let dials = &status.dialling.totals.dial_seconds;
+    if dials.count() > 0 {
+        dials.encode(
+            out,
+            &format!("{PREFIX}dial_duration_seconds"),
+            "Latency of dial to the remote endpoint in seconds",
+        )?;
+    }
+    traffic::encode(out, PREFIX)
 }
 
 fn counters(out: &mut String, name: &str, help: &str, label: &str, values: &[(&str, u64)]) -> fmt::Result {

@@ -20,6 +20,7 @@ pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 pub fn encode(status: Status) -> Result<String, fmt::Error> {
     let mut out = String::new();
     konnectivity::encode(&mut out, &status)?;
+    status.dialling.encode(&mut out)?;
     let mut registry = Registry::default();
     registry.register_collector(Box::new(Snapshot(status)));
     let mut ours = String::new();
@@ -50,7 +51,7 @@ struct Snapshot(Status);
 
 impl Collector for Snapshot {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let Status { policy, programs, counters, health, cut, mended, weakened, dials, tunnel, mode, .. } = &self.0;
+        let Status { policy, programs, counters, health, cut, mended, weakened, tunnel, mode, .. } = &self.0;
         gauge(
             &mut encoder,
             "nodeguard_policy_epoch",
@@ -132,16 +133,6 @@ impl Collector for Snapshot {
             MetricType::Counter,
         )?;
         ConstCounter::new(*mended).encode(mended_total)?;
-        let mut family = encoder.encode_descriptor(
-            "nodeguard_dials",
-            "Dials of the control plane by outcome.",
-            None,
-            MetricType::Counter,
-        )?;
-        for outcome in ["admitted", "refused"] {
-            let count = dials.get(outcome).and_then(serde_json::Value::as_u64).unwrap_or(0);
-            ConstCounter::new(count).encode(family.encode_family(&[("outcome", outcome)])?)?;
-        }
         Ok(())
     }
 }

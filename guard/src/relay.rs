@@ -104,6 +104,29 @@ impl Queue {
     }
 }
 
+impl Queued {
+    /// The next bytes, whose place in the budget is free again; `None` where the control plane has closed and nothing is left.
+    pub(crate) async fn next(&mut self) -> Option<Bytes> {
+        let bytes = tokio::select! {
+            biased;
+            bytes = self.receiver.recv() => bytes,
+            () = self.closing.cancelled() => self.receiver.try_recv().ok(),
+        }?;
+        self.room.add_permits(cost(&bytes) as usize);
+        Some(bytes)
+    }
+
+    /// The backend got bytes beside the relay.
+    pub(crate) fn wrote(&self, count: usize) {
+        self.written.fetch_add(count as u64, Ordering::Relaxed);
+    }
+
+    /// Waits until the control plane has closed.
+    pub(crate) async fn closed(&self) {
+        self.closing.cancelled().await;
+    }
+}
+
 impl Drop for Queued {
     fn drop(&mut self) {
         self.room.close();
@@ -176,7 +199,8 @@ async fn both_ways(
         CloseReason::ControlPlaneClosed => drop(timeout(LINGER, download).await),
         CloseReason::BackendClosed if uploading => drop(timeout(FLUSH, upload).await),
         CloseReason::BackendClosed | CloseReason::BackendReset => {}
-        CloseReason::Stalled | CloseReason::PolicyChanged | CloseReason::TunnelLost | CloseReason::Drained => {}
+        CloseReason::Stalled | CloseReason::NotTls | CloseReason::PolicyChanged => {}
+        CloseReason::TunnelLost | CloseReason::Drained => {}
     }
     reason
 }

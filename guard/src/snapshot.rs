@@ -17,6 +17,8 @@ use guard_common::{Reason, Verdict, abi::NO_RULE};
 use crate::{
     admin::Snapshots,
     connections::Connections,
+    dial::Dialer,
+    dialling::Dialling,
     kernel::{
         apply::{Apply, InForce},
         events::DenialLog,
@@ -92,6 +94,8 @@ pub struct Guard {
     pub denials: Arc<DenialLog>,
     /// The dials.
     pub connections: Arc<Connections>,
+    /// What makes them.
+    pub dialer: Arc<Dialer>,
     /// The tunnel.
     pub tunnel: Arc<Tunnel>,
 }
@@ -138,6 +142,8 @@ impl Snapshots for Guard {
         let losses: Vec<&str> = losses.collect();
         let lost = health.iter().filter(|health| health.count > 0 && losses.contains(&health.name.as_str()));
         weakened.extend(lost.map(|lost| format!("{} {}", lost.count, lost.name)));
+        let dialling = Dialling::of(&self.dialer);
+        weakened.extend(dialling.weakened());
         let rule = |rule: &crate::policy::ruleset::Rule| Rule {
             name: rule.name.clone(),
             mode: format!("{:?}", rule.mode),
@@ -168,9 +174,16 @@ impl Snapshots for Guard {
             last_denies: values(self.denials.last()),
             last_refused_dials: values(self.connections.last_refused()),
             dials: serde_json::to_value(self.connections.counts()).unwrap_or_default(),
+            dialling,
             weakened,
         }
     }
+
+    const CHECKS: &'static [(&'static str, &'static str)] = &[
+        ("programs-attached", "guarded ports are open"),
+        ("policy-in-force", "none is"),
+        ("server-connected", "no servers connected"),
+    ];
 
     fn unready(&self) -> Vec<&'static str> {
         let mut unready = Vec::new();

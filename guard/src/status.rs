@@ -7,6 +7,7 @@ use std::io::{self, Write};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    dialling::Dialling,
     kernel::load::{Attachment, PinnedMap},
     table::{Table, age},
 };
@@ -43,6 +44,9 @@ pub struct Status {
     pub last_refused_dials: Vec<serde_json::Value>,
     /// Dials by outcome.
     pub dials: serde_json::Value,
+    /// Dials by outcome, reason, size and time; the audit file; checked certificates.
+    #[serde(default)]
+    pub dialling: Dialling,
     /// What weakens protection right now, a sentence each.
     pub weakened: Vec<String>,
 }

@@ -113,7 +113,8 @@ fn command(program: &Path) -> Command {
     command
 }
 
-fn upstream(file: &str) -> Result<PathBuf> {
+/// A program of the upstream project.
+pub fn upstream(file: &str) -> Result<PathBuf> {
     let path = target()?.with_file_name("upstream").join(file);
     ensure!(path.is_file(), "{} is missing: run `cargo xtask setup`", path.display());
     Ok(path)

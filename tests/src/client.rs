@@ -6,6 +6,7 @@ use std::{
     fs::File,
     io::{self, Read, Write},
     net::{SocketAddr, TcpStream},
+    os::unix::net::UnixStream,
     path::Path,
     sync::{
         Arc,
@@ -61,8 +62,15 @@ fn bounded(stream: &TcpStream) -> io::Result<()> {
 
 /// A connection through the proxy-server, as the API server makes it.
 pub fn through(server: &ProxyServer, destination: &str) -> Result<Box<dyn Stream>, Outcome> {
+    connect(&server.socket, destination)
+}
+
+/// The same by the socket of the proxy-server's frontend.
+pub fn connect(socket: &Path, destination: &str) -> Result<Box<dyn Stream>, Outcome> {
     let connect = || -> Result<Result<Box<dyn Stream>, Outcome>> {
-        let mut stream = server.connect()?;
+        let mut stream = UnixStream::connect(socket).context("the proxy-server's socket")?;
+        stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+        stream.set_write_timeout(Some(Duration::from_secs(20)))?;
         write!(stream, "CONNECT {destination} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")?;
         // Byte by byte: what follows the head belongs to the connection.
         let (mut head, mut byte) = (Vec::new(), [0; 1]);

@@ -71,12 +71,4 @@ impl ProxyServer {
     pub fn printed(&self) -> String {
         self.process.printed()
     }
-
-    /// A connection as the API server would make it.
-    pub fn connect(&self) -> Result<UnixStream> {
-        let stream = UnixStream::connect(&self.socket).context("the proxy-server's socket")?;
-        stream.set_read_timeout(Some(Duration::from_secs(20)))?;
-        stream.set_write_timeout(Some(Duration::from_secs(20)))?;
-        Ok(stream)
-    }
 }

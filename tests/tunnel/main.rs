@@ -9,6 +9,7 @@
 
 mod bytes;
 mod certificates;
+mod dropin;
 mod hostile;
 mod load;
 mod names;

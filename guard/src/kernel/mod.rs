@@ -20,7 +20,7 @@ pub mod plan;
 #[cfg(feature = "ebpf-log")]
 mod program_log;
 mod shape;
-mod sock_diag;
+pub(crate) mod sock_diag;
 pub(crate) mod sys;
 pub mod unpin;
 pub mod upgrade;

@@ -1,8 +1,8 @@
 //! Owns asking the kernel for TCP sockets, and ending them: sock_diag(7), in the network namespace of the calling thread.
-//! Called by `established`.
+//! Called by `established`, and by `kubelet` (who listens).
 //! Must never end a socket by its addresses alone: the cookie says which one was judged.
 
-use std::{io, net::SocketAddr};
+use std::{collections::BTreeSet, io, net::SocketAddr};
 
 use guard_common::Reason;
 use netlink_packet_core::{
@@ -44,6 +44,24 @@ impl TcpSocket {
     pub fn listens(&self) -> bool {
         self.state == TCP_LISTEN
     }
+}
+
+/// The kernel's names (cookies) of the sockets that listen on a TCP port, in this thread's network namespace.
+pub(crate) fn listeners(port: u16) -> io::Result<BTreeSet<u64>> {
+    let diag = Diag::open()?;
+    let mut cookies = BTreeSet::new();
+    for (family, id) in [(AF_INET, SocketId::new_v4()), (AF_INET6, SocketId::new_v6())] {
+        let id = SocketId { source_port: port, ..id };
+        diag.send(family, id, StateFlags::LISTEN, NLM_F_REQUEST | NLM_F_DUMP, None)?;
+        let mut take = |response: InetResponse| {
+            let id = response.header.socket_id;
+            if id.source_port == port {
+                cookies.insert(u64::from_ne_bytes(id.cookie));
+            }
+        };
+        diag.receive(&mut take)?;
+    }
+    Ok(cookies)
 }
 
 /// A netlink socket for sock_diag.

@@ -165,7 +165,7 @@ pub struct ControlPlane {
     pub ports: Spanned<Vec<Spanned<String>>>,
 }
 
-/// An entry of `tunnel.dial`: exactly one of its fields.
+/// An entry of `tunnel.dial`: either `node` or `pods`, and what is asked of the last hop.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Dial {
@@ -173,6 +173,23 @@ pub struct Dial {
     pub node: Option<Spanned<NodePorts>>,
     /// Pods' addresses.
     pub pods: Option<Spanned<PodPorts>>,
+    /// `Required`: what the control plane sends first must be a TLS ClientHello.
+    pub tls: Option<Spanned<String>>,
+    /// What kubelet's serving certificate must hold before a dial to it is made.
+    pub certificate: Option<Spanned<Certificate>>,
+}
+
+/// `{ca, name, pins}` of an entry of `tunnel.dial`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Certificate {
+    /// A PEM file of CA certificates.
+    pub ca: Option<Spanned<String>>,
+    /// The name or address that the certificate must be for, where it is not the dialled one.
+    pub name: Option<Spanned<String>>,
+    /// Hashes of public keys, one of which must be the certificate's.
+    #[serde(default)]
+    pub pins: Vec<Spanned<String>>,
 }
 
 /// Decodes a document. The first pass knows no types, so that a wrong indent is told as such and not as a missing field.

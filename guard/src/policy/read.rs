@@ -11,8 +11,9 @@ use super::{
     destinations::{Companion, ControlPlane, Server},
     diagnostic::Diagnostic,
     document::{self, Dial, Document, Guard, NodePorts, PodPorts, Selector, span},
+    last_hop,
     peers::Block,
-    ruleset::{DialRule, DialTarget, Mode},
+    ruleset::{Demands, DialRule, DialTarget, Mode},
     values::{Findings, join},
 };
 use crate::node::NodeFacts;
@@ -202,7 +203,10 @@ pub(super) fn read_dial(index: usize, dial: &Dial, findings: &mut Findings) -> O
             return None;
         }
     };
-    Some(DialRule { name, target, ports })
+    let tls = dial.tls.as_ref().is_some_and(|tls| last_hop::tls(tls, findings));
+    let certificate =
+        dial.certificate.as_ref().and_then(|certificate| last_hop::certificate(certificate, &target, findings));
+    Some(DialRule { name, target, ports, demands: Demands { tls, certificates: certificate.into_iter().collect() } })
 }
 
 pub(super) fn read_companion(companion: &document::Companion, findings: &mut Findings) -> Option<Companion> {

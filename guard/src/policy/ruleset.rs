@@ -6,6 +6,8 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     ops::RangeInclusive,
+    path::PathBuf,
+    sync::Arc,
 };
 
 use guard_common::abi::ScopeValue;
@@ -159,6 +161,43 @@ pub struct DialRule {
     pub target: DialTarget,
     /// The ports, as written.
     pub ports: Vec<RangeInclusive<u16>>,
+    /// What is asked of the connection itself.
+    pub demands: Demands,
+}
+
+/// What a dial has to hold beside its address.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Demands {
+    /// Whether the first bytes must be those of a TLS handshake, both ways.
+    pub tls: bool,
+    /// What the backend's serving certificate must hold before it is dialled: all of these.
+    pub certificates: Vec<Arc<CertificateDemand>>,
+}
+
+impl Demands {
+    /// Adds those of another entry that names the same address and port.
+    pub fn join(&mut self, other: &Demands) {
+        self.tls |= other.tls;
+        let new = other.certificates.iter().filter(|demand| !self.certificates.contains(demand));
+        let new: Vec<_> = new.cloned().collect();
+        self.certificates.extend(new);
+    }
+
+    /// Whether a connection that was made under `before` may lack something that is asked now.
+    pub fn exceed(&self, before: &Demands) -> bool {
+        (self.tls && !before.tls) || self.certificates.iter().any(|demand| !before.certificates.contains(demand))
+    }
+}
+
+/// What a serving certificate must hold. At least one of `ca` and `pins` is there.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CertificateDemand {
+    /// It comes from a CA in this file (PEM), is valid now, and is for the name.
+    pub ca: Option<PathBuf>,
+    /// The name or address that it is for; `None` means the dialled address.
+    pub name: Option<String>,
+    /// Its public key is one of these, by the SHA-256 of its SubjectPublicKeyInfo.
+    pub pins: Vec<[u8; 32]>,
 }
 
 /// The destinations of a dial rule.

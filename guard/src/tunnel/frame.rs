@@ -6,8 +6,13 @@
 //! declare no package.
 
 use bytes::Bytes;
-use tonic::codec::{BufferSettings, Codec};
+use tonic::{
+    Status,
+    codec::{BufferSettings, Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
+};
 use tonic_prost::{ProstDecoder, ProstEncoder};
+
+use super::traffic;
 
 /// The method that carries everything.
 pub const METHOD: &str = "/AgentService/Connect";
@@ -132,14 +137,49 @@ pub struct PacketCodec;
 impl Codec for PacketCodec {
     type Encode = Packet;
     type Decode = Packet;
-    type Encoder = ProstEncoder<Packet>;
-    type Decoder = ProstDecoder<Packet>;
+    type Encoder = Counted<ProstEncoder<Packet>>;
+    type Decoder = Counted<ProstDecoder<Packet>>;
 
-    fn encoder(&mut self) -> ProstEncoder<Packet> {
-        ProstEncoder::new(BufferSettings::new(BUFFER, 2 * MAX_DATA))
+    fn encoder(&mut self) -> Self::Encoder {
+        Counted(ProstEncoder::new(BufferSettings::new(BUFFER, 2 * MAX_DATA)))
     }
-    fn decoder(&mut self) -> ProstDecoder<Packet> {
-        ProstDecoder::new(BufferSettings::new(BUFFER, 2 * MAX_DATA))
+    fn decoder(&mut self) -> Self::Decoder {
+        Counted(ProstDecoder::new(BufferSettings::new(BUFFER, 2 * MAX_DATA)))
+    }
+}
+
+/// One half of the codec, which counts what passes.
+#[derive(Debug)]
+pub struct Counted<T>(T);
+
+impl Encoder for Counted<ProstEncoder<Packet>> {
+    type Item = Packet;
+    type Error = Status;
+
+    fn encode(&mut self, packet: Packet, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        traffic::sent(packet.kind);
+        self.0.encode(packet, buffer)
+    }
+
+    fn buffer_settings(&self) -> BufferSettings {
+        self.0.buffer_settings()
+    }
+}
+
+impl Decoder for Counted<ProstDecoder<Packet>> {
+    type Item = Packet;
+    type Error = Status;
+
+    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<Packet>, Status> {
+        let packet = self.0.decode(buffer)?;
+        if let Some(packet) = &packet {
+            traffic::received(packet.kind);
+        }
+        Ok(packet)
+    }
+
+    fn buffer_settings(&self) -> BufferSettings {
+        self.0.buffer_settings()
     }
 }
 

@@ -9,6 +9,7 @@ pub mod connect;
 pub mod frame;
 pub mod session;
 pub mod tls;
+pub mod traffic;
 
 use std::{
     path::PathBuf,

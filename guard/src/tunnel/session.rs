@@ -16,6 +16,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     connect::Stream,
     frame::{CloseRequest, Data, DialRequest, Frame, closed, drain as drain_frame},
+    traffic,
 };
 use crate::{
     dial::{Dialer, Origin},
@@ -89,7 +90,10 @@ pub async fn run(stream: Stream, dialer: Arc<Dialer>, drain: &CancellationToken,
                 Frame::Other(kind) => tracing::debug!(kind, "a frame that is not for an agent"),
             },
             Ok(None) => break "the server closed it".to_owned(),
-            Err(status) => break format!("{} ({})", status.message(), status.code()),
+            Err(status) => {
+                traffic::failed(status.code());
+                break format!("{} ({})", status.message(), status.code());
+            }
         }
     };
     lost.cancel();
