@@ -26,6 +26,7 @@ pub mod kubelet;
 mod lock;
 pub mod metrics;
 pub mod node;
+pub mod pods;
 pub mod policy;
 pub mod relay;
 pub mod snapshot;

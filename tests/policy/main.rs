@@ -7,6 +7,8 @@
     reason = "a test panics and prints figures"
 )]
 
+mod deploy;
+
 use std::{path::Path, process::Command};
 
 use lab::{daemon::binary, process::output};

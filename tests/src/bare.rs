@@ -87,15 +87,35 @@ pub fn server(place: &Place) -> Result<(Process, PathBuf)> {
 
 /// Starts an agent for a server.
 pub fn agent(who: Who, place: &Place, port: u16) -> Result<Process> {
-    let policy = place.directory.join("policy.yaml");
-    fs::write(&policy, POLICY)?;
-    let (mut agent, health) = match who {
+    match who {
         Who::Ours => {
-            let mut agent = command(&target()?.join("nodeguard"));
-            agent.args(["agent", "--policy"]).arg(policy).env("RUST_LOG", "warn");
-            (agent, 18_101)
+            let mut agent = ours_with(place, POLICY)?;
+            agent.env("RUST_LOG", "warn");
+            start(who, place, port, agent)
         }
-        Who::Theirs => (command(&upstream("proxy-agent")?), 18_102),
+        Who::Theirs => start(who, place, port, command(&upstream("proxy-agent")?)),
+    }
+}
+
+/// Starts this project's agent with a policy and more arguments.
+pub fn ours(place: &Place, port: u16, policy: &str, more: &[&str]) -> Result<Process> {
+    let mut agent = ours_with(place, policy)?;
+    agent.args(more);
+    start(Who::Ours, place, port, agent)
+}
+
+fn ours_with(place: &Place, policy: &str) -> Result<Command> {
+    let file = place.directory.join("policy.yaml");
+    fs::write(&file, policy)?;
+    let mut agent = command(&target()?.join("nodeguard"));
+    agent.args(["agent", "--policy"]).arg(file);
+    Ok(agent)
+}
+
+fn start(who: Who, place: &Place, port: u16, mut agent: Command) -> Result<Process> {
+    let health = match who {
+        Who::Ours => 18_101,
+        Who::Theirs => 18_102,
     };
     agent.args([format!("--proxy-server-host={SERVER}"), format!("--proxy-server-port={port}")]);
     agent.args([format!("--agent-identifiers=ipv4={}", who.address()), "--v=0".to_owned()]);

@@ -30,7 +30,8 @@ fn flags_of(help: &str) -> Flags {
         let (name, rest) = line.strip_prefix("--")?.split_once(' ')?;
         // Name and type, then at least two spaces, then the words.
         let kind = rest.split("  ").next().unwrap_or_default().trim();
-        let default = rest.rsplit_once(" (default ").and_then(|(_, default)| default.strip_suffix(')')).unwrap_or_default();
+        let default =
+            rest.rsplit_once(" (default ").and_then(|(_, default)| default.strip_suffix(')')).unwrap_or_default();
         Some((name.to_owned(), (kind.to_owned(), default.trim_matches('"').to_owned())))
     };
     help.lines().filter(|line| line.trim_start().starts_with('-')).filter_map(flag).collect()
@@ -39,7 +40,8 @@ fn flags_of(help: &str) -> Flags {
 #[test]
 fn every_flag_of_the_upstream_agent_is_taken_with_its_default() {
     let said = Command::new(upstream("proxy-agent").unwrap()).arg("--help").output().unwrap();
-    let theirs = flags_of(&format!("{}{}", String::from_utf8_lossy(&said.stdout), String::from_utf8_lossy(&said.stderr)));
+    let theirs =
+        flags_of(&format!("{}{}", String::from_utf8_lossy(&said.stdout), String::from_utf8_lossy(&said.stderr)));
     assert!(theirs.len() >= 40, "not read: {theirs:?}");
     let mut checked = 0;
     for command in ["agent", "run"] {
@@ -67,7 +69,10 @@ fn every_flag_of_the_upstream_agent_is_taken_with_its_default() {
             checked += 1;
         }
     }
-    println!("dropin: {} flags of the upstream agent, each with its default, by `run` and `agent` ({checked} compared)", theirs.len() - 1);
+    println!(
+        "dropin: {} flags of the upstream agent, each with its default, by `run` and `agent` ({checked} compared)",
+        theirs.len() - 1
+    );
 }
 
 /// A metric: HELP, TYPE, and the names of its labels (and the bounds of its buckets).
@@ -86,7 +91,13 @@ fn families_of(text: &str, prefix: &str) -> Families {
             let part = ["_bucket", "_sum", "_count"].iter().find_map(|part| name.strip_suffix(part));
             let family = part.filter(|family| families.contains_key(*family)).unwrap_or(name).to_owned();
             let labels = labels.trim_end_matches('}').split(',').filter(|label| !label.is_empty());
-            let label = |label: &str| if label.starts_with("le=") { label.to_owned() } else { label.split('=').next().unwrap_or_default().to_owned() };
+            let label = |label: &str| {
+                if label.starts_with("le=") {
+                    label.to_owned()
+                } else {
+                    label.split('=').next().unwrap_or_default().to_owned()
+                }
+            };
             families.entry(family).or_default().2.extend(labels.map(label));
         }
     }
@@ -136,7 +147,9 @@ fn endpoints_and_metrics_are_upstreams() {
             let listener = runtime.block_on(tokio::net::TcpListener::bind("0.0.0.0:7000"))?;
             let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
             scope.spawn(move || {
-                runtime.block_on(async { tokio::select! { _ = endpoint::serve(listener) => {}, _ = stopped => {} } });
+                runtime.block_on(async {
+                    tokio::select! { _ = endpoint::serve(listener) => {}, _ = stopped => {} }
+                });
             });
             let compared = compare(&place);
             drop(stop);
@@ -159,7 +172,8 @@ fn compare(place: &Place) -> Result<()> {
 
     // The same dials through both: one that works, one to a port where nobody listens.
     for address in ["10.0.0.2", "10.0.0.3"] {
-        let mut stream = connect(&socket, &format!("{address}:7000")).map_err(|outcome| anyhow::anyhow!("{outcome:?}"))?;
+        let mut stream =
+            connect(&socket, &format!("{address}:7000")).map_err(|outcome| anyhow::anyhow!("{outcome:?}"))?;
         stream.write_all(b"SOURCE 10\n")?;
         stream.read_exact(&mut [0; 10])?;
         drop(stream);
@@ -183,7 +197,10 @@ fn compare(place: &Place) -> Result<()> {
     for (name, theirs) in &other {
         ensure!(own.get(name) == Some(theirs), "{name}: ours {:?}, theirs {theirs:?}", own.get(name));
     }
-    println!("dropin: {} metric families with the same name, HELP, TYPE, labels and buckets as the upstream agent's", other.len());
+    println!(
+        "dropin: {} metric families with the same name, HELP, TYPE, labels and buckets as the upstream agent's",
+        other.len()
+    );
     Ok(())
 }
 

@@ -7,10 +7,12 @@
     reason = "a test panics and prints figures"
 )]
 
+mod audit;
 mod bytes;
 mod certificates;
 mod dropin;
 mod hostile;
+mod last_hop;
 mod load;
 mod names;
 mod restart;
