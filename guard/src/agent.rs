@@ -87,6 +87,7 @@ impl Snapshots for Agent {
         }
         let dialling = Dialling::of(&self.dialer);
         weakened.extend(dialling.weakened());
+        weakened.extend(self.tunnel.weakened());
         let policy = Policy {
             name: ruleset.map(|ruleset| ruleset.name.clone()).unwrap_or_default(),
             path: self.policy.as_ref().map(|path| path.display().to_string()).unwrap_or_default(),
@@ -99,7 +100,7 @@ impl Snapshots for Agent {
             daemon: true,
             mode: ruleset.map(|ruleset| format!("{:?}", ruleset.mode)).unwrap_or_default(),
             policy,
-            tunnel: serde_json::json!({ "streams": [self.tunnel.state()] }),
+            tunnel: self.tunnel.snapshot(),
             last_refused_dials: values(self.connections.last_refused()),
             dials: serde_json::to_value(self.connections.counts()).unwrap_or_default(),
             dialling,
@@ -191,7 +192,13 @@ pub async fn run(config: AgentConfig, colour: bool) -> anyhow::Result<()> {
             Some(part) = parts.join_next() => anyhow::bail!("the {} ended unexpectedly", part.unwrap_or("crashed part")),
         }
     }
-    let clean = drain(&connections, &draining, drain_timeout).await;
+    let again = async {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    let clean = drain(&connections, &draining, drain_timeout, again).await;
     stop.cancel();
     let goodbye = async { while parts.join_next().await.is_some_and(|part| !matches!(part, Ok("tunnel"))) {} };
     let _ = tokio::time::timeout(GOODBYE, goodbye).await;

@@ -159,7 +159,13 @@ pub async fn run(config: Config, colour: bool) -> anyhow::Result<()> {
             }
         }
     }
-    let clean = drain(&connections, &draining, drain_timeout).await;
+    let again = async {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    let clean = drain(&connections, &draining, drain_timeout, again).await;
     stop.cancel();
     // What the dials sent last is still on its way through the tunnel; the other parts have nothing to lose.
     let goodbye = async { while parts.join_next().await.is_some_and(|part| !matches!(part, Ok("tunnel"))) {} };

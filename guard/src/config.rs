@@ -17,8 +17,18 @@ use crate::{
         load::Location,
     },
     node::NodeFacts,
-    tunnel::TunnelConfig,
+    tunnel::{
+        CountSource, Pace, TunnelConfig,
+        hosts::Host,
+        identifiers::{Identifier, IdentifierError, Identifiers},
+        leases::LeaseConfig,
+        tls::{Files, Manner},
+        verify::Demands,
+    },
 };
+
+/// How often the server leases are counted, in longest waits: every 30 seconds by default.
+const LEASES_EVERY: u32 = 3;
 
 /// What `run` needs.
 #[derive(Clone, Debug)]
@@ -57,10 +67,11 @@ pub enum ConfigError {
     #[error("--sync-interval ({0:?}) is longer than --sync-interval-cap ({1:?})")]
     Interval(Duration, Duration),
     /// No identifiers.
-    #[error(
-        "--agent-identifiers: `{0}` is not known; it is a URL query of ipv4, ipv6, host, cidr and default-route, as in `ipv4=10.0.0.1&host=node1`"
-    )]
-    Identifiers(String),
+    #[error(transparent)]
+    Identifiers(#[from] IdentifierError),
+    /// Not a server.
+    #[error("--proxy-server-host: {0}")]
+    Host(String),
     /// No cgroup.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
@@ -139,30 +150,60 @@ fn resolve_tunnel(
     if !without_effect.is_empty() {
         tracing::info!(flags = without_effect.join(", "), "flags of the upstream agent that have no effect here");
     }
-    let identifiers_given = agent.agent_identifiers.clone().unwrap_or_default();
-    let mut names = host_names(&identifiers_given)?;
-    names.extend(node_name);
+    let mut identifiers = Identifiers::parse(&agent.agent_identifiers.clone().unwrap_or_default())?;
+    let mut names: Vec<String> = identifiers.hosts().map(str::to_owned).collect();
+    names.extend(node_name.clone());
     let node = NodeFacts::read(&names).map_err(ConfigError::Node)?;
+    if identifiers.is_empty() {
+        identifiers = of_node(&node, node_name);
+    }
+    let mut hosts = Vec::new();
+    for text in agent.proxy_server_host.iter().map(|text| text.trim()) {
+        let host = Host::parse(text, agent.proxy_server_port).map_err(ConfigError::Host)?;
+        if !hosts.contains(&host) {
+            hosts.push(host);
+        }
+    }
     let host = match agent.health_server_host.as_str() {
         "" => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
         "localhost" => IpAddr::V4(Ipv4Addr::LOCALHOST),
         host => host.parse().map_err(|_| ConfigError::HealthHost(host.to_owned()))?,
     };
     let health = (agent.health_server_port != 0).then(|| SocketAddr::new(host, agent.health_server_port));
+    let alpn = agent.alpn();
+    let leases = LeaseConfig {
+        kubeconfig: given(agent.kubeconfig),
+        namespace: agent.lease_namespace,
+        label: agent.lease_label,
+        every: agent.sync_interval_cap * LEASES_EVERY,
+    };
+    let count = match (agent.count_server_leases, agent.server_count_source.as_str()) {
+        (false, _) => CountSource::Responses,
+        (true, "max") => CountSource::Larger(leases),
+        (true, _) => CountSource::Leases(leases),
+    };
     let tunnel = TunnelConfig {
-        alpn: agent.alpn(),
-        host: agent.proxy_server_host,
-        port: agent.proxy_server_port,
-        ca,
-        identity,
-        token: given(agent.service_account_token_path),
+        hosts,
+        files: Files {
+            ca,
+            identity,
+            token: given(agent.service_account_token_path),
+            crl: agent.trust.crl_file.and_then(given),
+        },
+        manner: Manner {
+            demands: Demands { pins: agent.trust.server_spki_pin, names: agent.trust.server_san },
+            only_tls13: agent.trust.tls_min_version.ends_with('3'),
+            alpn,
+        },
         agent_id: agent
             .agent_id
             .filter(|id| !id.is_empty())
             .unwrap_or_else(|| format!("{:032x}", rand::random::<u128>())),
-        identifiers: if identifiers_given.is_empty() { identifiers(&node) } else { identifiers_given },
-        backoff: (agent.sync_interval, agent.sync_interval_cap),
+        identifiers,
+        pace: Pace { interval: agent.sync_interval, cap: agent.sync_interval_cap, forever: agent.sync_forever },
         keepalive: agent.keepalive_time,
+        max_age: agent.trust.max_stream_age.filter(|age| !age.is_zero()),
+        count,
     };
     Ok((health, node, tunnel))
 }
@@ -177,26 +218,13 @@ fn given(path: PathBuf) -> Option<PathBuf> {
     (!path.as_os_str().is_empty()).then_some(path)
 }
 
-/// The host names among identifiers, which are checked for keys that the server would silently ignore.
-fn host_names(identifiers: &str) -> Result<Vec<String>, ConfigError> {
-    let mut names = Vec::new();
-    for pair in identifiers.split('&').filter(|pair| !pair.is_empty()) {
-        match pair.split_once('=') {
-            Some(("host", name)) => names.push(name.to_owned()),
-            Some(("ipv4" | "ipv6" | "cidr" | "default-route", _)) => {}
-            Some(_) | None => return Err(ConfigError::Identifiers(pair.to_owned())),
-        }
-    }
-    Ok(names)
-}
-
-/// What the control plane may dial this node by. IPv6 is in the form of RFC 5952: the server compares strings.
-fn identifiers(node: &NodeFacts) -> String {
-    let addresses = node.addresses.iter().map(|address| match address {
-        IpAddr::V4(address) => format!("ipv4={address}"),
-        IpAddr::V6(address) => format!("ipv6={address}"),
-    });
-    addresses.chain(node.names.iter().map(|name| format!("host={name}"))).collect::<Vec<_>>().join("&")
+/// What the control plane may dial this node by, if nobody says so.
+fn of_node(node: &NodeFacts, name: Option<String>) -> Identifiers {
+    let mut identifiers = Identifiers::default();
+    node.addresses.iter().for_each(|address| identifiers.add_address(*address));
+    // In the very spelling of the cluster, too.
+    name.into_iter().chain(node.names.iter().cloned()).for_each(|name| identifiers.add(Identifier::Host(name)));
+    identifiers
 }
 
 #[cfg(test)]
@@ -225,12 +253,30 @@ mod tests {
         let config = |identifiers: &str| config(&["--ca-cert", "ca.crt", "--agent-identifiers", identifiers]);
         let given = config("ipv4=10.0.0.1&host=Node-1&default-route=true").unwrap();
         assert!(given.node.names.contains(&"node-1".to_owned()));
-        assert_eq!(given.tunnel.identifiers, "ipv4=10.0.0.1&host=Node-1&default-route=true");
-        assert!(matches!(config("ip=10.0.0.1"), Err(ConfigError::Identifiers(pair)) if pair == "ip=10.0.0.1"));
+        let canonical = "ipv4=10.0.0.1&host=Node-1&host=node-1&default-route=true";
+        assert_eq!(given.tunnel.identifiers.to_string(), canonical);
+        assert!(matches!(config("ip=10.0.0.1"), Err(ConfigError::Identifiers(error)) if error.pair == "ip=10.0.0.1"));
         let node = NodeFacts {
             addresses: vec!["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()],
             names: vec!["n".into()],
         };
-        assert_eq!(identifiers(&node), "ipv4=10.0.0.1&ipv6=fd00::1&host=n");
+        assert_eq!(of_node(&node, Some("N".into())).to_string(), "ipv4=10.0.0.1&ipv6=fd00::1&host=N&host=n");
+    }
+
+    #[test]
+    fn servers_are_a_list_with_or_without_ports() {
+        let hosts = |more: &[&str]| {
+            let all: Vec<&str> = ["--ca-cert", "ca.crt"].iter().chain(more).copied().collect();
+            config(&all).map(|config| config.tunnel.hosts.iter().map(Host::to_string).collect::<Vec<_>>())
+        };
+        assert_eq!(hosts(&[]).unwrap(), ["127.0.0.1:8091"]);
+        let more = [
+            "--proxy-server-host=a.example:1,[fd00::1]:2",
+            "--proxy-server-host=10.0.0.1",
+            "--proxy-server-host=10.0.0.1:8132",
+            "--proxy-server-port=8132",
+        ];
+        assert_eq!(hosts(&more).unwrap(), ["a.example:1", "[fd00::1]:2", "10.0.0.1:8132"]);
+        assert!(matches!(hosts(&["--proxy-server-host=a b"]), Err(ConfigError::Host(_))));
     }
 }

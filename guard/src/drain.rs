@@ -1,5 +1,5 @@
 //! Owns the end of the daemon's work: no new dials, the open ones go on until they are done or a deadline.
-//! Called by `app` on SIGTERM.
+//! Called by `app` and `agent` on SIGTERM.
 //! Must never detach anything from the kernel: enforcement outlives the daemon.
 
 use std::{sync::Arc, time::Duration};
@@ -9,10 +9,15 @@ use tokio_util::sync::CancellationToken;
 use crate::connections::{CloseReason, Connections};
 
 /// How long late dials are still served after the server was asked for no more: it may have sent some already.
-const LINGER: Duration = Duration::from_millis(500);
+pub(crate) const LINGER: Duration = Duration::from_millis(500);
 
-/// Drains. `true` where every dial ended by itself.
-pub async fn drain(connections: &Arc<Connections>, drain: &CancellationToken, deadline: Duration) -> bool {
+/// Drains. `true` where every dial ended by itself; a second signal (`hurry`) ends the wait.
+pub async fn drain(
+    connections: &Arc<Connections>,
+    drain: &CancellationToken,
+    deadline: Duration,
+    hurry: impl Future<Output = ()>,
+) -> bool {
     drain.cancel();
     let open = connections.counts().open;
     tracing::info!(open, ?deadline, "draining: no new dials");
@@ -20,10 +25,13 @@ pub async fn drain(connections: &Arc<Connections>, drain: &CancellationToken, de
         tokio::time::sleep(LINGER).await;
         connections.idle().await;
     };
-    if tokio::time::timeout(deadline, idle).await.is_ok() {
-        return true;
+    tokio::select! {
+        () = idle => return true,
+        () = tokio::time::sleep(deadline) => {
+            tracing::warn!(open = connections.counts().open, "the drain's time is over: the open dials are reset");
+        }
+        () = hurry => tracing::warn!(open = connections.counts().open, "a second signal: the open dials are reset"),
     }
-    tracing::warn!(open = connections.counts().open, "the drain's time is over: the open dials are reset");
     connections.end_all(CloseReason::Drained);
     let _ = tokio::time::timeout(Duration::from_secs(1), connections.idle()).await;
     false

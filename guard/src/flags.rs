@@ -6,6 +6,8 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::{ArgAction, Args};
 
+use crate::tunnel::verify::{Pin, San};
+
 /// What upstream speaks to the API server.
 const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
 
@@ -13,10 +15,11 @@ const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Tunnel (the flags of konnectivity-agent)")]
 pub struct UpstreamArgs {
-    /// The host of the proxy-server; its certificate must be for this name or address.
-    #[arg(long, default_value = "127.0.0.1")]
-    pub proxy_server_host: String,
-    /// The agent port of the proxy-server.
+    /// The host of the proxy-server, with or without a port; its certificate must be for this name or address. May be given several times
+    /// or with commas: each is dialled, and each address that a name has.
+    #[arg(long, default_value = "127.0.0.1", value_delimiter = ',')]
+    pub proxy_server_host: Vec<String>,
+    /// The agent port of the proxy-servers that are named without one.
     #[arg(long, default_value_t = 8091)]
     pub proxy_server_port: u16,
     /// The CA certificates (PEM) that the proxy-server's certificate must come from. There is no other trust.
@@ -40,7 +43,7 @@ pub struct UpstreamArgs {
     /// What the control plane may dial this agent by, as in `ipv4=10.0.0.1&host=node1` [default: the node's addresses and names].
     #[arg(long)]
     pub agent_identifiers: Option<String>,
-    /// The first wait before a new connection attempt; it grows by half each time.
+    /// The first wait before a new connection attempt, which grows by half each time; and the wait between looks for another server.
     #[arg(long, value_parser = duration, default_value = "1s")]
     pub sync_interval: Duration,
     /// The longest wait before a new connection attempt.
@@ -97,9 +100,34 @@ pub struct UpstreamArgs {
     /// The same for locks.
     #[arg(long, value_parser = boolean, default_value = "false", default_missing_value = "true", num_args = 0..=1, require_equals = true, action = ArgAction::Set, hide = true)]
     pub enable_contention_profiling: bool,
+    /// What is asked of the proxy-server beyond upstream.
+    #[command(flatten)]
+    pub trust: TrustArgs,
     /// The flags of Go's logger.
     #[command(flatten)]
     pub klog: KlogArgs,
+}
+
+/// What upstream's agent has no flag for. Each only asks for more than the CA file does.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Tunnel (beyond konnectivity-agent)")]
+pub struct TrustArgs {
+    /// The proxy-server's key must be this one, as `sha256/BASE64` of its SubjectPublicKeyInfo; one of several, if given several times.
+    #[arg(long, value_delimiter = ',')]
+    pub server_spki_pin: Vec<Pin>,
+    /// The proxy-server's certificate must hold this name beside the one that is dialled: `DNS:name`, `IP:address` or `URI:spiffe://...`; one
+    /// of several, if given several times.
+    #[arg(long, value_delimiter = ',')]
+    pub server_san: Vec<San>,
+    /// The oldest TLS version to speak: `1.2` or `1.3` (or as upstream's server writes it, VersionTLS12 or VersionTLS13).
+    #[arg(long, default_value = "1.2", value_parser = ["1.2", "1.3", "VersionTLS12", "VersionTLS13"])]
+    pub tls_min_version: String,
+    /// Certificate revocation lists (PEM) that the proxy-server's certificate must not be in; every CA of its chain below the root needs one.
+    #[arg(long)]
+    pub crl_file: Option<PathBuf>,
+    /// How old a stream may become: then another takes its place, and it serves what it carries to the end [default: no limit].
+    #[arg(long, value_parser = duration)]
+    pub max_stream_age: Option<Duration>,
 }
 
 /// The flags of Go's logger: taken, so that a manifest of the upstream agent works as it is. `--log-format` and `RUST_LOG` are ours.
@@ -185,7 +213,7 @@ fn path(text: &str) -> Result<PathBuf, String> {
 }
 
 /// A boolean as Go's `strconv.ParseBool` reads it.
-fn boolean(text: &str) -> Result<bool, String> {
+pub(crate) fn boolean(text: &str) -> Result<bool, String> {
     match text {
         "1" | "t" | "T" | "TRUE" | "true" | "True" => Ok(true),
         "0" | "f" | "F" | "FALSE" | "false" | "False" => Ok(false),

@@ -12,6 +12,7 @@ pub mod app;
 pub mod args;
 pub mod audit;
 pub mod authorize;
+mod changes;
 pub mod config;
 pub mod connections;
 pub mod dial;

@@ -84,6 +84,21 @@ impl Collector for Snapshot {
         });
         gauge(&mut encoder, "nodeguard_tunnel_streams", "Tunnel streams that are connected.", connected as i64)?;
 
+        let material = |name: &str| tunnel.get("material").and_then(|material| material.get(name));
+        gauge(
+            &mut encoder,
+            "nodeguard_tunnel_material_broken",
+            "1 where the certificates or the token on disk cannot be used and those from before stay in use.",
+            material("broken").is_some_and(|broken| !broken.is_null()).into(),
+        )?;
+        let broken = encoder.encode_descriptor(
+            "nodeguard_tunnel_material_failures",
+            "Times that changed certificates or a changed token could not be used.",
+            None,
+            MetricType::Counter,
+        )?;
+        ConstCounter::new(material("failures").and_then(serde_json::Value::as_u64).unwrap_or(0)).encode(broken)?;
+
         let mut family = encoder.encode_descriptor(
             "nodeguard_program_attached",
             "1 where the kernel program is attached.",

@@ -144,6 +144,7 @@ impl Snapshots for Guard {
         weakened.extend(lost.map(|lost| format!("{} {}", lost.count, lost.name)));
         let dialling = Dialling::of(&self.dialer);
         weakened.extend(dialling.weakened());
+        weakened.extend(self.tunnel.weakened());
         let rule = |rule: &crate::policy::ruleset::Rule| Rule {
             name: rule.name.clone(),
             mode: format!("{:?}", rule.mode),
@@ -166,7 +167,7 @@ impl Snapshots for Guard {
             programs,
             namespace_by: if self.netns_helper { "cookie" } else { "address" }.to_owned(),
             maps: pinned_maps(&self.bpffs),
-            tunnel: serde_json::json!({ "streams": [self.tunnel.state()] }),
+            tunnel: self.tunnel.snapshot(),
             counters,
             health,
             cut: self.cut.load(Ordering::Relaxed),

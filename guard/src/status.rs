@@ -178,12 +178,20 @@ impl Status {
         if !self.daemon {
             return Ok(());
         }
-        let mut table = Table::new(&["TUNNEL", "SERVER-ID", "STATE", "AGE", "TLS", "LAST ERROR"]);
+        let mut table = Table::new(&["TUNNEL", "SERVER-ID", "STATE", "AGE", "DIALS", "TLS", "LAST ERROR"]);
         for stream in &streams {
             let field = |name: &str| stream.get(name).map_or_else(|| "-".to_owned(), text);
             let since =
                 stream.get("since").and_then(serde_json::Value::as_str).map(age).unwrap_or_else(|| "-".to_owned());
-            table.row([field("server"), field("serverId"), field("state"), since, field("tls"), field("lastError")]);
+            table.row([
+                field("server"),
+                field("serverId"),
+                field("state"),
+                since,
+                field("dials"),
+                field("tls"),
+                field("lastError"),
+            ]);
         }
         table.write(out)?;
         let dial = |name: &str| self.dials.get(name).map_or_else(|| "-".to_owned(), text);

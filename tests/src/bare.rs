@@ -48,7 +48,8 @@ impl Who {
 
 /// The proxy-server's address for agents.
 pub const SERVER: &str = "10.0.0.1";
-const POLICY: &str = "\
+/// Lets the control plane dial the endpoint, and nothing else.
+pub const POLICY: &str = "\
 apiVersion: nodeguard.dev/v1alpha1
 kind: NodeGuardPolicy
 metadata: {name: bench}

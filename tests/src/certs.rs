@@ -6,11 +6,15 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    SanType, date_time_ymd,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, RevocationReason, RevokedCertParams, SanType, SerialNumber,
+    date_time_ymd,
 };
 
 use crate::net::Who;
+
+/// A name that the proxy-server's certificate is good for, beside its address.
+pub const NAME: &str = "proxies.example";
 
 /// The certificate that the proxy-server shows to agents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +54,41 @@ impl Certs {
         Ok(certs)
     }
 
+    /// A new certificate for the agent, of this CA.
+    pub fn agent(&self) -> Result<()> {
+        self.sign("agent", &self.ca, Vec::new(), ExtendedKeyUsagePurpose::ClientAuth, 4096)
+    }
+
+    /// From now on everything is signed by a new CA; returns its certificate, which is written nowhere.
+    pub fn new_authority(&mut self) -> Result<String> {
+        let (ca, pem) = authority("lab CA")?;
+        self.ca = ca;
+        Ok(pem)
+    }
+
+    /// A list that revokes what `NAME.crt` says, or nobody, good until such a year.
+    pub fn revocations(&self, revoked: Option<&str>, end: i32) -> Result<String> {
+        let from = date_time_ymd(2019, 1, 1);
+        let mut revoked_certs = Vec::new();
+        if let Some(name) = revoked {
+            revoked_certs.push(RevokedCertParams {
+                serial_number: SerialNumber::from(std::fs::read(self.path(&format!("{name}.serial")))?),
+                revocation_time: from,
+                reason_code: Some(RevocationReason::KeyCompromise),
+                invalidity_date: None,
+            });
+        }
+        let list = CertificateRevocationListParams {
+            this_update: from,
+            next_update: date_time_ymd(end, 1, 1),
+            crl_number: SerialNumber::from(1u64),
+            issuing_distribution_point: None,
+            revoked_certs,
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        Ok(list.signed_by(&self.ca)?.pem()?)
+    }
+
     /// A file of the directory.
     pub fn path(&self, name: &str) -> PathBuf {
         self.directory.join(name)
@@ -58,10 +97,11 @@ impl Certs {
     /// Writes `server.crt` and `server.key`.
     pub fn server(&self, kind: ServerCert) -> Result<()> {
         let here = SanType::IpAddress(Who::ControlPlane.v4().into());
+        let named = SanType::DnsName(NAME.try_into()?);
         let names = if kind == ServerCert::WrongName {
             vec![SanType::DnsName("elsewhere.example".try_into()?)]
         } else {
-            vec![here]
+            vec![here, named]
         };
         let issuer = if kind == ServerCert::OtherCa { &self.other } else { &self.ca };
         let end = if kind == ServerCert::Expired { 2020 } else { 4096 };
@@ -83,7 +123,12 @@ impl Certs {
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![usage];
         (params.not_before, params.not_after) = (date_time_ymd(2019, 1, 1), date_time_ymd(end, 1, 1));
+        let serial: [u8; 8] = rand::random::<u64>().to_be_bytes();
+        // A serial number is positive.
+        let serial: Vec<u8> = [1].into_iter().chain(serial).collect();
+        params.serial_number = Some(SerialNumber::from(serial.clone()));
         let certificate = params.signed_by(&key, issuer)?;
+        std::fs::write(self.path(&format!("{name}.serial")), serial)?;
         std::fs::write(self.path(&format!("{name}.crt")), certificate.pem())?;
         std::fs::write(self.path(&format!("{name}.key")), key.serialize_pem())?;
         Ok(())

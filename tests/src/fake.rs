@@ -27,12 +27,13 @@ use rustls::{
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpListener,
-    sync::{mpsc, oneshot},
+    sync::{Notify, mpsc, oneshot},
     task::JoinHandle,
     time::{Sleep, sleep},
 };
 use tokio_rustls::TlsAcceptor;
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming, server::StreamingService};
 use tonic_prost::ProstCodec;
 
@@ -71,6 +72,12 @@ impl Default for Manners {
 
 /// A stream that an agent opened.
 pub struct Agent {
+    /// Its certificate.
+    pub certificate: Option<CertificateDer<'static>>,
+    /// Its id, and what it may be dialled by.
+    pub agent_id: String,
+    /// The same.
+    pub identifiers: String,
     /// From the agent.
     pub inbound: Streaming<Packet>,
     /// To the agent.
@@ -82,6 +89,8 @@ pub struct Fake {
     /// How many connections came so far.
     pub accepted: Arc<AtomicUsize>,
     agents: mpsc::Receiver<Agent>,
+    goaway: Arc<Notify>,
+    tls: Arc<Mutex<TlsAcceptor>>,
     task: JoinHandle<()>,
 }
 
@@ -94,24 +103,24 @@ impl Drop for Fake {
 impl Fake {
     /// Listens with the lab's server certificate, and asks agents for theirs.
     pub async fn start(address: SocketAddr, certs: &Certs, manners: Manners) -> Result<Fake> {
-        let mut roots = RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_file(certs.path("ca.crt"))?)?;
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider)).build()?;
-        let mut config = ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()?
-            .with_client_cert_verifier(verifier)
-            .with_single_cert(
-                vec![CertificateDer::from_pem_file(certs.path("server.crt"))?],
-                PrivateKeyDer::from_pem_file(certs.path("server.key"))?,
-            )?;
-        config.alpn_protocols = vec![b"h2".to_vec()];
+        let tls = Arc::new(Mutex::new(acceptor(certs)?));
         let listener = TcpListener::bind(address).await.with_context(|| address.to_string())?;
         let (connected, agents) = mpsc::channel(64);
-        let accepted: Arc<AtomicUsize> = Arc::default();
-        let tls = TlsAcceptor::from(Arc::new(config));
-        let task = tokio::spawn(accept(listener, tls, manners, connected, Arc::clone(&accepted)));
-        Ok(Fake { accepted, agents, task })
+        let (accepted, goaway): (Arc<AtomicUsize>, Arc<Notify>) = Default::default();
+        let server = Server { tls: Arc::clone(&tls), manners, connected, goaway: Arc::clone(&goaway) };
+        let task = tokio::spawn(accept(listener, server, Arc::clone(&accepted)));
+        Ok(Fake { accepted, agents, goaway, tls, task })
+    }
+
+    /// From the next connection on, with what these certificates are now.
+    pub fn renew(&self, certs: &Certs) -> Result<()> {
+        *self.tls.lock().unwrap_or_else(PoisonError::into_inner) = acceptor(certs)?;
+        Ok(())
+    }
+
+    /// Tells every agent that this server is about to go, and serves what is open.
+    pub fn go_away(&self) {
+        self.goaway.notify_waiters();
     }
 
     /// The next stream that an agent opens.
@@ -120,23 +129,50 @@ impl Fake {
     }
 }
 
-async fn accept(
-    listener: TcpListener,
-    tls: TlsAcceptor,
+/// TLS as `ca.crt` and `server.crt` say.
+fn acceptor(certs: &Certs) -> Result<TlsAcceptor> {
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_file_iter(certs.path("ca.crt"))? {
+        roots.add(certificate?)?;
+    }
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider)).build()?;
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(
+            vec![CertificateDer::from_pem_file(certs.path("server.crt"))?],
+            PrivateKeyDer::from_pem_file(certs.path("server.key"))?,
+        )?;
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    Ok(TlsAcceptor::from(Arc::new(config)))
+}
+
+/// What every connection is served with.
+#[derive(Clone)]
+struct Server {
+    tls: Arc<Mutex<TlsAcceptor>>,
     manners: Manners,
     connected: mpsc::Sender<Agent>,
-    accepted: Arc<AtomicUsize>,
-) {
+    goaway: Arc<Notify>,
+}
+
+async fn accept(listener: TcpListener, server: Server, accepted: Arc<AtomicUsize>) {
     // Connections end with the server.
     let mut connections = tokio::task::JoinSet::new();
     while let Ok((tcp, _)) = listener.accept().await {
         accepted.fetch_add(1, Ordering::Relaxed);
-        let (tls, manners, connected) = (tls.clone(), manners.clone(), connected.clone());
+        let Server { tls, manners, connected, goaway } = server.clone();
+        let tls = tls.lock().unwrap_or_else(PoisonError::into_inner).clone();
         connections.spawn(async move {
             tcp.set_nodelay(true)?;
-            let stream = Slow { pause: manners.pause, sleep: None, stream: tls.accept(tcp).await? };
+            let accepted = tls.accept(tcp).await?;
+            let shown = accepted.get_ref().1.peer_certificates().and_then(<[_]>::first);
+            let certificate = shown.map(|certificate| certificate.clone().into_owned());
+            let stream = Slow { pause: manners.pause, sleep: None, stream: accepted };
             let service = service_fn(move |request: hyper::Request<Incoming>| {
-                let method = Method { manners: manners.clone(), connected: connected.clone() };
+                let method =
+                    Method { manners: manners.clone(), connected: connected.clone(), certificate: certificate.clone() };
                 async move {
                     let codec: ProstCodec<Packet, Packet> = ProstCodec::default();
                     Ok::<_, std::convert::Infallible>(tonic::server::Grpc::new(codec).streaming(method, request).await)
@@ -144,7 +180,12 @@ async fn accept(
             });
             let mut server = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
             server.initial_stream_window_size(4 << 20).initial_connection_window_size(8 << 20);
-            server.serve_connection(TokioIo::new(stream), service).await?;
+            let mut serving = std::pin::pin!(server.serve_connection(TokioIo::new(stream), service));
+            tokio::select! {
+                served = &mut serving => return Ok(served?),
+                () = goaway.notified() => serving.as_mut().graceful_shutdown(),
+            }
+            serving.await?;
             anyhow::Ok(())
         });
         while connections.try_join_next().is_some() {}
@@ -155,6 +196,7 @@ async fn accept(
 struct Method {
     manners: Manners,
     connected: mpsc::Sender<Agent>,
+    certificate: Option<CertificateDer<'static>>,
 }
 
 impl StreamingService<Packet> for Method {
@@ -164,6 +206,12 @@ impl StreamingService<Packet> for Method {
 
     fn call(&mut self, request: Request<Streaming<Packet>>) -> Self::Future {
         let (manners, connected) = (self.manners.clone(), self.connected.clone());
+        let certificate = self.certificate.clone();
+        let said = |name: &str| {
+            let value = request.metadata().get(name).and_then(|value| value.to_str().ok());
+            value.unwrap_or_default().to_owned()
+        };
+        let (agent_id, identifiers) = (said("agentid"), said("agentidentifiers"));
         Box::pin(async move {
             if !manners.answers {
                 std::future::pending::<()>().await;
@@ -173,7 +221,8 @@ impl StreamingService<Packet> for Method {
             let header = |text: &str| text.parse().map_err(|_| Status::internal("not a header"));
             response.metadata_mut().insert("serverid", header(&manners.server_id)?);
             response.metadata_mut().insert("servercount", header(&manners.server_count)?);
-            let _ = connected.send(Agent { inbound: request.into_inner(), outbound }).await;
+            let inbound = request.into_inner();
+            let _ = connected.send(Agent { certificate, agent_id, identifiers, inbound, outbound }).await;
             Ok(response)
         })
     }
@@ -244,6 +293,10 @@ struct Table {
 
 /// Dials through a stream, as a well-behaved server.
 pub struct Dials {
+    /// Cancelled when the agent asks for no more dials.
+    pub drained: CancellationToken,
+    /// Cancelled when the stream ends.
+    pub ended: CancellationToken,
     outbound: mpsc::Sender<Result<Packet, Status>>,
     table: Arc<Mutex<Table>>,
     next: AtomicI64,
@@ -266,9 +319,11 @@ pub struct Connection {
 impl Dials {
     /// Takes a stream over.
     pub fn new(agent: Agent) -> Dials {
-        let Agent { mut inbound, outbound } = agent;
+        let Agent { mut inbound, outbound, .. } = agent;
         let table: Arc<Mutex<Table>> = Arc::default();
         let shared = Arc::clone(&table);
+        let (drained, ended) = (CancellationToken::new(), CancellationToken::new());
+        let (drain, end) = (drained.clone(), ended.clone());
         let task = tokio::spawn(async move {
             let table = || shared.lock().unwrap_or_else(PoisonError::into_inner);
             while let Ok(Some(packet)) = inbound.message().await {
@@ -288,16 +343,15 @@ impl Dials {
                         }
                     }
                     Some(Payload::CloseResponse(close)) => drop(table().open.remove(&close.connect_id)),
-                    Some(
-                        Payload::DialRequest(_) | Payload::CloseRequest(_) | Payload::CloseDial(_) | Payload::Drain(_),
-                    )
-                    | None => {}
+                    Some(Payload::Drain(_)) => drain.cancel(),
+                    Some(Payload::DialRequest(_) | Payload::CloseRequest(_) | Payload::CloseDial(_)) | None => {}
                 }
             }
             // Whoever waits for an answer or for bytes learns that there are none.
             *table() = Table::default();
+            end.cancel();
         });
-        Dials { outbound, table, next: AtomicI64::new(1), task }
+        Dials { drained, ended, outbound, table, next: AtomicI64::new(1), task }
     }
 
     /// Dials, and waits for the answer.

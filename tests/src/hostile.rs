@@ -161,7 +161,7 @@ async fn open(agent: &mut Agent, endpoint: &str) -> Result<i64> {
 
 /// Sends, and reads whatever comes meanwhile and a little after.
 async fn send_and_read(agent: &mut Agent, packets: impl Iterator<Item = Packet> + Send) -> Result<()> {
-    let Agent { inbound, outbound } = agent;
+    let Agent { inbound, outbound, .. } = agent;
     let sending = async {
         for packet in packets {
             outbound.send(Ok(packet)).await?;

@@ -44,7 +44,10 @@ fn enter(addresses: &[&str]) -> Result<()> {
     std::fs::write("/proc/sys/net/ipv4/ip_local_port_range", "10000 65000")?;
     std::fs::write("/proc/sys/net/ipv4/tcp_tw_reuse", "1")?;
     ip(&["link", "set", "lo", "up"])?;
-    addresses.iter().try_for_each(|address| ip(&["address", "add", &format!("{address}/32"), "dev", "lo"]))
+    addresses.iter().try_for_each(|address| {
+        let bits = if address.contains(':') { 128 } else { 32 };
+        ip(&["address", "add", &format!("{address}/{bits}"), "dev", "lo"])
+    })
 }
 
 fn ip(arguments: &[&str]) -> Result<()> {

@@ -6,7 +6,8 @@
 //! Reading order: `lab` (what stands where) -> `net`, `process`, `certs`, `server`, `daemon` (its parts) -> `client` (attempts and what
 //! became of them) -> `helper` (what runs in the node and in pods) -> `attempts` (the main job, line by line). `isolated` is the small
 //! way: loopback only; in it `bare` (agents without a kernel half), `endpoint` (what they dial), `load` (what the control plane does),
-//! `fake` (a server that is not the real one), `hostile` (what it may do). `agree` and `packets` compare the kernel's decisions with the
+//! `fleet` (several real servers, a balancer), `kube_api` (what an API server says of tokens and leases), `fake` (a server that is not the
+//! real one), `hostile` (what it may do). `agree` and `packets` compare the kernel's decisions with the
 //! host's.
 
 pub mod agree;
@@ -17,9 +18,11 @@ pub mod client;
 pub mod daemon;
 pub mod endpoint;
 pub mod fake;
+pub mod fleet;
 pub mod helper;
 pub mod hostile;
 pub mod isolated;
+pub mod kube_api;
 pub mod lab;
 pub mod load;
 pub mod net;

@@ -11,39 +11,22 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use lab::{
-    bare::{Place, SERVER, Who, agent, memory, server},
-    certs::{Certs, ServerCert},
+    bare::{SERVER, Who, agent, memory, server},
     client::pattern,
     fake::{Dials, Fake, Manners},
-    isolated::isolated,
     load::{Load, request},
     process::Process,
 };
 use tokio::{io::AsyncReadExt, net::TcpListener, task::JoinSet, time::timeout};
 
+use crate::{in_place, soak};
+
 const PORT: u16 = 8091;
-
-fn soak() -> bool {
-    std::env::var_os("NODEGUARD_SOAK").is_some()
-}
-
-/// Runs in namespaces of its own, with certificates.
-fn in_place(code: impl AsyncFnOnce(&Place) -> Result<()> + Send) {
-    let directory = tempfile::tempdir().unwrap();
-    isolated(&[SERVER, Who::Ours.address()], || {
-        let (_, most) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE)?;
-        nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE, most, most)?;
-        let place = Place { directory: directory.path().to_path_buf(), certs: Certs::new(directory.path())? };
-        place.certs.server(ServerCert::Good)?;
-        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?.block_on(code(&place))
-    })
-    .unwrap();
-}
 
 #[test]
 fn many_connections_come_and_go_without_an_error_or_a_leak() {
     let (held, rate, seconds) = if soak() { (10_000, 1000, 60) } else { (500, 200, 4) };
-    in_place(async |place| {
+    in_place(&[], async |place| {
         // In this process it would share the limit of descriptors with the load.
         let mut endpoint = std::process::Command::new(lab::lab::target()?.join("nodeguard-tunnel-bench"));
         endpoint.args(["endpoint", "0.0.0.0:7000"]).stdin(std::process::Stdio::null());
@@ -120,7 +103,7 @@ async fn at_rest(process: &Process) -> Result<(f64, usize)> {
 fn a_close_behind_eight_mib_of_queued_bytes_loses_none_of_them() {
     const SIZE: usize = 8 << 20;
     let rounds = if soak() { 200 } else { 20 };
-    in_place(async |place| {
+    in_place(&[], async |place| {
         let listener = TcpListener::bind((Who::Ours.address(), 7000)).await?;
         let mut fake = Fake::start(format!("{SERVER}:{PORT}").parse()?, &place.certs, Manners::default()).await?;
         let _process = agent(Who::Ours, place, PORT)?;

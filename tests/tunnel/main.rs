@@ -15,5 +15,36 @@ mod hostile;
 mod last_hop;
 mod load;
 mod names;
+mod releases;
 mod restart;
+mod rotation;
+mod servers;
+mod shutdown;
+mod trust;
 mod upstream;
+
+use anyhow::Result;
+use lab::{
+    bare::{Place, SERVER, Who},
+    certs::{Certs, ServerCert},
+    isolated::isolated,
+};
+
+/// Whether counts and durations are the full ones.
+fn soak() -> bool {
+    std::env::var_os("NODEGUARD_SOAK").is_some()
+}
+
+/// Runs in namespaces of its own, with certificates; loopback also has these addresses.
+fn in_place(more: &[&str], code: impl AsyncFnOnce(&mut Place) -> Result<()> + Send) {
+    let directory = tempfile::tempdir().unwrap();
+    let addresses: Vec<&str> = [SERVER, Who::Ours.address()].iter().chain(more).copied().collect();
+    isolated(&addresses, || {
+        let (_, most) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE)?;
+        nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE, most, most)?;
+        let mut place = Place { directory: directory.path().to_path_buf(), certs: Certs::new(directory.path())? };
+        place.certs.server(ServerCert::Good)?;
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?.block_on(code(&mut place))
+    })
+    .unwrap();
+}

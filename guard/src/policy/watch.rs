@@ -9,7 +9,6 @@ use std::{
     time::Duration,
 };
 
-use notify::{RecursiveMode, Watcher};
 use tokio::sync::mpsc;
 
 use super::{
@@ -17,14 +16,12 @@ use super::{
     diagnostic::{Diagnostic, Rejected, Source},
     ruleset::Ruleset,
 };
-use crate::node::NodeFacts;
+use crate::{changes::Changes, node::NodeFacts};
 
 /// A file larger than this is no policy: 100,000 prefixes are about 4 MB.
 const MAX_BYTES: u64 = 32 << 20;
 /// How long the directory has to be quiet before the file is read: an editor's write is several events.
 const QUIET: Duration = Duration::from_millis(5);
-/// How often the file is read without any event: a watch can be lost (a directory that is replaced, too many watches).
-const POLL: Duration = Duration::from_secs(2);
 
 /// A document that compiled.
 #[derive(Clone, Debug)]
@@ -52,15 +49,9 @@ pub fn load(path: &Path, node: &NodeFacts) -> Edit {
 /// Watches the file until the receiver is dropped. `last` is what was loaded before; only what differs from it is sent.
 pub async fn watch(path: PathBuf, node: NodeFacts, last: Edit, edits: mpsc::Sender<Edit>) {
     let mut last = text_of(&last);
-    let (changed, mut changes) = mpsc::channel::<()>(1);
-    let watcher = start(&path, changed);
-    if let Err(error) = &watcher {
-        tracing::error!(%error, path = %path.display(), poll = ?POLL, "cannot watch the policy's directory: edits are seen by reading the file from time to time");
-    }
+    let mut changes = Changes::of(&[&path]);
     while !edits.is_closed() {
-        // One event or the poll; then whatever comes in the same breath.
-        let _ = tokio::time::timeout(POLL, changes.recv()).await;
-        while matches!(tokio::time::timeout(QUIET, changes.recv()).await, Ok(Some(()))) {}
+        changes.next(QUIET).await;
         let (path, node) = (path.clone(), node.clone());
         let before = last.clone();
         let edit = tokio::task::spawn_blocking(move || {
@@ -89,23 +80,6 @@ fn text_of(edit: &Edit) -> Option<String> {
         }
         Err(_) => None,
     }
-}
-
-/// Watches the directory, not the file: an editor renames a new file over it, a ConfigMap volume swaps a symlink beside it.
-fn start(path: &Path, changed: mpsc::Sender<()>) -> notify::Result<notify::RecommendedWatcher> {
-    let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-        if event.is_ok_and(|event| !event.kind.is_access() || event.need_rescan()) {
-            // Full means that a change is waiting already.
-            let _ = changed.try_send(());
-        }
-    })?;
-    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    watcher.watch(directory, RecursiveMode::NonRecursive)?;
-    let target = path.canonicalize().ok().and_then(|target| target.parent().map(Path::to_path_buf));
-    if let Some(target) = target.filter(|target| directory.canonicalize().ok().as_ref() != Some(target)) {
-        watcher.watch(&target, RecursiveMode::NonRecursive)?;
-    }
-    Ok(watcher)
 }
 
 fn read(path: &Path) -> Result<String, Rejected> {

@@ -1,9 +1,10 @@
 //! Owns making one stream: TCP, TLS, HTTP/2, the method, the server's headers.
-//! Called by `Tunnel::run`, once for each attempt.
+//! Called by `run`, once for each attempt.
 //! Must never make a second connection under a stream: a new one may reach another server behind the same address.
 
 use std::{
     io,
+    net::SocketAddr,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -13,6 +14,7 @@ use rustls::pki_types::ServerName;
 use tokio::{io::BufReader, net::TcpStream, sync::mpsc, time::timeout};
 use tokio_rustls::TlsConnector;
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 use tonic::{
     Request, Status, Streaming,
     client::Grpc,
@@ -25,7 +27,11 @@ use super::{
     TunnelConfig,
     batch::Batched,
     frame::{METHOD, Packet, PacketCodec},
-    tls::{self, TlsError},
+    goaway::Watched,
+    hosts::Host,
+    material::Material,
+    set::MOST_SERVERS,
+    tls,
 };
 
 /// For TCP and TLS together, and for the server's headers: it may ask the API server about a token before it answers.
@@ -41,8 +47,29 @@ const OUTBOUND: usize = 32;
 /// How many bytes the server may have under way: one stream carries everything.
 const WINDOW: u32 = 4 << 20;
 
+/// How long the connection may be silent before the kernel asks whether the other end is there, and how long that may take: a load
+/// balancer that vanished says nothing, and the probes of HTTP/2 must be rare.
+const SILENT: Duration = Duration::from_secs(15);
+const UNANSWERED: Duration = Duration::from_secs(20);
+
+/// What is tried.
+pub(super) struct Attempt {
+    /// The number of the stream.
+    pub(super) number: u64,
+    /// Whose certificate it has to be.
+    pub(super) host: Host,
+    /// Where.
+    pub(super) address: SocketAddr,
+    /// Unique to the stream: a server mixes up connections of streams that share one (issue 894).
+    pub(super) agent_id: String,
+    /// What the control plane may dial this agent by.
+    pub(super) identifiers: String,
+}
+
 /// A stream that the server has answered.
 pub struct Stream {
+    /// Its number.
+    pub number: u64,
     /// From the server.
     pub inbound: Streaming<Packet>,
     /// To the server; the one way to the wire.
@@ -53,22 +80,16 @@ pub struct Stream {
     pub server_count: u32,
     /// Version and key exchange.
     pub tls: String,
+    /// The server said that it is about to go.
+    pub going: CancellationToken,
 }
 
 /// Why there is no stream.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
     /// The files.
-    #[error(transparent)]
-    Files(#[from] TlsError),
-    /// The token file.
-    #[error("--service-account-token-path {path}: {error}")]
-    Token {
-        /// Its path.
-        path: String,
-        /// What is wrong.
-        error: io::Error,
-    },
+    #[error("{0}")]
+    Files(String),
     /// No TCP connection.
     #[error("cannot connect: {0}")]
     Tcp(#[source] io::Error),
@@ -105,7 +126,7 @@ impl ConnectError {
     /// Which check failed, in a word.
     pub fn check(&self) -> &'static str {
         match self {
-            ConnectError::Files(_) | ConnectError::Token { .. } | ConnectError::Value(_) => "files",
+            ConnectError::Files(_) | ConnectError::Value(_) => "files",
             ConnectError::Tcp(_) => "tcp",
             ConnectError::Patience(_) => "patience",
             ConnectError::Handshake { check, .. } => check,
@@ -116,19 +137,26 @@ impl ConnectError {
     }
 }
 
-/// Makes the stream. `number` makes the agent's id unique to it: a server mixes up connections of streams that share one (issue 894).
-pub async fn connect(config: &TunnelConfig, number: u64) -> Result<Stream, ConnectError> {
-    let (transport, tls) =
-        timeout(PATIENCE, handshake(config)).await.map_err(|_| ConnectError::Patience("TCP and TLS"))??;
+/// Makes the stream.
+pub(super) async fn connect(
+    config: &TunnelConfig,
+    material: &Material,
+    attempt: Attempt,
+) -> Result<Stream, ConnectError> {
+    let Attempt { number, host, address, agent_id, identifiers } = attempt;
+    let (transport, tls) = timeout(PATIENCE, handshake(config, material, &host, address))
+        .await
+        .map_err(|_| ConnectError::Patience("TCP and TLS"))??;
     let keepalive = config.keepalive.max(KEEPALIVE_AT_LEAST);
-    let endpoint = Endpoint::from_shared(format!("http://{}:{}", bracketed(&config.host), config.port))?
+    let endpoint = Endpoint::from_shared(format!("http://{host}"))?
         .http2_keep_alive_interval(keepalive)
         .keep_alive_timeout(KEEPALIVE_ANSWER)
         .keep_alive_while_idle(true)
         .initial_stream_window_size(WINDOW)
         .initial_connection_window_size(2 * WINDOW);
+    let going = CancellationToken::new();
     // One connection, made above: asked for another, there is none.
-    let transport = Mutex::new(Some(TokioIo::new(Batched::new(transport))));
+    let transport = Mutex::new(Some(TokioIo::new(Watched::new(Batched::new(transport), going.clone()))));
     let connector = tower::service_fn(move |_| {
         let transport = transport.lock().ok().and_then(|mut transport| transport.take());
         std::future::ready(transport.ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected)))
@@ -139,7 +167,7 @@ pub async fn connect(config: &TunnelConfig, number: u64) -> Result<Stream, Conne
 
     let (outbound, packets) = mpsc::channel(OUTBOUND);
     let mut request = Request::new(ReceiverStream::new(packets));
-    *request.metadata_mut() = metadata(config, number)?;
+    *request.metadata_mut() = metadata(material, agent_id, identifiers)?;
     let answer = timeout(PATIENCE, client.streaming(request, PathAndQuery::from_static(METHOD), PacketCodec));
     let answer = answer
         .await
@@ -151,21 +179,35 @@ pub async fn connect(config: &TunnelConfig, number: u64) -> Result<Stream, Conne
         value.filter(|_| values.next().is_none()).ok_or(ConnectError::Header(name))
     };
     let server_id = header("serverid")?;
-    // The count is the server's word only: what is no sensible number is one.
-    let server_count = header("servercount")?.parse().ok().filter(|count| (1..=1000).contains(count)).unwrap_or(1);
-    Ok(Stream { inbound: answer.into_inner(), outbound, server_id, server_count, tls })
+    let server_count = count(&header("servercount")?);
+    Ok(Stream { number, inbound: answer.into_inner(), outbound, server_id, server_count, tls, going })
+}
+
+/// How many servers there are is a server's word only: what is no sensible number is one.
+fn count(text: &str) -> u32 {
+    let sensible = text.parse().ok().filter(|count| (1..=MOST_SERVERS).contains(count));
+    sensible.unwrap_or_else(|| {
+        tracing::warn!(claimed = text, "a server claims a number of servers that cannot be; it counts as one");
+        1
+    })
 }
 
 async fn handshake(
     config: &TunnelConfig,
+    material: &Material,
+    host: &Host,
+    address: SocketAddr,
 ) -> Result<(tokio_rustls::client::TlsStream<BufReader<TcpStream>>, String), ConnectError> {
-    let client = tls::client_config(config)?;
-    let name = ServerName::try_from(config.host.clone()).map_err(|error| TlsError::Host(config.host.clone(), error))?;
-    let tcp = TcpStream::connect((config.host.as_str(), config.port)).await.map_err(ConnectError::Tcp)?;
+    let name = ServerName::try_from(host.name.clone()).map_err(|_| ConnectError::Value("--proxy-server-host"))?;
+    let tcp = TcpStream::connect(address).await.map_err(ConnectError::Tcp)?;
     tcp.set_nodelay(true).map_err(ConnectError::Tcp)?;
-    let connected = TlsConnector::from(Arc::new(client)).connect(name, BufReader::with_capacity(READ_AHEAD, tcp)).await;
-    let stream = connected.map_err(|error| {
-        let (check, message) = tls::explain(&error, config);
+    let socket = socket2::SockRef::from(&tcp);
+    let probes = socket2::TcpKeepalive::new().with_time(SILENT).with_interval(UNANSWERED / 4).with_retries(4);
+    socket.set_tcp_keepalive(&probes).map_err(ConnectError::Tcp)?;
+    socket.set_tcp_user_timeout(Some(UNANSWERED)).map_err(ConnectError::Tcp)?;
+    let tls = TlsConnector::from(Arc::clone(&material.client));
+    let stream = tls.connect(name, BufReader::with_capacity(READ_AHEAD, tcp)).await.map_err(|error| {
+        let (check, message) = tls::explain(&error, &host.name, &config.files);
         ConnectError::Handshake { check, message }
     })?;
     let (_, session) = stream.get_ref();
@@ -180,26 +222,18 @@ async fn handshake(
     Ok((stream, format!("{version}{group}")))
 }
 
-fn metadata(config: &TunnelConfig, number: u64) -> Result<MetadataMap, ConnectError> {
+fn metadata(material: &Material, agent_id: String, identifiers: String) -> Result<MetadataMap, ConnectError> {
     let value =
         |what: &'static str, text: String| AsciiMetadataValue::try_from(text).map_err(|_| ConnectError::Value(what));
     let mut metadata = MetadataMap::new();
-    metadata.insert("agentid", value("--agent-id", format!("{}-{number}", config.agent_id))?);
-    if !config.identifiers.is_empty() {
-        metadata.insert("agentidentifiers", value("--agent-identifiers", config.identifiers.clone())?);
+    metadata.insert("agentid", value("--agent-id", agent_id)?);
+    if !identifiers.is_empty() {
+        metadata.insert("agentidentifiers", value("--agent-identifiers", identifiers)?);
     }
-    if let Some(path) = &config.token {
-        let token = std::fs::read_to_string(path)
-            .map_err(|error| ConnectError::Token { path: path.display().to_string(), error })?;
-        let mut token = value("the token", format!("Bearer {}", token.trim()))?;
-        token.set_sensitive(true);
-        metadata.insert("authorization", token);
+    if let Some(bearer) = &material.bearer {
+        metadata.insert("authorization", bearer.clone());
     }
     Ok(metadata)
-}
-
-fn bracketed(host: &str) -> String {
-    if host.contains(':') { format!("[{host}]") } else { host.to_owned() }
 }
 
 fn is_broken(status: &Status) -> bool {

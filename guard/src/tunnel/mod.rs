@@ -1,175 +1,249 @@
-//! Owns the tunnel: one stream to the proxy-server, made anew whenever it ends.
-//! Called by `app`, which spawns [`Tunnel::run`].
+//! Owns the tunnel: one stream to every proxy-server, made anew whenever one ends or gets old.
+//! Called by `app` and `agent`, which spawn [`Tunnel::run`].
 //! Must never judge or dial: `session` hands each dial to `dial`.
 //!
-//! Reading order: `connect` (TLS, stream, headers; `batch` below HTTP/2) -> `session` (frames to dials and back) -> `frame` (the messages).
+//! Reading order: `hosts` (where servers are) -> `material` (`tls`, `verify`: trust and identity, kept current) -> `set` (which server is
+//! dialled next: judgement) -> `run` (does that) -> `connect` (one stream; `batch` and `goaway` below HTTP/2) -> `session` (frames to dials
+//! and back) -> `frame` (the messages). Beside it: `identifiers`, `leases` and
+//! `kube` (how many servers there are).
 
 pub(crate) mod batch;
 pub mod connect;
 pub mod frame;
+mod goaway;
+pub mod hosts;
+pub mod identifiers;
+mod kube;
+pub mod leases;
+mod material;
+mod run;
 pub mod session;
+mod set;
 pub mod tls;
 pub mod traffic;
+pub mod verify;
 
 use std::{
-    path::PathBuf,
-    sync::{Arc, Mutex},
-    time::Duration,
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
-use backon::{BackoffBuilder, ExponentialBuilder};
+use arc_swap::ArcSwap;
 use serde::Serialize;
-use tokio_util::sync::CancellationToken;
+use tokio::sync::Notify;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+pub use self::set::Pace;
+use self::{
+    hosts::Host,
+    identifiers::Identifiers,
+    leases::{LeaseConfig, Leases},
+    material::Keeper,
+    set::{Role, Set},
+    tls::{Files, Manner},
+};
 use crate::{dial::Dialer, lock::lock};
 
-/// How to reach one proxy-server, and as whom. Files are read anew for each connection.
+/// How to reach the proxy-servers, and as whom.
 #[derive(Clone, Debug)]
 pub struct TunnelConfig {
-    /// Its host, which its certificate must be for.
-    pub host: String,
-    /// Its agent port.
-    pub port: u16,
-    /// The only trusted CA certificates, PEM.
-    pub ca: PathBuf,
-    /// Client certificate chain and key, PEM.
-    pub identity: Option<(PathBuf, PathBuf)>,
-    /// A service-account token.
-    pub token: Option<PathBuf>,
-    /// What is offered before `h2`.
-    pub alpn: Vec<String>,
-    /// The id of this agent; each stream adds a number.
+    /// Where they are.
+    pub hosts: Vec<Host>,
+    /// Trust and identity.
+    pub files: Files,
+    /// How TLS is done.
+    pub manner: Manner,
+    /// The id of this agent; each stream adds a part of its own.
     pub agent_id: String,
-    /// What the control plane may dial this agent by, as a URL query.
-    pub identifiers: String,
-    /// First and longest wait between attempts.
-    pub backoff: (Duration, Duration),
+    /// What the control plane may dial this agent by.
+    pub identifiers: Identifiers,
+    /// The waits.
+    pub pace: Pace,
     /// How often an idle stream is probed.
     pub keepalive: Duration,
+    /// How old a stream may become before another takes its place.
+    pub max_age: Option<Duration>,
+    /// Where the number of servers comes from.
+    pub count: CountSource,
 }
 
-/// What `status` says about the stream.
+/// Where the number of servers comes from.
+#[derive(Clone, Debug)]
+pub enum CountSource {
+    /// What the last server that was new said.
+    Responses,
+    /// Their leases.
+    Leases(LeaseConfig),
+    /// The larger of the two.
+    Larger(LeaseConfig),
+}
+
+/// What `status` says about a stream, or about an address that has none.
 #[derive(Clone, Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct StreamState {
-    /// `host:port`.
+    /// `host:port`, and the address where the host is a name.
     pub server: String,
     /// What the server calls itself.
     pub server_id: Option<String>,
-    /// `connecting`, `connected`, `draining` or `waiting`.
+    /// `connected`, `draining`, `connecting` or `waiting`.
     pub state: &'static str,
     /// RFC 3339: since when.
     pub since: String,
     /// Version and key exchange.
     pub tls: Option<String>,
+    /// How many dials it carries.
+    pub dials: Option<usize>,
+    /// Which certificates and identifiers it was made with: a number that grows.
+    pub made_with: Option<u64>,
     /// Why the last attempt or stream ended.
     pub last_error: Option<String>,
 }
 
 /// The tunnel.
 pub struct Tunnel {
-    config: TunnelConfig,
+    config: Arc<TunnelConfig>,
     dialer: Arc<Dialer>,
-    state: Mutex<StreamState>,
+    set: Mutex<Set>,
+    keeper: Keeper,
+    /// With a number that grows.
+    identifiers: ArcSwap<(u64, Identifiers)>,
+    /// TLS and dials of each stream.
+    carried: Mutex<BTreeMap<u64, (String, TaskTracker)>>,
+    /// Hosts that resolve to nothing, and why.
+    unresolved: Mutex<BTreeMap<Host, String>>,
+    draining: CancellationToken,
+    nudge: Notify,
+    failures: Failures,
+    leases: Option<Leases>,
+}
+
+/// What failed so far, for metrics.
+#[derive(Default)]
+struct Failures {
+    /// Attempts that came to nothing.
+    connecting: AtomicU64,
+    /// Streams that the server or the way to it broke.
+    from_server: AtomicU64,
 }
 
 impl Tunnel {
     /// A tunnel that is not connected yet.
     pub fn new(config: TunnelConfig, dialer: Arc<Dialer>) -> Arc<Tunnel> {
-        let server = format!("{}:{}", config.host, config.port);
-        let state = StreamState { server, state: "connecting", since: now(), ..StreamState::default() };
-        Arc::new(Tunnel { config, dialer, state: Mutex::new(state) })
+        let leases = match &config.count {
+            CountSource::Responses => None,
+            CountSource::Leases(leases) | CountSource::Larger(leases) => Some(Leases::new(leases.clone())),
+        };
+        Arc::new(Tunnel {
+            leases,
+            set: Mutex::new(Set::new(config.pace)),
+            keeper: Keeper::new(config.files.clone(), config.manner.clone()),
+            identifiers: ArcSwap::from_pointee((0, config.identifiers.clone())),
+            carried: Mutex::default(),
+            unresolved: Mutex::default(),
+            draining: CancellationToken::new(),
+            nudge: Notify::new(),
+            failures: Failures::default(),
+            config: Arc::new(config),
+            dialer,
+        })
     }
 
-    /// Whether a stream is up.
+    /// Whether a stream is up that takes dials.
     pub fn connected(&self) -> bool {
-        self.state().state == "connected"
+        lock(&self.set).live().next().is_some()
     }
 
-    /// The state of the stream.
-    pub fn state(&self) -> StreamState {
-        lock(&self.state).clone()
-    }
-
-    /// Holds the tunnel until `stop`, when what is on its way to the server is still sent. After `drain` the server is asked for no more
-    /// dials, and a stream that ends is not made anew.
-    pub async fn run(&self, drain: CancellationToken, stop: CancellationToken) {
-        let server = format!("{}:{}", self.config.host, self.config.port);
-        let (first, longest) = self.config.backoff;
-        let builder = ExponentialBuilder::default()
-            .with_min_delay(first)
-            .with_max_delay(longest)
-            .with_factor(1.5)
-            .with_jitter()
-            .without_max_times();
-        let mut waits = builder.build();
-        for number in 0u64.. {
-            if drain.is_cancelled() {
-                return stop.cancelled().await;
-            }
-            if stop.is_cancelled() {
-                return;
-            }
-            self.set(|state| state.state = "connecting");
-            let connected = tokio::select! {
-                connected = connect::connect(&self.config, number) => connected,
-                () = stop.cancelled() => return,
-            };
-            let error = match connected {
-                Ok(stream) => {
-                    waits = builder.build();
-                    tracing::info!(
-                        server,
-                        server_id = stream.server_id,
-                        server_count = stream.server_count,
-                        tls = stream.tls,
-                        "tunnel connected"
-                    );
-                    self.set(|state| {
-                        state.state = "connected";
-                        state.server_id = Some(stream.server_id.clone());
-                        state.tls = Some(stream.tls.clone());
-                        state.last_error = None;
-                    });
-                    let ended = session::run(stream, Arc::clone(&self.dialer), &drain, &stop).await;
-                    if stop.is_cancelled() {
-                        return;
-                    }
-                    tracing::warn!(server, reason = %ended, "tunnel lost");
-                    format!("the stream ended: {ended}")
-                }
-                Err(error) => {
-                    let text = error.to_string();
-                    tracing::error!(
-                        server,
-                        check = error.check(),
-                        error = text,
-                        "no tunnel: the control plane cannot reach this node through this server"
-                    );
-                    text
-                }
-            };
-            self.set(|state| {
-                state.state = "waiting";
-                state.last_error = Some(error);
-                state.server_id = None;
-                state.tls = None;
-            });
-            tokio::select! {
-                () = tokio::time::sleep(waits.next().unwrap_or(longest)) => {}
-                () = drain.cancelled() => {}
-                () = stop.cancelled() => return,
-            }
+    /// Advertises these identifiers from now on. Every stream is replaced, and none is cut: the old ones serve what they carry.
+    pub fn advertise(&self, identifiers: Identifiers) {
+        let before = self.identifiers.load_full();
+        if before.1 != identifiers {
+            tracing::info!(%identifiers, "other identifiers: every stream is replaced");
+            self.identifiers.store(Arc::new((before.0 + 1, identifiers)));
+            self.nudge.notify_one();
         }
     }
 
-    fn set(&self, change: impl FnOnce(&mut StreamState)) {
-        let mut state = lock(&self.state);
-        change(&mut state);
-        state.since = now();
+    /// What weakens protection, a sentence each.
+    pub fn weakened(&self) -> Vec<String> {
+        let broken = self.keeper.broken().filter(|_| self.keeper.number() > 0);
+        broken
+            .map(|error| {
+                format!("the certificates or the token on disk cannot be used, those from before stay in use: {error}")
+            })
+            .into_iter()
+            .collect()
+    }
+
+    /// What `status` and the metrics say.
+    pub fn snapshot(&self) -> serde_json::Value {
+        serde_json::json!({
+            "streams": self.streams(),
+            "knownServers": lock(&self.set).wanted,
+            "identifiers": self.identifiers.load().1.to_string(),
+            "material": { "inUse": self.keeper.number(), "failures": self.keeper.failures(), "broken": self.keeper.broken() },
+            "leases": self.leases.as_ref().map(Leases::snapshot),
+            "failures": {
+                "connecting": self.failures.connecting.load(Ordering::Relaxed),
+                "fromServer": self.failures.from_server.load(Ordering::Relaxed),
+            },
+        })
+    }
+
+    /// Every stream, those that take dials first; then every address that should have one.
+    pub fn streams(&self) -> Vec<StreamState> {
+        let (set, carried) = (lock(&self.set), lock(&self.carried));
+        let draining = self.draining.is_cancelled();
+        let of_role = |role: Role| set.streams.iter().filter(move |(_, held)| held.role == role);
+        let streams = of_role(Role::Live).chain(of_role(Role::Draining)).map(|(number, held)| {
+            let (tls, dials) = carried.get(number).map(|(tls, dials)| (tls.clone(), dials.len())).unzip();
+            let host = set.endpoints.get(&held.address).map(|endpoint| &endpoint.host);
+            StreamState {
+                server: place(host, held.address),
+                server_id: Some(held.server.clone()),
+                state: if held.role == Role::Draining || draining { "draining" } else { "connected" },
+                since: ago(held.since),
+                tls,
+                dials,
+                made_with: Some(held.made_with),
+                last_error: None,
+            }
+        });
+        let missing =
+            set.endpoints.iter().filter(|(_, endpoint)| !set.is_served(endpoint)).map(|(address, endpoint)| {
+                StreamState {
+                    server: place(Some(&endpoint.host), *address),
+                    state: if endpoint.trying { "connecting" } else { "waiting" },
+                    since: ago(endpoint.since),
+                    last_error: endpoint.error.clone(),
+                    ..StreamState::default()
+                }
+            });
+        let unresolved = lock(&self.unresolved);
+        let unresolved = unresolved.iter().map(|(host, error)| StreamState {
+            server: host.to_string(),
+            state: "waiting",
+            since: ago(Instant::now()),
+            last_error: Some(error.clone()),
+            ..StreamState::default()
+        });
+        streams.chain(missing).chain(unresolved).collect()
     }
 }
 
-fn now() -> String {
-    jiff::Timestamp::now().to_string()
+fn place(host: Option<&Host>, address: std::net::SocketAddr) -> String {
+    match host {
+        Some(host) if host.address().is_none() => format!("{host} ({})", address.ip()),
+        Some(_) | None => address.to_string(),
+    }
+}
+
+/// The time of an instant, RFC 3339.
+fn ago(instant: Instant) -> String {
+    let elapsed = jiff::SignedDuration::try_from(instant.elapsed()).unwrap_or_default();
+    jiff::Timestamp::now().checked_sub(elapsed).unwrap_or_default().to_string()
 }

@@ -1,5 +1,5 @@
 //! Owns one stream while it lasts: frames from the server to dials and their backends.
-//! Called by `Tunnel::run`.
+//! Called by `run`.
 //! Must never wait for a dial or for the wire: only for a frame, or for a backend that still reads.
 
 use std::{
@@ -20,6 +20,7 @@ use super::{
 };
 use crate::{
     dial::{Dialer, Origin},
+    drain::LINGER,
     lock::lock,
     relay::Queue,
 };
@@ -29,6 +30,35 @@ const WIND_UP: Duration = Duration::from_secs(5);
 
 /// How long the server may take to end a stream that we ended.
 const GOODBYE: Duration = Duration::from_secs(2);
+
+/// On what terms a stream is served.
+pub(super) struct Terms {
+    /// From here on the server is asked for no more dials; the stream ends once it carries none.
+    pub(super) drain: CancellationToken,
+    /// The daemon ends.
+    pub(super) stop: CancellationToken,
+    /// The dials of the stream, counted.
+    pub(super) dials: TaskTracker,
+}
+
+/// How a stream ended.
+#[derive(Debug)]
+pub(super) enum Ended {
+    /// It was not needed any more, and carried nothing.
+    Done,
+    /// The server or the way to it ended it.
+    Broken(String),
+}
+
+impl Ended {
+    /// In words.
+    pub(super) fn words(&self) -> &str {
+        match self {
+            Ended::Done => "it was not needed any more",
+            Ended::Broken(reason) => reason,
+        }
+    }
+}
 
 /// What the frames of one stream refer to.
 #[derive(Default)]
@@ -40,13 +70,17 @@ struct Routes {
 }
 
 /// Serves a stream until it ends; says why.
-pub async fn run(stream: Stream, dialer: Arc<Dialer>, drain: &CancellationToken, stop: &CancellationToken) -> String {
+pub(super) async fn run(stream: Stream, dialer: Arc<Dialer>, terms: Terms) -> Ended {
     let Stream { mut inbound, outbound, server_id, .. } = stream;
-    let (routes, dials, lost) = (Arc::new(Routes::default()), TaskTracker::new(), CancellationToken::new());
+    let Terms { drain, stop, dials } = terms;
+    let (routes, lost) = (Arc::new(Routes::default()), CancellationToken::new());
     let mut asked_to_drain = false;
+    let idle = idle(&drain, &dials);
+    tokio::pin!(idle);
     let ended = loop {
         let message = tokio::select! {
-            () = stop.cancelled() => break "the guard ends".to_owned(),
+            () = stop.cancelled() => break Ended::Done,
+            () = &mut idle => break Ended::Done,
             () = drain.cancelled(), if !asked_to_drain => {
                 asked_to_drain = true;
                 let outbound = outbound.clone();
@@ -89,10 +123,10 @@ pub async fn run(stream: Stream, dialer: Arc<Dialer>, drain: &CancellationToken,
                 }
                 Frame::Other(kind) => tracing::debug!(kind, "a frame that is not for an agent"),
             },
-            Ok(None) => break "the server closed it".to_owned(),
+            Ok(None) => break Ended::Broken("the server closed it".to_owned()),
             Err(status) => {
                 traffic::failed(status.code());
-                break format!("{} ({})", status.message(), status.code());
+                break Ended::Broken(format!("{} ({})", status.message(), status.code()));
             }
         }
     };
@@ -106,6 +140,20 @@ pub async fn run(stream: Stream, dialer: Arc<Dialer>, drain: &CancellationToken,
     let rest = async { while let Ok(Some(_)) = inbound.message().await {} };
     let _ = tokio::time::timeout(GOODBYE, rest).await;
     ended
+}
+
+/// Until the stream is asked to drain and has carried nothing for a while: the server may have sent a dial before it heard of it.
+async fn idle(drain: &CancellationToken, dials: &TaskTracker) {
+    drain.cancelled().await;
+    // Closed only to wait for: dials may still come.
+    dials.close();
+    loop {
+        dials.wait().await;
+        tokio::time::sleep(LINGER).await;
+        if dials.is_empty() {
+            return;
+        }
+    }
 }
 
 /// Starts a dial; its routes last as long as it does.

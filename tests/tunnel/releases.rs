@@ -1,0 +1,87 @@
+//! Real proxy-servers of old releases: the same agent, dial, bytes both ways, hand-over, drain, tokens.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use lab::{
+    bare::{Place, SERVER},
+    endpoint,
+    fleet::{Agent, Spec},
+    kube_api::KubeApi,
+    load::{Way, request},
+};
+use nix::sys::signal::Signal;
+use tokio::net::TcpListener;
+
+use crate::in_place;
+
+/// Files of `target/upstream`, oldest first.
+const RELEASES: [&str; 4] = ["proxy-server-v0.0.37", "proxy-server-v0.1.2", "proxy-server-v0.29.0", "proxy-server"];
+
+#[test]
+fn servers_of_old_releases_are_served_alike() {
+    for release in RELEASES {
+        in_place(&[], async |place| {
+            tokio::spawn(endpoint::serve(TcpListener::bind("0.0.0.0:7000").await?));
+            with_certificates(place, release).await.with_context(|| format!("{release}, certificates"))?;
+            with_tokens(place, release).await.with_context(|| format!("{release}, tokens"))
+        });
+        println!("releases: {release}: dial, refusal, bytes both ways, hand-over, drain, tokens");
+    }
+}
+
+async fn with_certificates(place: &mut Place, release: &str) -> Result<()> {
+    let spec = Spec { binary: release, ..Spec::new("old", 0, 1) };
+    let server = spec.start(place)?;
+    let mut flags = Agent::with_certificate(place);
+    flags.push(format!("--proxy-server-host={SERVER}:8191"));
+    let mut agent = Agent::start(place, &flags)?;
+    agent.connected(&["old"]).await?;
+    let load = server.load();
+    for way in [Way::ToNode, Way::ToControlPlane] {
+        load.throughput(way, 2, 32 << 20).await.with_context(|| format!("{way:?}"))?;
+    }
+    load.dials(50).await?;
+    // A refusal reaches the client in some way: as a status, or (before late 2025) inside the tunnel after a 200.
+    let refused = lab::load::Load { destination: "10.0.0.2:7002".to_owned(), ..load.clone() };
+    if let Ok(mut stream) = refused.connect().await {
+        ensure!(request(&mut stream).await.is_err(), "a refused dial was served");
+    }
+    // A hand-over with a connection open: it goes on, and new dials are served.
+    let mut open = load.connect().await?;
+    request(&mut open).await?;
+    place.certs.agent()?;
+    agent
+        .until("the hand-over", Duration::from_secs(10), |all| {
+            all.iter().any(|(_, state, made)| state == "connected" && *made == 2)
+        })
+        .await?;
+    request(&mut open).await.context("the open connection")?;
+    request(&mut load.connect().await?).await.context("a new one")?;
+    // The drain: what is open is served, then the agent ends.
+    agent.process.signal(Signal::SIGTERM)?;
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    request(&mut open).await.context("an open connection of an agent that drains")?;
+    drop(open);
+    ensure!(agent.process.wait(Duration::from_secs(10))?.code() == Some(0), "{}", agent.process.printed());
+    Ok(())
+}
+
+async fn with_tokens(place: &mut Place, release: &str) -> Result<()> {
+    let api = KubeApi::start(format!("{SERVER}:6443").parse()?, &place.certs).await?;
+    let kubeconfig = api.kubeconfig(&place.certs, &place.directory)?;
+    // Old ones ask in JSON by themselves and have no flag for it.
+    let json = ["--kube-api-content-type=application/json"];
+    let more: &[&str] = if release == "proxy-server" { &json } else { &[] };
+    let server =
+        Spec { binary: release, kubeconfig: Some(kubeconfig), more, ..Spec::new("tokens", 1, 1) }.start(place)?;
+    let file = place.directory.join("token");
+    std::fs::write(&file, "a-token\n")?;
+    api.accept("a-token");
+    let mut agent = Agent::start(
+        place,
+        &[format!("--proxy-server-host={SERVER}:8192"), format!("--service-account-token-path={}", file.display())],
+    )?;
+    agent.connected(&["tokens"]).await?;
+    request(&mut server.load().connect().await?).await
+}

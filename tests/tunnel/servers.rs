@@ -1,0 +1,225 @@
+//! Several proxy-servers: behind one address, at several, by name; those that come, go and fail over.
+
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use bytes::Bytes;
+use lab::{
+    bare::{Place, SERVER, Who},
+    certs::NAME,
+    endpoint,
+    fake::{Connection, Dials, Fake, Manners},
+    fleet::{Agent, Balancer, Server, Spec, Steady},
+    isolated::hosts,
+    kube_api::KubeApi,
+    load::request,
+};
+use nix::sys::signal::Signal;
+use tokio::{net::TcpListener, time::timeout};
+
+use crate::in_place;
+
+/// What `--sync-interval-cap` is in these tests, and what a busy machine may add.
+const BACKOFF: Duration = Duration::from_millis(500);
+const SLACK: Duration = Duration::from_secs(4);
+
+fn at(port: u16) -> SocketAddr {
+    format!("{SERVER}:{port}").parse().unwrap()
+}
+
+fn three() -> [Spec<'static>; 3] {
+    [Spec::new("a", 0, 3), Spec::new("b", 1, 3), Spec::new("c", 2, 3)]
+}
+
+/// An agent that dials the balancer.
+fn agent(place: &Place, more: &[&str]) -> Result<Agent> {
+    let mut flags = Agent::with_certificate(place);
+    flags.extend([format!("--proxy-server-host={SERVER}"), "--proxy-server-port=8091".to_owned()]);
+    flags.extend(more.iter().map(ToString::to_string));
+    Agent::start(place, &flags)
+}
+
+/// A dial through a server reaches the endpoint at once: none is stuck.
+async fn dials(server: &Server) -> Result<()> {
+    let mut stream = server.load().connect().await?;
+    timeout(Duration::from_secs(5), request(&mut stream)).await.context("a stuck connection")?
+}
+
+#[test]
+fn servers_behind_a_balancer_are_all_found_and_found_again() {
+    in_place(&[], async |place| {
+        tokio::spawn(endpoint::serve(TcpListener::bind("0.0.0.0:7000").await?));
+        let specs = three();
+        let mut servers: Vec<Server> = specs.iter().map(|spec| spec.start(place)).collect::<Result<_>>()?;
+        let addresses: Vec<SocketAddr> = specs.iter().map(|spec| spec.agents).collect();
+        let balancer = Balancer::start(at(8091), &addresses).await?;
+        let mut agent = agent(place, &[])?;
+        let found = agent.connected(&["a", "b", "c"]).await?;
+        for server in &servers {
+            dials(server).await?;
+        }
+        // One is killed: the others serve on, and it is back within the backoff once it is.
+        let steady = Steady::start(&servers[0].load(), 4, 1).await?;
+        servers[1].process.signal(Signal::SIGKILL)?;
+        servers[1].process.wait(Duration::from_secs(5))?;
+        agent.connected(&["a", "c"]).await?;
+        dials(&servers[2]).await?;
+        servers[1] = specs[1].start(place)?;
+        let restarted = agent.connected(&["a", "b", "c"]).await?;
+        ensure!(restarted < BACKOFF * 3 + SLACK, "{restarted:?}");
+        dials(&servers[1]).await?;
+        let asked = steady.end().await?;
+        // The balancer fails over: every connection is lost, and new ones come up through its successor.
+        balancer.cut();
+        drop(balancer);
+        agent
+            .until("the loss", Duration::from_secs(5), |all| all.iter().all(|(_, state, _)| state != "connected"))
+            .await?;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let successor = Balancer::start(at(8091), &addresses).await?;
+        let failed_over = agent.connected(&["a", "b", "c"]).await?;
+        ensure!(failed_over < BACKOFF * 4 + SLACK, "{failed_over:?}");
+        for server in &servers {
+            dials(server).await?;
+        }
+        // A failover in one moment: streams end, and the address answers all the time.
+        successor.cut();
+        let at_once = agent.connected(&["a", "b", "c"]).await?;
+        for server in &servers {
+            dials(server).await?;
+        }
+        println!(
+            "servers: three behind one address found in {found:.1?}; one restarted, there again {restarted:.1?} later ({asked} requests beside it, none failed); balancer back, all there {failed_over:.1?} later; every connection cut, all there {at_once:.1?} later"
+        );
+        Ok(())
+    });
+}
+
+#[test]
+fn every_address_that_is_named_and_every_record_of_a_name_is_dialled() {
+    in_place(&["10.0.0.11", "fd00::11"], async |place| {
+        tokio::spawn(endpoint::serve(TcpListener::bind("0.0.0.0:7000").await?));
+        let names = hosts(&format!("{SERVER} {NAME}\nfd00::11 {NAME}\n"))?;
+        let spec = |id: &'static str, index: u16, address: &str| {
+            let mut spec = Spec::new(id, index, 1);
+            spec.agents = address.parse().unwrap();
+            spec
+        };
+        // Two records of one name, and an address of its own that is the second one's server again.
+        let [a, b, c] = [
+            spec("a", 0, &format!("{SERVER}:8132")),
+            spec("b", 1, "[fd00::11]:8132"),
+            spec("c", 2, &format!("{SERVER}:8133")),
+        ];
+        let servers = [a.start(place)?, b.start(place)?, c.start(place)?];
+        let mut flags = Agent::with_certificate(place);
+        flags.push(format!("--proxy-server-host={NAME},{SERVER}:8133"));
+        flags.push(format!("--proxy-server-host={SERVER}:8132"));
+        flags.push("--proxy-server-port=8132".to_owned());
+        let mut agent = Agent::start(place, &flags)?;
+        agent.connected(&["a", "b", "c"]).await?;
+        for server in &servers {
+            dials(server).await?;
+        }
+        // A record goes and another comes: with the next look, after a loss at the latest, that is so.
+        let d = spec("d", 3, "10.0.0.11:8132");
+        let d = d.start(place)?;
+        std::fs::write(names.path(), format!("{SERVER} {NAME}\n10.0.0.11 {NAME}\n"))?;
+        drop(servers);
+        let servers = [a.start(place)?];
+        agent.connected(&["a", "d"]).await?;
+        dials(&d).await?;
+        dials(&servers[0]).await?;
+        Ok(())
+    });
+}
+
+#[test]
+fn leases_tell_how_many_servers_there_are() {
+    in_place(&[], async |place| {
+        let api = KubeApi::start(at(6443), &place.certs).await?;
+        let kubeconfig = api.kubeconfig(&place.certs, &place.directory)?;
+        api.leases(Some(1));
+        // Each server says that it is the only one.
+        let specs = [Spec::new("a", 0, 1), Spec::new("b", 1, 1), Spec::new("c", 2, 1)];
+        let _servers: Vec<Server> = specs.iter().map(|spec| spec.start(place)).collect::<Result<_>>()?;
+        let addresses: Vec<SocketAddr> = specs.iter().map(|spec| spec.agents).collect();
+        let _balancer = Balancer::start(at(8091), &addresses).await?;
+        let config = format!("--kubeconfig={}", kubeconfig.display());
+        let mut agent = agent(place, &["--count-server-leases", &config])?;
+        let known = |count: usize| move |all: &[(String, String, u64)]| all.len() == count;
+        agent.until("one stream", Duration::from_secs(10), known(1)).await?;
+        tokio::time::sleep(BACKOFF * 2).await;
+        ensure!(agent.streams().await?.len() == 1, "one lease, one stream");
+        api.leases(Some(3));
+        let found = agent.connected(&["a", "b", "c"]).await?;
+        // What cannot be asked changes nothing, and is told.
+        api.leases(None);
+        let listed = api.listed();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while api.listed() == listed {
+            ensure!(Instant::now() < deadline, "no more lists");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let said = agent.status().await?.tunnel;
+        ensure!(said["knownServers"] == 3 && said["leases"]["lastError"].to_string().contains("403"), "{said:#}");
+        println!("servers: a second and a third lease, both servers there {found:.1?} later");
+        Ok(())
+    });
+}
+
+/// A request over a connection of a fake server.
+async fn ask(connection: &mut Connection) -> Result<()> {
+    connection.send(Bytes::from_static(b"SOURCE 1024\n")).await?;
+    let mut got = 0;
+    while got < 1024 {
+        let bytes = timeout(Duration::from_secs(5), connection.receive()).await.context("no answer")?;
+        got += bytes.context("the connection ended")?.len();
+    }
+    Ok(())
+}
+
+#[test]
+fn a_server_that_says_goodbye_is_replaced_at_once_and_serves_what_is_open() {
+    in_place(&[], async |place| {
+        tokio::spawn(endpoint::serve(TcpListener::bind("0.0.0.0:7000").await?));
+        let address = format!("{}:7000", Who::Ours.address());
+        let mut fake = Fake::start(at(8091), &place.certs, Manners::default()).await?;
+        let mut agent = agent(place, &[])?;
+        let rounds = if crate::soak() { 50 } else { 5 };
+        let mut held = Vec::new();
+        let mut slowest = Duration::ZERO;
+        for _ in 0..rounds {
+            let stream = timeout(Duration::from_secs(10), fake.agent()).await.context("no stream")??;
+            let dials = Dials::new(stream);
+            let mut connection = dials.dial(&address).await?;
+            ask(&mut connection).await?;
+            // A stream that has lived is replaced at once; one that has not would be a server that refuses.
+            tokio::time::sleep(Duration::from_millis(150)).await;
+            let started = Instant::now();
+            fake.go_away();
+            timeout(Duration::from_secs(5), dials.drained.cancelled()).await.context("no DRAIN")?;
+            held.push((dials, connection));
+            agent
+                .until("a new stream", Duration::from_secs(5), |all| {
+                    all.iter().filter(|(_, state, _)| state == "connected").count() == 1
+                })
+                .await?;
+            slowest = slowest.max(started.elapsed());
+        }
+        for (dials, connection) in &mut held {
+            ask(connection).await?;
+            ensure!(!dials.ended.is_cancelled(), "a stream with a connection was cut");
+        }
+        for (dials, connection) in held {
+            connection.close().await?;
+            timeout(Duration::from_secs(5), dials.ended.cancelled()).await.context("an idle stream stays")?;
+        }
+        println!("servers: {rounds} GOAWAYs, each replaced within {slowest:.1?}, every open connection served on");
+        Ok(())
+    });
+}
