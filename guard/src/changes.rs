@@ -14,6 +14,9 @@ use tokio::{
 /// How often files are read without any event: a watch can be lost (a directory that is replaced, too many watches).
 const POLL: Duration = Duration::from_secs(2);
 
+/// How much longer than the quiet that is waited for a change may take.
+const BREATH: u32 = 10;
+
 /// What may tell of a change.
 pub(crate) struct Changes {
     _watcher: Option<notify::RecommendedWatcher>,
@@ -48,7 +51,9 @@ impl Changes {
             }
             _ = hangup => tracing::info!("SIGHUP: files are read again"),
         }
-        while matches!(timeout(quiet, self.events.recv()).await, Ok(Some(()))) {}
+        // A directory may never be quiet: somebody writes a log there.
+        let breath = async { while matches!(timeout(quiet, self.events.recv()).await, Ok(Some(()))) {} };
+        let _ = timeout(quiet * BREATH, breath).await;
     }
 }
 

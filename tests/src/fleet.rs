@@ -55,7 +55,11 @@ impl<'a> Spec<'a> {
             std::fs::remove_file(&socket)?;
         }
         let mut server = Command::new(upstream(self.binary)?);
-        server.stdin(Stdio::null()).args(["--mode=http-connect", "--server-port=0", "--proxy-strategies=destHost"]);
+        server.stdin(Stdio::null()).args([
+            "--mode=http-connect",
+            "--server-port=0",
+            "--proxy-strategies=destHost,default",
+        ]);
         server.args([
             format!("--server-id={}", self.id),
             format!("--server-count={}", self.count),

@@ -36,7 +36,7 @@ async fn with_certificates(place: &mut Place, release: &str) -> Result<()> {
     let mut flags = Agent::with_certificate(place);
     flags.push(format!("--proxy-server-host={SERVER}:8191"));
     let mut agent = Agent::start(place, &flags)?;
-    agent.connected(&["old"]).await?;
+    agent.connected(&["old"]).await.with_context(|| server.process.printed())?;
     let load = server.load();
     for way in [Way::ToNode, Way::ToControlPlane] {
         load.throughput(way, 2, 32 << 20).await.with_context(|| format!("{way:?}"))?;
