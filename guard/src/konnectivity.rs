@@ -30,16 +30,6 @@ pub fn encode(out: &mut String, status: &Status) -> fmt::Result {
     for (name, help, value) in gauges {
         writeln!(out, "# HELP {PREFIX}{name} {help}\n# TYPE {PREFIX}{name} gauge\n{PREFIX}{name} {value}")?;
     }
-    let failed = |name: &str| {
-        status.tunnel.get("failures").and_then(|failures| failures.get(name)).and_then(Value::as_u64).unwrap_or(0)
-    };
-    counters(
-        out,
-        "server_connection_failure_count",
-        "Count of failures to send to or receive from the proxy server, labeled by the direction (from_server or to_server). DEPRECATED, please use stream_events_error_total",
-        "direction",
-        &[("from_server", failed("fromServer")), ("to_server", failed("connecting"))],
-    )?;
     let timed_out = dials("timedOut");
     let unknown = dials("refused") + dials("failed").saturating_sub(timed_out);
     let failures = [("timeout", timed_out), ("unknown", unknown)];
@@ -79,17 +69,13 @@ mod tests {
     #[test]
     fn what_counts_nothing_is_left_out_and_the_rest_is_upstreams() {
         let mut status = Status {
-            tunnel: serde_json::json!({"streams": [{"state": "connected"}, {"state": "draining"}, {"state": "waiting"}], "knownServers": 3, "failures": {"fromServer": 4, "connecting": 0}}),
+            tunnel: serde_json::json!({"streams": [{"state": "connected"}, {"state": "draining"}, {"state": "waiting"}], "knownServers": 3}),
             dials: serde_json::json!({"open": 2, "failed": 0, "refused": 0, "timedOut": 0}),
             ..Status::default()
         };
         let mut text = String::new();
         encode(&mut text, &status).unwrap();
         assert!(text.contains("\nkonnectivity_network_proxy_agent_open_server_connections 2\n"), "{text}");
-        assert!(text.contains(
-            "\nkonnectivity_network_proxy_agent_server_connection_failure_count{direction=\"from_server\"} 4\n"
-        ));
-        assert!(!text.contains("direction=\"to_server\""));
         assert!(text.contains("\nkonnectivity_network_proxy_agent_known_server_count 3\n"));
         assert!(!text.contains("endpoint_dial_failure_total"));
         status.dials = serde_json::json!({"open": 2, "failed": 3, "refused": 1, "timedOut": 2});

@@ -249,7 +249,7 @@ fn a_storm_of_dials_has_as_many_records() {
         let mut fake = Fake::start(format!("{SERVER}:{PORT}").parse()?, &place.certs, Manners::default()).await?;
         let _process = start(place, &file)?;
         let server = connected(&mut fake).await?;
-        let Server { agent: Agent { mut inbound, outbound }, .. } = server;
+        let Server { agent: Agent { mut inbound, outbound, .. }, .. } = server;
         // Every answered dial is closed, in whatever order it comes.
         let closer = outbound.clone();
         let reader = tokio::spawn(async move {

@@ -25,10 +25,7 @@ pub mod verify;
 
 use std::{
     collections::BTreeMap,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
@@ -118,17 +115,7 @@ pub struct Tunnel {
     unresolved: Mutex<BTreeMap<Host, String>>,
     draining: CancellationToken,
     nudge: Notify,
-    failures: Failures,
     leases: Option<Leases>,
-}
-
-/// What failed so far, for metrics.
-#[derive(Default)]
-struct Failures {
-    /// Attempts that came to nothing.
-    connecting: AtomicU64,
-    /// Streams that the server or the way to it broke.
-    from_server: AtomicU64,
 }
 
 impl Tunnel {
@@ -147,7 +134,6 @@ impl Tunnel {
             unresolved: Mutex::default(),
             draining: CancellationToken::new(),
             nudge: Notify::new(),
-            failures: Failures::default(),
             config: Arc::new(config),
             dialer,
         })
@@ -187,10 +173,6 @@ impl Tunnel {
             "identifiers": self.identifiers.load().1.to_string(),
             "material": { "inUse": self.keeper.number(), "failures": self.keeper.failures(), "broken": self.keeper.broken() },
             "leases": self.leases.as_ref().map(Leases::snapshot),
-            "failures": {
-                "connecting": self.failures.connecting.load(Ordering::Relaxed),
-                "fromServer": self.failures.from_server.load(Ordering::Relaxed),
-            },
         })
     }
 

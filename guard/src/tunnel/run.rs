@@ -6,7 +6,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     io,
     net::SocketAddr,
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -38,7 +38,6 @@ struct Run<'a> {
     number: u64,
     /// How many servers the last one that was new said there are.
     responses: u32,
-    agent_id: String,
     attempts: JoinSet<Result<(Stream, u64), ConnectError>>,
     trying: HashMap<Id, SocketAddr>,
     sessions: JoinSet<Ended>,
@@ -74,8 +73,6 @@ impl Tunnel {
             stop: stop.clone(),
             number: 0,
             responses: 1,
-            // Two processes with one id must not look like one agent to a server.
-            agent_id: format!("{}-{:08x}", self.config.agent_id, rand::random::<u32>()),
             attempts: JoinSet::new(),
             trying: HashMap::new(),
             sessions: JoinSet::new(),
@@ -149,7 +146,7 @@ impl Run<'_> {
                 number: self.number,
                 host,
                 address,
-                agent_id: format!("{}-{}", self.agent_id, self.number),
+                agent_id: format!("{}-{}", tunnel.config.agent_id, self.number),
                 identifiers: identifiers.1.to_string(),
             };
             let handle = self.attempts.spawn(async move {
@@ -235,7 +232,6 @@ impl Run<'_> {
     fn failed(&mut self, id: Id, check: &'static str, error: String) {
         let Some(address) = self.trying.remove(&id) else { return };
         let tunnel = self.tunnel;
-        tunnel.failures.connecting.fetch_add(1, Ordering::Relaxed);
         let mut set = lock(&tunnel.set);
         let told = set.endpoints.get(&address).is_some_and(|endpoint| endpoint.error.as_ref() == Some(&error));
         let alone = set.live().next().is_none();
@@ -272,7 +268,6 @@ impl Run<'_> {
         match ended {
             Ended::Done => tracing::debug!(server = %held.address, "a stream that was not needed any more has ended"),
             Ended::Broken(reason) if live && !ending => {
-                self.tunnel.failures.from_server.fetch_add(1, Ordering::Relaxed);
                 tracing::warn!(server = %held.address, server_id = held.server, reason, "tunnel lost");
             }
             Ended::Broken(reason) => tracing::info!(server = %held.address, reason, "a stream has ended"),
