@@ -88,8 +88,9 @@ pub enum LogFormat {
     Json,
 }
 
-/// `nodeguard run`.
+/// `nodeguard run`. A flag that is given twice counts the second time, as upstream's do.
 #[derive(Clone, Debug, Args)]
+#[command(args_override_self = true)]
 pub struct RunArgs {
     /// The policy file; edits come into force by themselves.
     #[arg(long)]
@@ -122,6 +123,7 @@ pub struct RunArgs {
 
 /// `nodeguard agent`.
 #[derive(Clone, Debug, Args)]
+#[command(args_override_self = true)]
 pub struct AgentArgs {
     /// The policy file, of which `tunnel.dial` counts; edits come into force by themselves.
     #[arg(long, required_unless_present = "dial_anything")]
@@ -185,6 +187,14 @@ mod tests {
     fn the_command_line_is_consistent() {
         use clap::CommandFactory;
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_flag_that_is_given_twice_counts_the_second_time() {
+        let words = "nodeguard agent --policy=p --keepalive-time=1h --keepalive-time=60s -v=4 --v=2 --sync-forever --sync-forever=false";
+        let Command::Agent(args) = Cli::try_parse_from(words.split(' ')).unwrap().command else { panic!("not agent") };
+        assert_eq!((args.agent.keepalive_time, args.agent.klog.v.as_str()), (Duration::from_secs(60), "2"));
+        assert!(!args.agent.sync_forever);
     }
 
     #[test]

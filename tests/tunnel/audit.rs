@@ -26,6 +26,8 @@ use tokio::{
     time::{sleep, timeout},
 };
 
+use crate::dropin::{OURS, get};
+
 const PORT: u16 = 8091;
 const POLICY: &str = "\
 apiVersion: nodeguard.dev/v1alpha1
@@ -247,7 +249,7 @@ fn a_storm_of_dials_has_as_many_records() {
         tokio::spawn(endpoint::serve(TcpListener::bind((node, 7000)).await?));
         let _silent = silent(format!("{node}:7003").parse()?).await?;
         let mut fake = Fake::start(format!("{SERVER}:{PORT}").parse()?, &place.certs, Manners::default()).await?;
-        let _process = start(place, &file)?;
+        let process = start(place, &file)?;
         let server = connected(&mut fake).await?;
         let Server { agent: Agent { mut inbound, outbound, .. }, .. } = server;
         // Every answered dial is closed, in whatever order it comes.
@@ -280,7 +282,53 @@ fn a_storm_of_dials_has_as_many_records() {
             *kinds.entry(format!("{} {}", text(record, "verdict"), text(record, "reason"))).or_default() += 1;
         }
         ensure!(kinds.len() >= 4, "{kinds:?}");
+        // Moved away by a tool that then says so: there is a new file before there is a new record.
+        std::fs::rename(&file, file.with_extension("old"))?;
+        process.signal(Signal::SIGHUP)?;
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while !file.exists() {
+            ensure!(Instant::now() < deadline, "no new file after SIGHUP");
+            sleep(Duration::from_millis(10)).await;
+        }
         println!("audit: {dials} dials in a storm, {} records: {kinds:?}", records.len());
+        Ok(())
+    });
+}
+
+#[test]
+fn a_file_that_cannot_be_written_is_told_and_holds_up_no_dial() {
+    run(async |place, _| {
+        let node = Who::Ours.address();
+        let file = place.directory.join("missing/audit.log");
+        tokio::spawn(endpoint::serve(TcpListener::bind((node, 7000)).await?));
+        let mut fake = Fake::start(format!("{SERVER}:{PORT}").parse()?, &place.certs, Manners::default()).await?;
+        let process = start(place, &file)?;
+        let mut server = connected(&mut fake).await?;
+        let told = async |lines: [&str; 3]| -> Result<()> {
+            let deadline = Instant::now() + Duration::from_secs(5);
+            loop {
+                let (_, _, text) = tokio::task::spawn_blocking(|| get(OURS, "/metrics")).await??;
+                if lines.iter().all(|line| text.lines().any(|have| have == *line)) {
+                    return Ok(());
+                }
+                ensure!(Instant::now() < deadline, "not {lines:?}:\n{text}");
+                sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let written = |count: u32| format!("nodeguard_audit_file_records_total{{result=\"written\"}} {count}");
+        let lost = |count: u32| format!("nodeguard_audit_file_records_total{{result=\"lost\"}} {count}");
+        for _ in 0..5 {
+            let id = server.open(&format!("{node}:7000")).await?;
+            server.send(close(id)).await;
+        }
+        told([&written(0), &lost(5), "nodeguard_audit_file_failing 1"]).await?;
+        told(["nodeguard_weakened 2", &lost(5), "nodeguard_audit_file_failing 1"]).await?;
+        ensure!(process.printed().contains("ERROR") && process.printed().contains("cannot be written; dials go on"));
+        std::fs::create_dir(place.directory.join("missing"))?;
+        let id = server.open(&format!("{node}:7000")).await?;
+        server.send(close(id)).await;
+        told([&written(1), &lost(5), "nodeguard_audit_file_failing 0"]).await?;
+        ensure!(records(&file).len() == 1);
         Ok(())
     });
 }

@@ -78,6 +78,8 @@ type Families = BTreeMap<String, (String, String, BTreeSet<String>)>;
 /// The families of one prefix in Prometheus' text format.
 fn families_of(text: &str, prefix: &str) -> Families {
     let mut families = Families::new();
+    let heads: Vec<_> = text.lines().filter(|line| line.starts_with("# TYPE ")).collect();
+    assert_eq!(heads.len(), heads.iter().collect::<BTreeSet<_>>().len(), "a family twice: {heads:?}");
     for line in text.lines() {
         if let Some((name, help)) = line.strip_prefix("# HELP ").and_then(|rest| rest.split_once(' ')) {
             families.entry(name.to_owned()).or_default().0 = help.to_owned();
@@ -103,7 +105,7 @@ fn families_of(text: &str, prefix: &str) -> Families {
 }
 
 /// A GET on loopback: status, content type, body.
-fn get(port: u16, path: &str) -> Result<(u16, String, String)> {
+pub(crate) fn get(port: u16, path: &str) -> Result<(u16, String, String)> {
     let mut stream = TcpStream::connect(("127.0.0.1", port))?;
     stream.set_read_timeout(Some(Duration::from_secs(5)))?;
     write!(stream, "GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")?;
@@ -130,7 +132,7 @@ fn unchunked(mut body: &str) -> Result<String> {
     }
 }
 
-const OURS: u16 = 18_101;
+pub(crate) const OURS: u16 = 18_101;
 const THEIRS: u16 = 18_102;
 
 #[test]
