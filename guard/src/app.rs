@@ -106,6 +106,7 @@ pub async fn run(config: Config, colour: bool) -> anyhow::Result<()> {
         cgroup: location.cgroup.clone(),
         cut: AtomicU64::new(0),
         uncut: AtomicBool::new(false),
+        blind: AtomicBool::new(false),
         netns_helper: programs.netns_helper,
         programs: Mutex::new(programs),
         mended: AtomicU64::new(0),
@@ -286,8 +287,9 @@ fn cut(guard: &Guard) {
             return tracing::error!(%error, "open connections cannot be judged: those that are no longer admitted go on");
         }
     };
-    let Pass { namespaces, judged, cut, failed } = pass;
+    let Pass { namespaces, judged, cut, failed, blind } = pass;
     guard.uncut.store(failed > 0, Ordering::Relaxed);
+    guard.blind.store(blind, Ordering::Relaxed);
     guard.cut.fetch_add(cut.len() as u64, Ordering::Relaxed);
     for (socket, reason) in cut.iter().take(CUTS_LOGGED) {
         tracing::warn!(source = %socket.remote, destination = %socket.local, reason = reason.name(), "connection cut: it is no longer admitted");

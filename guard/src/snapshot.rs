@@ -76,6 +76,8 @@ pub struct Guard {
     pub cut: AtomicU64,
     /// Whether connections are open that should have been cut.
     pub uncut: AtomicBool,
+    /// Whether pods may have connections that the guard does not see.
+    pub blind: AtomicBool,
     /// Whether a listener's network namespace is told by its cookie.
     pub netns_helper: bool,
     /// The programs and their links.
@@ -136,6 +138,12 @@ impl Snapshots for Guard {
         if self.uncut.load(Ordering::Relaxed) {
             weakened
                 .push("connections may be open that the policy in force does not admit (the log says why)".to_owned());
+        }
+        if self.blind.load(Ordering::Relaxed) {
+            weakened.push(
+                "connections that pods had before an edit are not cut by it: not all of their network namespaces can be entered (that takes hostPID, CAP_SYS_ADMIN and CAP_SYS_PTRACE)"
+                    .to_owned(),
+            );
         }
         let losses =
             guard_common::abi::Health::ALL.into_iter().filter(|health| health.is_loss()).map(|loss| loss.name());

@@ -38,6 +38,8 @@ pub struct Pass {
     pub cut: Vec<(TcpSocket, Reason)>,
     /// Those that should have been cut and are still there.
     pub failed: usize,
+    /// Whether there may be network namespaces that were not looked into: processes of the node are not seen from here.
+    pub blind: bool,
 }
 
 /// How long a denied connection has to stay one before it is cut. One that just ends has lost its other end already, and with it what
@@ -74,9 +76,16 @@ fn look(model: &mut Model, cgroup: &Path) -> io::Result<(Pass, Vec<Denied>)> {
     let groups = groups(image_generation(&model.image), &model.image.entries.followed, cgroup)?;
     let covers_all = super::cgroup::v2_root().is_ok_and(|root| root == cgroup);
     let own = fs::metadata("/proc/self/ns/net")?.ino();
-    let dump =
-        |(id, namespace): (u64, File)| in_namespace(&namespace, Diag::dump).map(|sockets| (id, namespace, sockets));
-    let dumped = namespaces(own)?.into_iter().map(dump).collect::<io::Result<Vec<_>>>()?;
+    let (found, mut blind) = namespaces(own)?;
+    let mut dumped = Vec::new();
+    for (id, namespace) in found {
+        match in_namespace(&namespace, Diag::dump) {
+            Ok(sockets) => dumped.push((id, namespace, sockets)),
+            // What may not be entered is left out and told; this namespace can always be judged.
+            Err(error) if id != own && error.kind() == io::ErrorKind::PermissionDenied => blind = true,
+            Err(error) => return Err(error),
+        }
+    }
     // The other ends are read after all of these: a connection that was seen above has its opener here, however new it is.
     model.pinholes = pinholes(&Diag::dump()?, &own_inodes()?, &groups);
     if groups.values().any(|group| group.caller.roles != 0) {
@@ -85,7 +94,7 @@ fn look(model: &mut Model, cgroup: &Path) -> io::Result<(Pass, Vec<Denied>)> {
             model.pinholes.extend(callers.iter().filter_map(|socket| opened_by_caller(socket, &groups)));
         }
     }
-    let mut pass = Pass { namespaces: dumped.len(), ..Pass::default() };
+    let mut pass = Pass { namespaces: dumped.len(), blind, ..Pass::default() };
     let mut denied = Vec::new();
     for (id, namespace, sockets) in dumped {
         let listening: BTreeSet<u16> =
@@ -213,26 +222,41 @@ fn address(address: SocketAddr) -> [u8; 16] {
     }
 }
 
-/// One descriptor for each network namespace that a process lives in, this one first.
-fn namespaces(own: u64) -> io::Result<Vec<(u64, File)>> {
+/// One descriptor for each network namespace that a process lives in, this one first, and whether there may be more.
+fn namespaces(own: u64) -> io::Result<(Vec<(u64, File)>, bool)> {
+    let mut hidden = !sees_all_processes();
     let mut found = vec![(own, File::open("/proc/self/ns/net")?)];
     let mut known = HashSet::from([own]);
     for entry in fs::read_dir("/proc")?.flatten() {
         if !entry.file_name().as_encoded_bytes().iter().all(u8::is_ascii_digit) {
             continue;
         }
-        // A process may end at any time: then it has no namespace any more.
-        let Ok(namespace) = File::open(entry.path().join("ns/net")) else { continue };
+        let namespace = match File::open(entry.path().join("ns/net")) {
+            Ok(namespace) => namespace,
+            // A process may end at any time: then it has no namespace any more.
+            Err(error) => {
+                hidden |= error.kind() == io::ErrorKind::PermissionDenied;
+                continue;
+            }
+        };
         let id = namespace.metadata()?.ino();
         if known.insert(id) {
             found.push((id, namespace));
         }
     }
-    Ok(found)
+    Ok((found, hidden))
 }
 
-/// Runs code in a network namespace, on a thread of its own.
+/// Whether this process sees every process of the machine: the first pid namespace has a number of its own (Linux, PROC_PID_INIT_INO).
+fn sees_all_processes() -> bool {
+    fs::metadata("/proc/self/ns/pid").is_ok_and(|about| about.ino() == 0xEFFF_FFFC)
+}
+
+/// Runs code in a network namespace: here if it is this one, which takes no CAP_SYS_ADMIN, else on a thread of its own.
 fn in_namespace<T: Send>(namespace: &File, code: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    if namespace.metadata()?.ino() == fs::metadata("/proc/thread-self/ns/net")?.ino() {
+        return code();
+    }
     let enter = || {
         setns(namespace, CloneFlags::CLONE_NEWNET)?;
         code()
