@@ -172,19 +172,21 @@ impl Net {
 
 /// Removes the namespaces of a lab, whatever is there of them.
 pub fn remove(id: &str) {
-    for place in Who::ALL.iter().map(|who| who.name()).chain(["switch"]) {
-        let namespace = name(id, place);
-        if PathBuf::from("/run/netns").join(&namespace).exists() {
-            let _ = ip(&["netns", "delete", &namespace], "");
+    let of_it = name(id, "");
+    for entry in std::fs::read_dir("/run/netns").into_iter().flatten().flatten() {
+        if let Some(namespace) = entry.file_name().to_str().filter(|namespace| namespace.starts_with(&of_it)) {
+            let _ = ip(&["netns", "delete", namespace], "");
         }
     }
 }
 
-fn name(id: &str, place: &str) -> String {
+/// The name of a namespace of a lab.
+pub fn name(id: &str, place: &str) -> String {
     format!("nodeguard-{id}-{place}")
 }
 
-fn ip(arguments: &[&str], input: &str) -> Result<()> {
+/// Runs `ip`.
+pub fn ip(arguments: &[&str], input: &str) -> Result<()> {
     let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
     let mut child = Command::new("ip")
         .args(arguments)

@@ -29,13 +29,27 @@ pub fn stale() {
 
 /// Removes a lab, whatever is there of it.
 pub fn remove(id: &str) {
-    if let Ok(root) = nodeguard::kernel::cgroup::v2_root() {
+    // The second version first: it ends what lives in the others too.
+    for root in hierarchies() {
         remove_cgroup(&root.join(format!("nodeguard-lab-{id}")));
     }
     net::remove(id);
     let directory = Path::new(LABS).join(id);
     let _ = umount2(&directory.join("bpf"), MntFlags::MNT_DETACH);
     let _ = fs::remove_dir_all(&directory);
+}
+
+/// Where the cgroup hierarchies are mounted, version 2 first (proc(5), "mountinfo").
+pub fn hierarchies() -> Vec<PathBuf> {
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let mount = |line: &str| {
+        let (mount, filesystem) = line.split_once(" - ")?;
+        let kind = filesystem.split(' ').next().filter(|kind| kind.starts_with("cgroup"))?;
+        Some((kind == "cgroup", PathBuf::from(mount.split(' ').nth(4)?)))
+    };
+    let mut mounts: Vec<_> = table.lines().filter_map(mount).collect();
+    mounts.sort();
+    mounts.into_iter().map(|(_, path)| path).collect()
 }
 
 /// When a process started, in ticks since boot: with its id, a name that is never used twice.

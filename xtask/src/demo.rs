@@ -1,11 +1,11 @@
 //! Owns `cargo xtask demo`: all set-up, then the lab with a running guard.
-//! Called as `cargo xtask demo [--stay]`.
+//! Called as `cargo xtask demo [--cluster] [--stay]`, and by the cluster area of `test`.
 //! Must never say less than the lab found: its exit code is the task's.
 
 use anyhow::{Context, Result};
 
 use crate::{
-    setup,
+    image, setup,
     shell::{command, find, root, run, say},
 };
 
@@ -31,4 +31,24 @@ pub(crate) fn demo(stay: bool) -> Result<()> {
         demo.arg("--stay");
     }
     run(&mut demo)
+}
+
+/// The cluster lab, its checks once; it is left running where somebody wants to try it.
+pub(crate) fn cluster(stay: bool) -> Result<()> {
+    setup::root_or_say("demo --cluster")?;
+    let mut lab = cluster_lab()?;
+    if stay {
+        lab.arg("--stay");
+    }
+    run(&mut lab)
+}
+
+/// Everything that the cluster lab needs, and the command that runs it.
+pub(crate) fn cluster_lab() -> Result<std::process::Command> {
+    setup::setup(setup::For::Cluster)?;
+    say("building the guard's image and the lab (a few minutes the first time)");
+    image::guard()?;
+    let mut build = command(find("cargo").context("cargo is not in PATH")?);
+    run(build.args(["build", "--quiet", "--locked", "--package", "nodeguard-tests", "--bin", "nodeguard-cluster"]))?;
+    Ok(command(root().join("target/debug/nodeguard-cluster")))
 }

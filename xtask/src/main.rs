@@ -2,7 +2,9 @@
 
 mod bench;
 mod build_ebpf;
+mod cluster;
 mod demo;
+mod image;
 mod kernels;
 mod lint;
 mod setup;
@@ -38,8 +40,14 @@ enum Task {
         /// Keeps the lab running and prints commands to try.
         #[arg(long)]
         stay: bool,
+        /// In a real cluster on this machine instead: kube-apiserver, kubelet, containerd, the guard as its DaemonSet.
+        #[arg(long)]
+        cluster: bool,
     },
-    /// Runs the tests: lint, unit, kernel, kernels, policy, tunnel, lab; all of them without an area.
+    /// Writes the guard's container image, an OCI archive, into target/image.
+    Image,
+    /// Runs the tests: lint, unit, kernel, kernels, policy, tunnel, lab; all of these without an area. `cluster` runs by name alone:
+    /// it builds a whole Kubernetes first.
     Test {
         /// One area only.
         area: Option<test::Area>,
@@ -73,7 +81,9 @@ fn main() -> ExitCode {
     let result = match Args::parse().task {
         Task::Setup => setup::setup(setup::For::Test),
         Task::BuildEbpf { force } => build_ebpf::build_ebpf(force),
-        Task::Demo { stay } => demo::demo(stay),
+        Task::Demo { stay, cluster: false } => demo::demo(stay),
+        Task::Demo { stay, cluster: true } => demo::cluster(stay),
+        Task::Image => image::image(),
         Task::Test { area, filter } => test::test(area, filter.as_deref()),
         Task::Soak { area, filter } => test::soak(area, filter.as_deref()),
         Task::Bench { area, check, quick, json } => bench::bench(area, check, quick, json.as_deref()),

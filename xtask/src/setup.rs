@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::{
     build_ebpf::{self, BPF_LINKER},
+    cluster,
     shell::{command, find, read, root, run, say},
     upstream,
 };
@@ -25,6 +26,8 @@ pub(crate) enum For {
     Lab,
     /// All of that, and what the lint step needs.
     Test,
+    /// What the lab needs, a whole Kubernetes, and Debian's container runtime.
+    Cluster,
 }
 
 /// Installs what is missing; says what it did.
@@ -38,6 +41,10 @@ pub(crate) fn setup(what: For) -> Result<()> {
     if what == For::Test {
         upstream::agent_and_suite()?;
         cargo_tool("cargo-deny", "cargo-deny", CARGO_DENY)?;
+    }
+    if what == For::Cluster {
+        cluster::kubernetes()?;
+        cluster::pod_images()?;
     }
     say("setup: everything is there");
     Ok(())
@@ -72,6 +79,14 @@ fn system_packages(what: For) -> Result<()> {
     if what == For::Test {
         need("qemu-system-x86_64", "qemu-system-x86");
         need("strip", "binutils");
+    }
+    if what == For::Cluster {
+        need("containerd", "containerd");
+        need("runc", "runc");
+        need("/usr/lib/cni/ptp", "containernetworking-plugins");
+        need("nft", "nftables");
+        need("conntrack", "conntrack");
+        need("busybox", "busybox-static");
     }
     if find("rustup").is_none() {
         need("/usr/lib/rustlib/src/rust/library/core/src/lib.rs", "rust-web-src");

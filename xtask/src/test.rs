@@ -4,14 +4,14 @@
 
 use std::{
     io::{BufRead, BufReader},
-    process::Stdio,
+    process::{Command, Stdio},
 };
 
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
 use crate::{
-    kernels, lint, setup,
+    demo, kernels, lint, setup,
     shell::{command, find, say},
 };
 
@@ -32,6 +32,8 @@ pub(crate) enum Area {
     Tunnel,
     /// The whole guard in network namespaces.
     Lab,
+    /// The guard as its DaemonSet in a real cluster. By name alone, not in a run of everything: it builds a whole Kubernetes first.
+    Cluster,
 }
 
 /// What ran.
@@ -45,9 +47,12 @@ struct Total {
 /// Runs one area or all.
 pub(crate) fn test(area: Option<Area>, filter: Option<&str>) -> Result<()> {
     setup::root_or_say("test")?;
-    setup::setup(setup::For::Test)?;
+    if area != Some(Area::Cluster) {
+        setup::setup(setup::For::Test)?;
+    }
     let mut total = Total::default();
-    for each in Area::value_variants().iter().filter(|each| area.is_none_or(|area| area == **each)) {
+    let wanted = |each: &Area| area.map_or(*each != Area::Cluster, |area| area == *each);
+    for each in Area::value_variants().iter().filter(|each| wanted(each)) {
         say(format!("\n== {}", each.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())));
         run(*each, filter, &mut total)?;
     }
@@ -94,6 +99,10 @@ fn run(area: Area, filter: Option<&str>, total: &mut Total) -> Result<()> {
             other_abi_daemon()?;
             with_daemon(&["--package", "nodeguard-tests", "--test", "lab"], filter, total)
         }
+        Area::Cluster => {
+            let mut lab = demo::cluster_lab()?;
+            counted(lab.args(filter), total)
+        }
     }
 }
 
@@ -133,8 +142,12 @@ fn cargo_test(arguments: &[&str], filter: Option<&str>, total: &mut Total) -> Re
         "--format=pretty",
     ]);
     // Figures are printed by the tests; side by side they would mix.
-    test.args(["--test-threads=2"]).args(filter).stdout(Stdio::piped());
-    let mut child = test.spawn().context("cargo test")?;
+    counted(test.args(["--test-threads=2"]).args(filter), total)
+}
+
+/// Runs what ends in lines as those of `cargo test`, and adds these up.
+fn counted(test: &mut Command, total: &mut Total) -> Result<()> {
+    let mut child = test.stdout(Stdio::piped()).spawn().context("a test program")?;
     let output = child.stdout.take().context("its output")?;
     let before = total.failed;
     for line in BufReader::new(output).lines() {

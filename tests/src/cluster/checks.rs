@@ -1,0 +1,72 @@
+//! Owns the checks, in the order of a first day: audit, enforce, what operators do, who is kept out, where the control plane may not go.
+//! Called by `main`.
+//! Must never take an outcome for right by its appearance alone: a denial has its event and its reason, a transfer its checksum.
+
+mod direct;
+mod edits;
+mod operators;
+mod refused;
+mod updates;
+
+use anyhow::{Result, ensure};
+
+use crate::{
+    control::{Control, Egress},
+    install::{Cluster, policy},
+    kubectl::Stream,
+    node::Node,
+    pki::Pki,
+    place::{NEIGHBOUR, NODE},
+    table::Table,
+};
+
+/// Every check.
+pub(crate) fn all(
+    cluster: &Cluster<'_>,
+    control: &mut Control,
+    node: &mut Node,
+    pki: &Pki,
+    table: &mut Table,
+) -> Result<()> {
+    audit(cluster, table)?;
+    cluster.enforce(&policy("Enforce"))?;
+    let before = cluster.place.refused_by_filter()?;
+    for egress in [Egress::Grpc, Egress::HttpConnect] {
+        if egress == Egress::HttpConnect {
+            control.change_egress(cluster.place, pki, egress)?;
+            cluster.tunnel_up()?;
+        }
+        operators::proxies(cluster, egress, table)?;
+        for stream in [Stream::WebSocket, Stream::Spdy] {
+            operators::streams(cluster, egress, stream, table)?;
+        }
+        refused::dials(cluster, egress, table)?;
+    }
+    table.check("control plane", "new connections past the tunnel", "packet filter", "0 packets", || {
+        Ok(format!("{} packets", cluster.place.refused_by_filter()? - before))
+    })?;
+    direct::attempts(cluster, table)?;
+    direct::probes(cluster, table)?;
+    edits::edits(cluster, node, table)?;
+    updates::replaced(cluster, table)?;
+    control.check()?;
+    node.check()
+}
+
+/// The policy as deploy/ has it: nothing is denied, and it shows who would be.
+fn audit(cluster: &Cluster<'_>, table: &mut Table) -> Result<()> {
+    table.check(
+        "neighbour host",
+        "kubelet's port, policy as in deploy/ (Audit)",
+        "direct",
+        "connected, reported",
+        || {
+            ensure!(
+                direct::connects(cluster, crate::place::Where::Neighbour, NEIGHBOUR, &format!("{NODE}:10250"))?,
+                "no answer"
+            );
+            direct::reported(cluster, NEIGHBOUR, NODE, 10250, "no-selector")?;
+            Ok("connected, reported".to_owned())
+        },
+    )
+}

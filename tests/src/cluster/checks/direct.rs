@@ -1,0 +1,160 @@
+//! Owns the direct attempts on guarded ports: who is kept out, with event and reason; who is let in; kubelet's probes.
+//! Called by `checks`.
+//! Must never count a broken helper as a denial: the kernel's own report has to name the attempt.
+
+use std::{
+    io::ErrorKind,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+use socket2::{Domain, Socket, Type};
+
+use crate::{
+    install::Cluster,
+    place::{CONTROL_DIRECT, NEIGHBOUR, NODE, SCRAPER, Where},
+    table::Table,
+};
+
+/// How long an attempt waits: on this machine a SYN-ACK takes milliseconds, however busy it is.
+const SYN_ACK: Duration = Duration::from_secs(2);
+
+/// Whether a connection opens from an address of a namespace.
+pub(crate) fn connects(cluster: &Cluster<'_>, from: Where, source: &str, to: &str) -> Result<bool> {
+    let (source, to): (SocketAddr, SocketAddr) = (format!("{source}:0").parse()?, to.parse()?);
+    cluster.place.run(from, || {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+        socket.bind(&source.into())?;
+        match socket.connect_timeout(&to.into(), SYN_ACK) {
+            Ok(()) => Ok(true),
+            Err(error) if matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::WouldBlock) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    })
+}
+
+/// The same from a pod: its own `nc`.
+fn pod_connects(cluster: &Cluster<'_>, pod: &str, host: &str, port: &str) -> Result<bool> {
+    let exec =
+        ["exec", pod, "--", "sh", "-c", &format!("nc -w 3 {host} {port} </dev/null >/dev/null 2>&1; echo ended $?")];
+    let said = cluster.kubectl.run(&exec)?;
+    match said.trim() {
+        "ended 0" => Ok(true),
+        "ended 1" => Ok(false),
+        other => bail!("nc in {pod} said {other}"),
+    }
+}
+
+/// Waits until the guard reports a denial of this.
+pub(crate) fn reported(cluster: &Cluster<'_>, source: &str, destination: &str, port: u16, reason: &str) -> Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        let status = cluster.status()?;
+        let events = &status.last_denies;
+        let is_it = |event: &Value| {
+            let text = |name: &str| {
+                event.get(name).map(|value| value.to_string().trim_matches('"').to_owned()).unwrap_or_default()
+            };
+            let from = text("source").parse::<SocketAddr>().map(|source| source.ip().to_string()).unwrap_or_default();
+            from == source
+                && text("destination") == destination
+                && text("port") == port.to_string()
+                && text("reason") == reason
+        };
+        if events.iter().any(is_it) {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            bail!("no event of {source} to {destination}:{port} for {reason}; the last is {:?}", events.last());
+        }
+        std::thread::sleep(Duration::from_millis(300));
+    }
+}
+
+/// Everybody who is not the tunnel.
+pub(crate) fn attempts(cluster: &Cluster<'_>, table: &mut Table) -> Result<()> {
+    let web = cluster.address("web")?;
+    let (bystander, kubelet) = (cluster.address("bystander")?, (NODE, 10250));
+    let denied = |answered: bool, source: &str, (host, port): (&str, u16)| {
+        if answered {
+            return Ok("connected".to_owned());
+        }
+        reported(cluster, source, host, port, "no-selector")?;
+        Ok("denied, no-selector".to_owned())
+    };
+    for (who, from, source) in
+        [("control plane", Where::Control, CONTROL_DIRECT), ("neighbour host", Where::Neighbour, NEIGHBOUR)]
+    {
+        for (what, host, port) in [("kubelet 10250", NODE, 10250), ("web pod 8080", &*web, 8080)] {
+            table.check(who, what, "direct", "denied, no-selector", || {
+                denied(connects(cluster, from, source, &format!("{host}:{port}"))?, source, (host, port))
+            })?;
+        }
+    }
+    for (what, host, port) in [("kubelet 10250", NODE, 10250), ("web pod 8080", &*web, 8080)] {
+        table.check("another pod", what, "direct", "denied, no-selector", || {
+            denied(pod_connects(cluster, "bystander", host, &port.to_string())?, &bystander, (host, port))
+        })?;
+    }
+    table.check("hostNetwork pod", "kubelet 10250", "direct", "denied, no-selector", || {
+        denied(pod_connects(cluster, "host", NODE, "10250")?, NODE, kubelet)
+    })?;
+    table.check("process on the node", "kubelet 10250", "direct", "denied, no-selector", || {
+        denied(node_process_connects(cluster, NODE, 10250)?, NODE, kubelet)
+    })?;
+    table.check("process on the node", "kubelet 10250 on loopback", "direct", "denied, no-selector", || {
+        denied(node_process_connects(cluster, "127.0.0.1", 10250)?, "127.0.0.1", ("127.0.0.1", 10250))
+    })?;
+    let letting_in = |answered: bool| Ok(if answered { "connected" } else { "no answer" }.to_owned());
+    table.check("scraper (ipBlock)", "kubelet 10250", "direct", "connected", || {
+        letting_in(connects(cluster, Where::Neighbour, SCRAPER, &format!("{NODE}:10250"))?)
+    })?;
+    table.check("process on the node", "web pod 8080 (node: {})", "direct", "connected", || {
+        letting_in(node_process_connects(cluster, &web, 8080)?)
+    })?;
+    table.check("another pod", "web pod 8081, not guarded", "direct", "connected", || {
+        letting_in(pod_connects(cluster, "bystander", &web, "8081")?)
+    })?;
+    table.check("another pod", "API server at its ClusterIP", "direct", "connected", || {
+        letting_in(pod_connects(cluster, "bystander", "10.96.0.1", "443")?)
+    })?;
+    table.check("another pod", "web pod at its ClusterIP", "direct", "denied, no-selector", || {
+        let service = cluster.kubectl.run(&["get", "service", "web", "-o", "jsonpath={.spec.clusterIP}"])?;
+        denied(pod_connects(cluster, "bystander", &service, "80")?, &bystander, (&web, 8080))
+    })
+}
+
+/// A process in the node's cgroup and network namespace, outside any pod.
+fn node_process_connects(cluster: &Cluster<'_>, host: &str, port: u16) -> Result<bool> {
+    let mut command = cluster.place.command(std::path::Path::new("/bin/busybox"), Where::Node)?;
+    command.args(["nc", "-w", "3", host, &port.to_string()]);
+    let said = crate::kubectl::finish(&mut command, Vec::new(), Duration::from_secs(20))?;
+    match said.code {
+        0 => Ok(true),
+        1 => Ok(false),
+        other => bail!("nc ended with {other}: {}", said.error),
+    }
+}
+
+/// Kubelet's own probes of a guarded pod port: HTTP, TCP and exec, every second.
+pub(crate) fn probes(cluster: &Cluster<'_>, table: &mut Table) -> Result<()> {
+    let soak = std::env::var_os("NODEGUARD_SOAK").is_some();
+    let time = Duration::from_secs(if soak { 600 } else { 20 });
+    table.check("kubelet", "probes of a guarded port, each second", format!("{time:?}"), "no failure", || {
+        std::thread::sleep(time);
+        let events = ["get", "events", "--field-selector=reason=Unhealthy,involvedObject.name=web", "-o", "name"];
+        let failed = cluster.kubectl.run(&events)?.lines().count();
+        let pod = cluster.kubectl.run(&["get", "pod", "web", "-o", "json"])?;
+        let pod: Value = serde_json::from_str(&pod)?;
+        let states =
+            pod.pointer("/status/containerStatuses").and_then(Value::as_array).context("no container states")?;
+        let restarts: u64 = states.iter().filter_map(|state| state.get("restartCount")?.as_u64()).sum();
+        let ready = states.iter().all(|state| state.get("ready") == Some(&Value::Bool(true)));
+        Ok(match (failed, restarts, ready) {
+            (0, 0, true) => "no failure".to_owned(),
+            _ => format!("{failed} events of failed probes, {restarts} restarts, ready: {ready}"),
+        })
+    })
+}

@@ -1,0 +1,225 @@
+//! Owns where a cluster stands on this machine: its directory, its cgroups in every hierarchy, its network namespaces.
+//! Called by `main`; every other part is given what is here.
+//! Must never use a cgroup, a namespace or a directory of anybody else, nor leave one behind.
+
+use std::{
+    fs,
+    fs::File,
+    io::Write,
+    os::unix::process::CommandExt,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context, Result, ensure};
+use lab::{
+    net::{ip, name},
+    sweep,
+};
+use nix::{
+    sched::{CloneFlags, setns},
+    sys::{prctl::set_pdeathsig, signal::Signal},
+};
+
+/// The control plane's address.
+pub(crate) const CONTROL: &str = "10.0.0.1";
+/// The control plane's other address, from which its packet filter lets connections out: what tries the node directly uses it.
+pub(crate) const CONTROL_DIRECT: &str = "10.0.0.9";
+/// The node's address.
+pub(crate) const NODE: &str = "10.0.0.2";
+/// A host beside the node.
+pub(crate) const NEIGHBOUR: &str = "10.0.0.4";
+/// Its other address, which the policy names.
+pub(crate) const SCRAPER: &str = "10.0.8.5";
+/// The addresses of pods.
+pub(crate) const PODS: &str = "10.244.1.0/24";
+
+/// A network namespace of the cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Where {
+    /// etcd, kube-apiserver, proxy-server and the controllers.
+    Control,
+    /// Kubelet, pods, the guard.
+    Node,
+    /// Another host.
+    Neighbour,
+}
+
+impl Where {
+    const ALL: [Where; 3] = [Where::Control, Where::Node, Where::Neighbour];
+
+    fn name(self) -> &'static str {
+        match self {
+            Where::Control => "control",
+            Where::Node => "node",
+            Where::Neighbour => "neighbour",
+        }
+    }
+
+    fn addresses(self) -> &'static [&'static str] {
+        match self {
+            Where::Control => &[CONTROL, CONTROL_DIRECT],
+            Where::Node => &[NODE],
+            Where::Neighbour => &[NEIGHBOUR, SCRAPER],
+        }
+    }
+}
+
+/// What the cluster has of this machine. All of it is gone when this is dropped.
+pub(crate) struct Place {
+    id: String,
+    /// Files: certificates, logs, what etcd, containerd and kubelet keep.
+    pub(crate) directory: PathBuf,
+}
+
+/// New connections of the control plane go nowhere: what reaches the node goes through the tunnel, which the node opened.
+const FILTER: &str = "table inet lab {
+    counter refused { }
+    chain out {
+        type filter hook output priority 0; policy accept;
+        oifname lo accept
+        ct state established,related accept
+        ip saddr 10.0.0.9 accept
+        meta l4proto { tcp, udp } counter name refused drop
+        drop
+    }
+}
+";
+
+/// Pods reach the control plane under their node's address, as in most clusters.
+const MASQUERADE: &str = "table ip lab {
+    chain post { type nat hook postrouting priority 100; ip saddr 10.244.1.0/24 ip daddr 10.0.0.1 masquerade; }
+}
+";
+
+impl Place {
+    /// Makes everything, after removing what killed runs left.
+    pub(crate) fn new() -> Result<Place> {
+        ensure!(nix::unistd::geteuid().is_root(), "the cluster needs root");
+        sweep::stale();
+        let pid = std::process::id();
+        let id = format!("{pid}-{}-cluster", sweep::start_time(pid).context("/proc/self/stat")?);
+        let place = Place { directory: Path::new(sweep::LABS).join(&id), id };
+        fs::create_dir_all(&place.directory)?;
+        for hierarchy in sweep::hierarchies() {
+            let own = hierarchy.join(format!("nodeguard-lab-{}", place.id));
+            for part in ["", "control", "node"] {
+                let cgroup = own.join(part);
+                fs::create_dir_all(&cgroup).with_context(|| cgroup.display().to_string())?;
+                // A new cpuset is empty, and nothing can live in an empty one.
+                for file in ["cpuset.cpus", "cpuset.mems"] {
+                    if let (Ok(all), true) = (fs::read_to_string(hierarchy.join(file)), cgroup.join(file).is_file()) {
+                        fs::write(cgroup.join(file), all.trim())?;
+                    }
+                }
+            }
+        }
+        place.wire()?;
+        Ok(place)
+    }
+
+    fn wire(&self) -> Result<()> {
+        let switch = name(&self.id, "switch");
+        ip(&["netns", "add", &switch], "")?;
+        ip(&["-n", &switch, "-batch", "-"], "link add br0 type bridge mcast_snooping 0\nlink set br0 up\n")?;
+        for place in Where::ALL {
+            let namespace = self.namespace(place);
+            ip(&["netns", "add", &namespace], "")?;
+            let port = format!("to-{}", place.name());
+            ip(
+                &["-n", &switch, "link", "add", &port, "type", "veth", "peer", "name", "eth0", "netns", &namespace],
+                "",
+            )?;
+            ip(&["-n", &switch, "link", "set", &port, "master", "br0", "up"], "")?;
+            let mut lines = "link set lo up\nlink set eth0 up\n".to_owned();
+            for address in place.addresses() {
+                lines.push_str(&format!("address add {address}/16 dev eth0\n"));
+            }
+            ip(&["-n", &namespace, "-batch", "-"], &lines)?;
+        }
+        let to_pods = ["route", "add", PODS, "via", NODE];
+        ip(&[&["-n", &self.namespace(Where::Neighbour)][..], &to_pods].concat(), "")?;
+        // From the control plane only for what tries it directly.
+        ip(&[&["-n", &self.namespace(Where::Control)][..], &to_pods, &["table", "9"]].concat(), "")?;
+        ip(&["-n", &self.namespace(Where::Control), "rule", "add", "from", CONTROL_DIRECT, "table", "9"], "")?;
+        // Without a default route kubelet and the API server guess no address.
+        ip(&["-n", &self.namespace(Where::Node), "route", "add", "default", "via", CONTROL], "")?;
+        self.run(Where::Node, || Ok(fs::write("/proc/sys/net/ipv4/ip_forward", "1")?))?;
+        self.nft(Where::Control, &["-f", "-"], FILTER)?;
+        self.nft(Where::Node, &["-f", "-"], MASQUERADE).map(drop)
+    }
+
+    /// How many packets of new connections of the control plane were dropped.
+    pub(crate) fn refused_by_filter(&self) -> Result<u64> {
+        let said = self.nft(Where::Control, &["list", "counter", "inet", "lab", "refused"], "")?;
+        let packets = said.split("packets ").nth(1).and_then(|rest| rest.split(' ').next());
+        packets.and_then(|packets| packets.parse().ok()).with_context(|| format!("nft said {said}"))
+    }
+
+    fn nft(&self, place: Where, arguments: &[&str], input: &str) -> Result<String> {
+        let mut nft = self.command(Path::new("/usr/sbin/nft"), place)?;
+        let mut child =
+            nft.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        child.stdin.take().context("its input")?.write_all(input.as_bytes())?;
+        let output = child.wait_with_output()?;
+        ensure!(output.status.success(), "nft: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(String::from_utf8(output.stdout)?)
+    }
+
+    fn namespace(&self, place: Where) -> String {
+        name(&self.id, place.name())
+    }
+
+    /// How to enter a network namespace by hand.
+    pub(crate) fn enter(&self, place: Where) -> String {
+        format!("nsenter --net=/run/netns/{}", self.namespace(place))
+    }
+
+    /// What the path of each of its cgroups holds.
+    pub(crate) fn cgroup_name(&self) -> String {
+        format!("nodeguard-lab-{}/node", self.id)
+    }
+
+    /// A descriptor of a network namespace.
+    pub(crate) fn open(&self, place: Where) -> Result<File> {
+        let path = PathBuf::from("/run/netns").join(self.namespace(place));
+        File::open(&path).with_context(|| path.display().to_string())
+    }
+
+    /// A command in a namespace: the node's in the node's cgroups, the others' in one that is not guarded. It ends with this process.
+    pub(crate) fn command(&self, program: &Path, place: Where) -> Result<Command> {
+        let part = if place == Where::Node { "node" } else { "control" };
+        let below = format!("nodeguard-lab-{}/{part}/cgroup.procs", self.id);
+        let open = |path: PathBuf| File::options().write(true).open(&path).with_context(|| path.display().to_string());
+        let cgroups: Vec<File> =
+            sweep::hierarchies().into_iter().map(|root| open(root.join(&below))).collect::<Result<_>>()?;
+        let namespace = self.open(place)?;
+        let mut command = Command::new(program);
+        let search = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
+        command.stdin(Stdio::null()).env("PATH", search);
+        let enter = move || {
+            set_pdeathsig(Signal::SIGKILL)?;
+            cgroups.iter().try_for_each(|mut cgroup| cgroup.write_all(b"0"))?;
+            setns(&namespace, CloneFlags::CLONE_NEWNET).map_err(std::io::Error::from)
+        };
+        // SAFETY: between fork and exec only system calls are made, on descriptors opened before.
+        unsafe { command.pre_exec(enter) };
+        Ok(command)
+    }
+
+    /// Runs code in a network namespace, on a thread of its own.
+    pub(crate) fn run<T: Send>(&self, place: Where, code: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        let namespace = self.open(place)?;
+        let in_it = || {
+            setns(&namespace, CloneFlags::CLONE_NEWNET)?;
+            code()
+        };
+        std::thread::scope(|scope| scope.spawn(in_it).join()).unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        sweep::remove(&self.id);
+    }
+}

@@ -1,0 +1,60 @@
+//! Owns the table of checks: each line says who, what, by which way, expected, seen.
+//! Called by `main` and `checks`.
+//! Must never count a line as expected that was not run.
+
+use std::fmt::Display;
+
+use anyhow::Result;
+
+use crate::say;
+
+/// The lines so far.
+pub(crate) struct Table {
+    filter: Option<String>,
+    expected: usize,
+    other: Vec<String>,
+}
+
+impl Table {
+    /// An empty one; only lines that hold the filter are run.
+    pub(crate) fn new(filter: Option<&str>) -> Result<Table> {
+        line("WHO", "WHAT", "BY", "EXPECTED", "SEEN", "OK")?;
+        Ok(Table { filter: filter.map(str::to_owned), expected: 0, other: Vec::new() })
+    }
+
+    /// Runs one check and shows its line.
+    pub(crate) fn check(
+        &mut self,
+        who: &str,
+        what: &str,
+        by: impl Display,
+        expected: &str,
+        check: impl FnOnce() -> Result<String>,
+    ) -> Result<()> {
+        let by = by.to_string();
+        if self.filter.as_ref().is_some_and(|filter| !format!("{who} {what} {by}").contains(filter.as_str())) {
+            return Ok(());
+        }
+        let seen = check().unwrap_or_else(|error| format!("error: {error:#}"));
+        let seen = seen.trim().replace('\n', " ");
+        let good = seen == expected || seen.starts_with(&format!("{expected} ("));
+        line(who, what, &by, expected, &seen, if good { "yes" } else { "NO" })?;
+        if good {
+            self.expected += 1;
+        } else {
+            self.other.push(format!("{who}: {what} by {by}: wanted {expected}, saw {seen}"));
+        }
+        Ok(())
+    }
+
+    /// How many were as expected and how many not; the latter once more.
+    pub(crate) fn sum(&self) -> Result<(usize, usize)> {
+        say(&format!("\n{} of {} as expected", self.expected, self.expected + self.other.len()))?;
+        self.other.iter().try_for_each(|other| say(&format!("  not as expected: {other}")))?;
+        Ok((self.expected, self.other.len()))
+    }
+}
+
+fn line(who: &str, what: &str, by: &str, expected: &str, seen: &str, good: &str) -> Result<()> {
+    say(&format!("{who:<22} {what:<44} {by:<24} {expected:<24} {good:<4} {seen}"))
+}

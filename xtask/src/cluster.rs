@@ -1,0 +1,75 @@
+//! Owns building a whole Kubernetes from its Go modules, and the small images that the cluster's pods are of.
+//! Called by `setup` for the cluster area; the cluster lab starts what this leaves in `target/cluster`.
+//! Must never build from anything but the versions that tests/cluster/go.sum pins.
+
+use std::fs;
+
+use anyhow::{Context, Result};
+
+use crate::{
+    image::{self, Image},
+    shell::{command, find, read, root, run, say},
+};
+
+/// The version of Kubernetes: tests/cluster/go.mod requires it, and the programs say it.
+const KUBERNETES: &str = "v1.34.4";
+
+/// The programs and their packages, in the order in which they share most of what is compiled.
+const PROGRAMS: [(&str, &str); 7] = [
+    ("etcd", "go.etcd.io/etcd/server/v3"),
+    ("kube-apiserver", "k8s.io/kubernetes/cmd/kube-apiserver"),
+    ("kubelet", "k8s.io/kubernetes/cmd/kubelet"),
+    ("kubectl", "k8s.io/kubernetes/cmd/kubectl"),
+    ("kube-controller-manager", "k8s.io/kubernetes/cmd/kube-controller-manager"),
+    ("kube-scheduler", "k8s.io/kubernetes/cmd/kube-scheduler"),
+    ("kube-proxy", "k8s.io/kubernetes/cmd/kube-proxy"),
+];
+
+/// Builds what is missing of Kubernetes and etcd.
+pub(crate) fn kubernetes() -> Result<()> {
+    PROGRAMS.iter().try_for_each(|(program, package)| build(program, package))
+}
+
+/// Builds one, unless the one that is there was built from the same module file. One package at a time: this takes long, and others work too.
+fn build(program: &str, package: &str) -> Result<()> {
+    let (module, output) = (root().join("tests/cluster"), root().join("target/cluster"));
+    let (binary, built_from) = (output.join(program), output.join(format!("{program}.go.sum")));
+    let sums = fs::read(module.join("go.sum")).context("tests/cluster/go.sum")?;
+    if binary.is_file() && fs::read(&built_from).ok().as_ref() == Some(&sums) {
+        return Ok(());
+    }
+    say(format!(
+        "  {program} of Kubernetes {KUBERNETES} (a Go build; all seven together take about a quarter of an hour on two cores)"
+    ));
+    fs::create_dir_all(&output)?;
+    let minor = KUBERNETES.split('.').nth(1).unwrap_or_default();
+    let version = "k8s.io/component-base/version.git";
+    let link = format!("-ldflags=-s -w -X {version}Version={KUBERNETES} -X {version}Major=1 -X {version}Minor={minor}");
+    let mut build = command(find("go").context("Go is not installed")?);
+    build.current_dir(&module).env("CGO_ENABLED", "0").env("GOTOOLCHAIN", "local").env("GOFLAGS", "-mod=readonly -p=1");
+    run(build.args(["build", "-trimpath", &link, "-o"]).arg(&binary).arg(package))?;
+    // A program that does not start is found here, not in a lab.
+    read(command(&binary).arg("--help"))?;
+    Ok(fs::write(built_from, sums)?)
+}
+
+/// The images of the lab's pods: one static program is all that is in them, under each of its names.
+pub(crate) fn pod_images() -> Result<()> {
+    let busybox = find("busybox").context("busybox is not installed (package busybox-static)")?;
+    let names = read(command(&busybox).arg("--list"))?;
+    let paths: Vec<String> =
+        names.lines().filter(|name| *name != "busybox").map(|name| format!("bin/{name}")).collect();
+    let links: Vec<(&str, &str)> = paths.iter().map(|path| (path.as_str(), "busybox")).collect();
+    for (name, entry) in [("pause", &["/bin/sleep", "1000000000"][..]), ("busybox", &["/bin/sh"])] {
+        let image = Image {
+            name: &format!("localhost/{name}:lab"),
+            files: &[(&busybox, "bin/busybox")],
+            texts: &[("etc/passwd", "root:x:0:0:root:/:/bin/sh\n")],
+            links: &links,
+            entry,
+            path: "/bin",
+        };
+        image::write(&image, &root().join(format!("target/cluster/{name}.tar")))?;
+    }
+    Ok(())
+}
