@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     admin::{self, Snapshots},
+    advertise,
     app::{GOODBYE, log_error, named},
     audit::Audit,
     config::AgentConfig,
@@ -138,7 +139,8 @@ impl Agent {
 
 /// Runs until SIGTERM or SIGINT, then drains.
 pub async fn run(config: AgentConfig, colour: bool) -> anyhow::Result<()> {
-    let AgentConfig { policy, admin_socket, health, drain_timeout, node, tunnel, audit } = config;
+    let AgentConfig { policy, admin_socket, health, drain_timeout, node, tunnel, advertise_pods, audit } = config;
+    let own_identifiers = tunnel.identifiers.clone();
     let first = match &policy {
         Some(path) => watch::load(path, &node),
         None => anything(&node),
@@ -166,6 +168,10 @@ pub async fn run(config: AgentConfig, colour: bool) -> anyhow::Result<()> {
     let (edits_to, mut edits) = mpsc::channel(1);
     if let Some(path) = policy {
         parts.spawn(named("policy watch", watch::watch(path, node, first, edits_to)));
+    }
+    if advertise_pods {
+        let followed = advertise::follow(Arc::clone(&connections), Arc::clone(&agent.tunnel), own_identifiers);
+        parts.spawn(named("watch on pods", followed));
     }
     parts.spawn(named("audit file", log_error(Arc::clone(&audit).follow_hangups())));
     let (tunnel, drained, stopped) = (Arc::clone(&agent.tunnel), draining.clone(), stop.clone());

@@ -21,7 +21,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    admin,
+    admin, advertise,
     audit::Audit,
     config::Config,
     connections::Connections,
@@ -52,7 +52,8 @@ pub(crate) const GOODBYE: Duration = Duration::from_secs(8);
 
 /// Runs until SIGTERM or SIGINT, then drains.
 pub async fn run(config: Config, colour: bool) -> anyhow::Result<()> {
-    let Config { policy, location, admin_socket, health, drain_timeout, node, tunnel, audit } = config;
+    let Config { policy, location, admin_socket, health, drain_timeout, node, tunnel, advertise_pods, audit } = config;
+    let own_identifiers = tunnel.identifiers.clone();
     let admin_listener =
         admin::bind_admin(&admin_socket).with_context(|| format!("cannot listen on {}", admin_socket.display()))?;
     let health_listener = match health {
@@ -134,6 +135,10 @@ pub async fn run(config: Config, colour: bool) -> anyhow::Result<()> {
     ));
     parts.spawn(named("hold on the kernel half", hold(Arc::clone(&guard))));
     parts.spawn(named("watch on cgroups", follow(Arc::clone(&guard))));
+    if advertise_pods {
+        let followed = advertise::follow(Arc::clone(&connections), Arc::clone(&guard.tunnel), own_identifiers);
+        parts.spawn(named("watch on pods", followed));
+    }
     parts.spawn(named("audit file", log_error(Arc::clone(&audit).follow_hangups())));
     let (drained, stopped) = (draining.clone(), stop.clone());
     parts.spawn(named("tunnel", async move { tunnel.run(drained, stopped).await }));

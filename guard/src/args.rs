@@ -113,6 +113,10 @@ pub struct RunArgs {
     /// How the log is written.
     #[arg(long, value_enum, default_value_t)]
     pub log_format: LogFormat,
+    /// Advertises the addresses of this node's pods to the proxy-servers too, as far as tunnel.dial names them: a dial to a pod then comes to
+    /// its own node. Needs the host's process ids (hostPID), or a CNI with a route for each pod.
+    #[arg(long)]
+    pub advertise_pod_addresses: bool,
     /// The audit file.
     #[command(flatten)]
     pub audit: AuditArgs,
@@ -144,6 +148,10 @@ pub struct AgentArgs {
     /// How the log is written.
     #[arg(long, value_enum, default_value_t)]
     pub log_format: LogFormat,
+    /// Advertises the addresses of this node's pods to the proxy-servers too, as far as tunnel.dial names them: a dial to a pod then comes to
+    /// its own node. Needs the host's process ids (hostPID), or a CNI with a route for each pod.
+    #[arg(long, conflicts_with = "dial_anything")]
+    pub advertise_pod_addresses: bool,
     /// The audit file.
     #[command(flatten)]
     pub audit: AuditArgs,

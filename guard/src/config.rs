@@ -47,6 +47,8 @@ pub struct Config {
     pub node: NodeFacts,
     /// The tunnel.
     pub tunnel: TunnelConfig,
+    /// Whether the pods of this node are advertised.
+    pub advertise_pods: bool,
     /// The audit file.
     pub audit: Option<FileConfig>,
 }
@@ -95,6 +97,8 @@ pub struct AgentConfig {
     pub node: NodeFacts,
     /// The tunnel.
     pub tunnel: TunnelConfig,
+    /// Whether the pods of this node are advertised.
+    pub advertise_pods: bool,
     /// The audit file.
     pub audit: Option<FileConfig>,
 }
@@ -114,6 +118,7 @@ pub fn resolve(args: RunArgs) -> Result<Config, ConfigError> {
         drain_timeout: args.drain_timeout,
         node,
         tunnel,
+        advertise_pods: args.advertise_pod_addresses,
         audit: audit_file(args.audit),
     })
 }
@@ -128,6 +133,7 @@ pub fn resolve_agent(args: AgentArgs) -> Result<AgentConfig, ConfigError> {
         drain_timeout: args.drain_timeout,
         node,
         tunnel,
+        advertise_pods: args.advertise_pod_addresses,
         audit: audit_file(args.audit),
     })
 }

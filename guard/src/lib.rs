@@ -7,6 +7,7 @@
 //! `connections` -> `relay` -> `drain`, `admin`, `metrics`, `konnectivity` (upstream's metrics).
 
 pub mod admin;
+pub mod advertise;
 pub mod agent;
 pub mod app;
 pub mod args;

@@ -52,7 +52,7 @@ fn kubelets_certificate_decides_about_the_dial() {
 
     // A policy that asks for another certificate ends what is open, and admits nothing.
     let mut open = through(lab.server().unwrap(), "10.0.0.2:10250").map_err(|outcome| format!("{outcome:?}")).unwrap();
-    into_force(&mut lab, &named("other", &format!("{{pins: ['sha256:{}']}}", "0".repeat(64))));
+    into_force(&mut lab, &named("other", &format!("{{pins: ['sha256/{}=']}}", "A".repeat(43))));
     assert!(!matches!(open.read(&mut [0; 1]), Ok(1..)), "the open dial goes on");
     match get(&lab) {
         Outcome::NotConnected(502, text) => assert!(text.contains("its public key is none of the pins"), "{text}"),

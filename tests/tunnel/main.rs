@@ -15,6 +15,7 @@ mod hostile;
 mod last_hop;
 mod load;
 mod names;
+mod pods;
 mod releases;
 mod restart;
 mod rotation;

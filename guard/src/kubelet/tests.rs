@@ -8,6 +8,7 @@ use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_rustls::TlsAcceptor;
 
 use super::*;
+use crate::tunnel::verify::Pin;
 
 struct Ca(Issuer<'static, KeyPair>);
 
@@ -26,14 +27,14 @@ impl Ca {
         params.subject_alt_names = names;
         (params.not_before, params.not_after) = (date_time_ymd(2019, 1, 1), date_time_ymd(end, 1, 1));
         let certificate = params.signed_by(&key, &self.0).unwrap().der().to_vec();
-        Leaf { certificate, pin: verify::sha256(&key.subject_public_key_info()), key: key.serialize_der() }
+        Leaf { certificate, pin: Pin::of(&key.subject_public_key_info().into()), key: key.serialize_der() }
     }
 }
 
 struct Leaf {
     certificate: Vec<u8>,
     key: Vec<u8>,
-    pin: [u8; 32],
+    pin: Pin,
 }
 
 /// Something that listens with a certificate, and counts who came.
@@ -91,8 +92,13 @@ async fn check(
     }
 }
 
-fn demand(ca: Option<&Path>, name: Option<&str>, pins: &[[u8; 32]]) -> Arc<CertificateDemand> {
+fn demand(ca: Option<&Path>, name: Option<&str>, pins: &[Pin]) -> Arc<CertificateDemand> {
     Arc::new(CertificateDemand { ca: ca.map(PathBuf::from), name: name.map(str::to_owned), pins: pins.to_vec() })
+}
+
+/// A pin of nobody's key.
+fn nobodys() -> Pin {
+    format!("{}=", "A".repeat(43)).parse().unwrap()
 }
 
 const LOCAL: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
@@ -113,12 +119,12 @@ async fn what_the_policy_asks_for_holds_and_nothing_else() {
         (demand(Some(&file), None, &[]), ""),
         (demand(Some(&file), Some("node-1"), &[]), ""),
         (demand(Some(&file), Some("127.0.0.1"), &[good.pin]), ""),
-        (demand(None, None, &[[0; 32], good.pin]), ""),
+        (demand(None, None, &[nobodys(), good.pin]), ""),
         (demand(Some(&other), None, &[]), "does not come from a CA in"),
         (demand(Some(&other), None, &[good.pin]), "does not come from a CA in"),
         (demand(Some(&file), Some("node-2"), &[]), "is not for `node-2`"),
-        (demand(Some(&file), None, &[[0; 32]]), "none of the pins"),
-        (demand(None, None, &[[0; 32]]), "none of the pins"),
+        (demand(Some(&file), None, &[nobodys()]), "none of the pins"),
+        (demand(None, None, &[nobodys()]), "none of the pins"),
         (demand(Some(&none), None, &[]), "is not usable"),
         (demand(None, None, &[]), "does not come from"),
     ];

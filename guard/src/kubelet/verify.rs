@@ -20,7 +20,7 @@ use rustls::{
     server::ParsedCertificate,
 };
 
-use crate::{lock::lock, policy::ruleset::CertificateDemand};
+use crate::{lock::lock, policy::ruleset::CertificateDemand, tunnel::verify::Pin};
 
 /// What a handshake showed.
 pub(super) struct Shown {
@@ -32,7 +32,7 @@ pub(super) struct Shown {
 #[derive(Debug)]
 pub(super) struct Verifier {
     chain: Option<Arc<WebPkiServerVerifier>>,
-    pins: Vec<[u8; 32]>,
+    pins: Vec<Pin>,
     provider: Arc<CryptoProvider>,
     seen: Mutex<Option<[u8; 32]>>,
 }
@@ -89,7 +89,7 @@ impl ServerCertVerifier for Verifier {
             chain.verify_server_cert(certificate, intermediates, name, ocsp, now)?;
         }
         if !self.pins.is_empty() {
-            let key = sha256(&ParsedCertificate::try_from(certificate)?.subject_public_key_info());
+            let key = Pin::of(&ParsedCertificate::try_from(certificate)?.subject_public_key_info());
             if !self.pins.contains(&key) {
                 return Err(CertificateError::ApplicationVerificationFailure.into());
             }
@@ -156,7 +156,7 @@ pub(super) fn explain(error: &io::Error, demand: &CertificateDemand, address: So
     }
 }
 
-pub(super) fn sha256(bytes: &[u8]) -> [u8; 32] {
+fn sha256(bytes: &[u8]) -> [u8; 32] {
     let digest = ::aws_lc_rs::digest::digest(&::aws_lc_rs::digest::SHA256, bytes);
     digest.as_ref().try_into().unwrap_or_default()
 }

@@ -13,6 +13,7 @@ use super::{
     ruleset::{CertificateDemand, DialTarget},
     values::Findings,
 };
+use crate::tunnel::verify::Pin;
 
 /// `Required` is the one value there is.
 pub(super) fn tls(text: &Spanned<String>, findings: &mut Findings) -> bool {
@@ -54,30 +55,15 @@ pub(super) fn certificate(
     }
     let mut read = Vec::new();
     for text in pins {
-        match pin(&text.value) {
-            Some(pin) => read.push(pin),
-            None => wrong(
-                span(text),
-                format!("`{}` is no pin", text.value),
-                "`sha256:` and the 64 hex digits of the public key's SHA-256, as kubeadm writes them",
-            ),
+        match text.value.parse::<Pin>() {
+            Ok(pin) => read.push(pin),
+            Err(why) => wrong(span(text), why, "of the public key, as `openssl` makes it (docs/konnectivity.md)"),
         }
     }
     read.sort_unstable();
     read.dedup();
     let (ca, name) = (ca.as_ref().map(|ca| ca.value.clone().into()), name.as_ref().map(|name| name.value.clone()));
     Some(Arc::new(CertificateDemand { ca, name, pins: read }))
-}
-
-/// `sha256:` and 64 hex digits.
-fn pin(text: &str) -> Option<[u8; 32]> {
-    let hex =
-        text.strip_prefix("sha256:").filter(|hex| hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_hexdigit()))?;
-    let mut pin = [0; 32];
-    for (byte, digits) in pin.iter_mut().zip(hex.as_bytes().chunks(2)) {
-        *byte = u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
-    }
-    Some(pin)
 }
 
 #[cfg(test)]
@@ -98,13 +84,16 @@ mod tests {
 
     #[test]
     fn what_is_asked_of_the_last_hop_is_read_strictly() {
-        let pin = format!("sha256:{}", "ab".repeat(32));
+        let pin = format!("sha256/{}=", "A".repeat(43));
         let entry = |more: &str| format!("{{node: {{ports: [10250]}}, {more}}}");
         let good =
             compiled(&entry(&format!("tls: Required, certificate: {{ca: /ca.crt, name: node-1, pins: ['{pin}']}}")));
         let demands = &good.unwrap().dial[0].demands;
-        let demand =
-            CertificateDemand { ca: Some("/ca.crt".into()), name: Some("node-1".into()), pins: vec![[0xab; 32]] };
+        let demand = CertificateDemand {
+            ca: Some("/ca.crt".into()),
+            name: Some("node-1".into()),
+            pins: vec![pin.parse().unwrap()],
+        };
         assert!(demands.tls);
         assert_eq!(demands.certificates, [Arc::new(demand)]);
         for (wrong, id) in [
@@ -115,7 +104,7 @@ mod tests {
             (entry("certificate: {ca: ca.crt}"), "NG031"),
             (entry("certificate: {ca: /ca.crt, name: 'a b'}"), "NG031"),
             (entry(&format!("certificate: {{name: node-1, pins: ['{pin}']}}")), "NG031"),
-            (entry(&format!("certificate: {{pins: ['{pin}0']}}")), "NG031"),
+            (entry(&format!("certificate: {{pins: ['{pin}A']}}")), "NG031"),
             (entry("certificate: {pins: ['sha256:xy']}"), "NG031"),
             (entry("certificate: {ca: /ca.crt, chain: true}"), "NG003"),
             ("{pods: {cidrs: [10.0.0.0/8], ports: [1]}, certificate: {ca: /ca.crt}}".to_owned(), "NG031"),

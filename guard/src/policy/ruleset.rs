@@ -13,6 +13,8 @@ use std::{
 use guard_common::abi::ScopeValue;
 use ipnet::IpNet;
 
+use crate::tunnel::verify::Pin;
+
 /// Whether a denial is carried out or only counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 pub enum Mode {
@@ -196,8 +198,8 @@ pub struct CertificateDemand {
     pub ca: Option<PathBuf>,
     /// The name or address that it is for; `None` means the dialled address.
     pub name: Option<String>,
-    /// Its public key is one of these, by the SHA-256 of its SubjectPublicKeyInfo.
-    pub pins: Vec<[u8; 32]>,
+    /// Its public key is one of these.
+    pub pins: Vec<Pin>,
 }
 
 /// The destinations of a dial rule.

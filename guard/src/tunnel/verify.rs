@@ -14,7 +14,7 @@ use rustls::{
 };
 
 /// The SHA-256 of a server's public key (SubjectPublicKeyInfo), as in RFC 7469.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Pin([u8; 32]);
 
 impl Pin {
