@@ -8,8 +8,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 pub use report::{DenyEvent, Health, MAX_HEALTH, Probe, RuleName, Told, counter_index};
 
-/// The number of this layout. Part of the pin directory's name (`v2`): maps of another ABI are never opened by mistake.
-pub const ABI: u32 = if cfg!(feature = "other-abi") { 1002 } else { 2 };
+/// The number of this layout. Part of the pin directory's name (`v3`): maps of another ABI are never opened by mistake.
+pub const ABI: u32 = if cfg!(feature = "other-abi") { 1003 } else { 3 };
 
 /// Rules of one policy.
 pub const MAX_RULES: u32 = 1024;
@@ -23,6 +23,8 @@ pub const NO_RULE: u16 = RULE_SLOTS as u16;
 pub const MAX_COUNTERS: u32 = (RULE_SLOTS + 1) * crate::Reason::SLOTS * 2;
 /// Guarded ports and ports of destinations, counted after ranges are spread out, two generations.
 pub const MAX_PORTS: u32 = 1 << 18;
+/// Words of the set of guarded port numbers, two generations of 65,536 bits.
+pub const MAX_PORT_WORDS: u32 = 2 << 10;
 /// Pod prefixes and node addresses, two generations.
 pub const MAX_SCOPES: u32 = 1 << 16;
 /// Peer prefixes, `cidr` and `except` alike, two generations.
@@ -122,13 +124,15 @@ pub struct Generation {
     pub pods_cgroup: u64,
     /// A set of `Generation::*`.
     pub features: u32,
-    /// Keeps the value a multiple of 8 bytes.
+    /// The epoch that its entries were written for; there only while they are all there, else 0.
+    pub epoch: u32,
+    /// Nothing, but in a build of another ABI.
     pub reserved: [u32; Generation::SPARE],
 }
 
 impl Generation {
     /// Another size in a build of another ABI, so that an upgrade can be tried.
-    const SPARE: usize = if cfg!(feature = "other-abi") { 3 } else { 1 };
+    const SPARE: usize = if cfg!(feature = "other-abi") { 2 } else { 0 };
     /// A UDP port is guarded.
     pub const UDP: u32 = 1;
     /// A rule guards ports of every pod.
@@ -187,6 +191,11 @@ pub struct PortKey {
     pub generation: u8,
 }
 const _: () = assert!(size_of::<PortKey>() == 8);
+
+/// Where the set of guarded port numbers holds a port: the word's index and the bit in it.
+pub const fn port_word(generation: u8, port: u16) -> (u32, u64) {
+    (((generation as u32) << 10) | (port as u32 >> 6), 1 << (port & 63))
+}
 
 /// The value of a guarded port: who may reach it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]

@@ -7,6 +7,7 @@ use crate::{
         CallerKey, CallerValue, FlowKey, NO_RULE, PeerKey4, PeerKey6, PeerValue, Pinhole, PortKey, PortValue, ScopeKey,
         ScopeValue, list_bytes,
     },
+    in_force::InForce,
     packet::{Packet, PacketBytes, parse, unmapped},
     verdict::{Decision, Reason, Verdict},
 };
@@ -37,12 +38,18 @@ pub struct Listener {
 
 /// The look-ups that a decision makes. The kernel implements them over its maps, the host over ordinary collections.
 pub trait Tables {
-    /// The epoch in force; its lowest bit is the generation of every key.
-    fn epoch(&self) -> u32;
+    /// The epoch in force and the generation of its keys.
+    fn in_force(&self) -> InForce;
     /// The longest prefix that holds this destination.
     fn scope(&self, key: &ScopeKey) -> Option<ScopeValue>;
     /// The guarded port.
     fn port(&self, key: &PortKey) -> Option<PortValue>;
+    /// Whether a port of this number is guarded anywhere. Asked before the copies are: most ports are not.
+    fn is_guarded_number(&self, generation: u8, port: u16) -> bool;
+    /// The same as `scope`, from the copy of that table.
+    fn scope_copy(&self, key: &ScopeKey) -> Option<ScopeValue>;
+    /// The same as `port`, from the copy of that table.
+    fn port_copy(&self, key: &PortKey) -> Option<PortValue>;
     /// The pinhole of exactly this TCP flow, or the UDP conversation that it belongs to and that has not run out.
     fn pinhole(&self, protocol: u8, key: &FlowKey) -> Option<Pinhole>;
     /// A cgroup that a peer list admits.
@@ -56,10 +63,8 @@ pub trait Tables {
 /// Decides about one packet for a guarded socket.
 #[inline(always)]
 pub fn decide<B: PacketBytes + ?Sized, T: Tables>(bytes: &B, listener: Listener, tables: &T) -> Decision {
-    let epoch = tables.epoch();
-    let generation = (epoch & 1) as u8;
+    let in_force @ InForce { epoch, .. } = tables.in_force();
     let mut flow = FlowKey { destination_port: listener.port.to_be_bytes(), ..FlowKey::default() };
-    let port_of = |scope| tables.port(&PortKey { scope, port: listener.port, protocol: listener.protocol, generation });
     let conclude = |reason: Reason, rule: u16, port: PortValue, flow: FlowKey| {
         let audited = matches!(reason.verdict(), Verdict::Deny) && port.flags & PortValue::AUDIT != 0;
         let verdict = if audited { Verdict::Allow } else { reason.verdict() };
@@ -67,27 +72,28 @@ pub fn decide<B: PacketBytes + ?Sized, T: Tables>(bytes: &B, listener: Listener,
     };
 
     // The node's own port is known without reading the packet; a pod's is found by the destination address.
-    let node_port = match listener.scope {
-        Scope::Node => match port_of(ScopeValue::NODE) {
-            Some(port) => Some(port),
-            None => return conclude(Reason::NotGuarded, NO_RULE, PortValue::default(), flow),
-        },
-        Scope::Pod | Scope::Unknown => None,
+    let mut found = match listener.scope {
+        Scope::Node => guarded(listener, None, in_force, tables),
+        Scope::Pod | Scope::Unknown => Guarded::NOT,
     };
+    if matches!((listener.scope, found.by), (Scope::Node, By::Nothing)) {
+        return conclude(Reason::NotGuarded, NO_RULE, PortValue::default(), flow);
+    }
     let Some(packet) = parse(bytes, listener.protocol) else {
-        let port = node_port.unwrap_or(PortValue { rule: NO_RULE, ..PortValue::default() });
-        return conclude(Reason::BadHeader, port.rule, port, flow);
+        return conclude(Reason::BadHeader, found.port.rule, found.port, flow);
     };
     flow.source = packet.source;
     flow.destination = packet.destination;
     flow.source_port = packet.ports.map_or([0; 2], |ports| ports.source);
-    let port = match node_port {
-        Some(port) => Some(port),
-        None => destination_scope(listener, &packet, generation, tables).and_then(port_of),
-    };
-    let Some(port) = port else {
-        return conclude(Reason::NotGuarded, NO_RULE, PortValue::default(), flow);
-    };
+    if !matches!(listener.scope, Scope::Node) {
+        found = guarded(listener, Some(&packet), in_force, tables);
+    }
+    let Guarded { port, generation, by } = found;
+    match by {
+        By::Tables => {}
+        By::CopiesAlone => return conclude(Reason::TableDamaged, port.rule, port, flow),
+        By::Nothing => return conclude(Reason::NotGuarded, NO_RULE, PortValue::default(), flow),
+    }
 
     let list = list_bytes(generation, port.list);
     let pinhole = match packet.ports {
@@ -123,11 +129,72 @@ pub fn decide<B: PacketBytes + ?Sized, T: Tables>(bytes: &B, listener: Listener,
     }
 }
 
-/// The scope of the listener that owns this destination address; `None` where no rule names the address.
+/// What says that a port is guarded.
+#[derive(Clone, Copy)]
+enum By {
+    /// The tables, which say who may reach it too.
+    Tables,
+    /// Their copies, and not they.
+    CopiesAlone,
+    /// Nothing does.
+    Nothing,
+}
+
+/// A port as far as it is guarded. Every field always has a value: the kernel's verifier lets none be passed on that has not.
+#[derive(Clone, Copy)]
+struct Guarded {
+    port: PortValue,
+    generation: u8,
+    by: By,
+}
+
+impl Guarded {
+    const NOT: Guarded = Guarded {
+        port: PortValue { list: 0, rule: NO_RULE, tunnel_rule: NO_RULE, node_rule: NO_RULE, flags: 0 },
+        generation: 0,
+        by: By::Nothing,
+    };
+}
+
+/// What guards the listener's port, its scope being the node's or that of the packet's destination. That nothing does is believed only
+/// where the copies say so too: an entry that somebody took out opens nothing.
 #[inline(always)]
-fn destination_scope<T: Tables>(listener: Listener, packet: &Packet, generation: u8, tables: &T) -> Option<u32> {
+fn guarded<T: Tables>(listener: Listener, packet: Option<&Packet>, in_force: InForce, tables: &T) -> Guarded {
+    let Listener { port, protocol, .. } = listener;
+    if let Some(generation) = in_force.generation {
+        let scope = scope_of(listener, packet, generation, |key| tables.scope(key));
+        if let Some(port) = scope.and_then(|scope| tables.port(&PortKey { scope, port, protocol, generation })) {
+            return Guarded { port, generation, by: By::Tables };
+        }
+    }
+    let (first, last) = match in_force.generation {
+        Some(generation) => (generation, generation),
+        None => (0, 1),
+    };
+    let mut generation = first;
+    while generation <= last {
+        if tables.is_guarded_number(generation, port)
+            && let Some(scope) = scope_of(listener, packet, generation, |key| tables.scope_copy(key))
+            && let Some(port) = tables.port_copy(&PortKey { scope, port, protocol, generation })
+        {
+            return Guarded { port, generation, by: By::CopiesAlone };
+        }
+        generation = generation.wrapping_add(1);
+    }
+    Guarded::NOT
+}
+
+/// The scope of the listener: the node's, or that of the destination address; `None` where no rule names the address.
+#[inline(always)]
+fn scope_of(
+    listener: Listener,
+    packet: Option<&Packet>,
+    generation: u8,
+    look_up: impl Fn(&ScopeKey) -> Option<ScopeValue>,
+) -> Option<u32> {
+    let Some(packet) = packet else { return Some(ScopeValue::NODE) };
     let key = ScopeKey { generation: [generation, 0, 0, 0], address: packet.destination };
-    match (listener.scope, tables.scope(&key)) {
+    match (listener.scope, look_up(&key)) {
         (Scope::Pod, Some(ScopeValue { scope })) if scope != ScopeValue::NODE => Some(scope),
         (Scope::Unknown | Scope::Node, Some(ScopeValue { scope })) => Some(scope),
         (Scope::Pod, Some(_) | None) | (Scope::Unknown | Scope::Node, None) if listener.in_pods => {

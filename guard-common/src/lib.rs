@@ -23,11 +23,13 @@
 
 pub mod abi;
 pub mod decide;
+pub mod in_force;
 pub mod packet;
 pub mod reach;
 pub mod verdict;
 
 pub use decide::{Listener, Scope, Tables, decide};
+pub use in_force::{InForce, in_force};
 pub use packet::{Packet, PacketBytes, Ports, parse};
 pub use reach::{Caller, Destination, DestinationTables, Reached, reach};
 pub use verdict::{Decision, Reason, Verdict};

@@ -5,7 +5,7 @@
 use proptest::prelude::*;
 
 use crate::{
-    Listener, Reason, Scope, Tables, Verdict,
+    InForce, Listener, Reason, Scope, Tables, Verdict,
     abi::{
         CallerKey, CallerValue, FlowKey, PeerKey4, PeerKey6, PeerValue, Pinhole, PortKey, PortValue, ScopeKey,
         ScopeValue, counter_index,
@@ -22,17 +22,30 @@ struct Fixed {
     pinhole: Option<u32>,
     peer: Option<u16>,
     caller: bool,
+    /// No generation is whole.
+    doubt: bool,
+    scope_copy: Option<u32>,
+    port_copy: Option<PortValue>,
 }
 
 impl Tables for Fixed {
-    fn epoch(&self) -> u32 {
-        1
+    fn in_force(&self) -> InForce {
+        InForce { epoch: 1, generation: if self.doubt { None } else { Some(1) } }
     }
     fn scope(&self, _: &ScopeKey) -> Option<ScopeValue> {
         self.scope.map(|scope| ScopeValue { scope })
     }
     fn port(&self, _: &PortKey) -> Option<PortValue> {
         self.port
+    }
+    fn is_guarded_number(&self, _: u8, _: u16) -> bool {
+        self.port_copy.is_some()
+    }
+    fn scope_copy(&self, _: &ScopeKey) -> Option<ScopeValue> {
+        self.scope_copy.map(|scope| ScopeValue { scope })
+    }
+    fn port_copy(&self, _: &PortKey) -> Option<PortValue> {
+        self.port_copy
     }
     fn pinhole(&self, _: u8, _: &FlowKey) -> Option<Pinhole> {
         self.pinhole.map(Pinhole::of)
@@ -82,7 +95,7 @@ proptest! {
     #[test]
     fn what_cannot_be_read_is_never_admitted_to_a_guarded_port(bytes in packet(), peer in 0u16..4, pinhole in 0u32..64, caller in any::<bool>()) {
         let port = PortValue { flags: PortValue::ALLOW_TUNNEL | PortValue::ALLOW_NODE, ..PortValue::default() };
-        let tables = Fixed { scope: Some(1), port: Some(port), pinhole: Some(pinhole), peer: Some(peer), caller };
+        let tables = Fixed { scope: Some(1), port: Some(port), pinhole: Some(pinhole), peer: Some(peer), caller, ..Fixed::default() };
         let decision = decide(bytes.as_slice(), NODE, &tables);
         if parse(bytes.as_slice(), 6).is_none() {
             prop_assert_eq!((decision.verdict, decision.reason), (Verdict::Deny, Reason::BadHeader));
@@ -96,12 +109,38 @@ proptest! {
     #[test]
     fn audit_changes_the_verdict_and_nothing_else(bytes in packet(), peer in prop::option::of(0u16..4), pinhole in prop::option::of(0u32..32), flags in 0u16..4, caller in any::<bool>()) {
         let port = PortValue { flags, ..PortValue::default() };
-        let enforced = Fixed { scope: Some(1), port: Some(port), pinhole, peer, caller };
+        let enforced = Fixed { scope: Some(1), port: Some(port), pinhole, peer, caller, ..Fixed::default() };
         let audited = Fixed { port: Some(PortValue { flags: flags | PortValue::AUDIT, ..port }), ..enforced };
         let (enforced, audited) = (decide(bytes.as_slice(), NODE, &enforced), decide(bytes.as_slice(), NODE, &audited));
         prop_assert_eq!(audited.verdict, Verdict::Allow);
         prop_assert_eq!(audited.reason, enforced.reason);
         prop_assert_eq!(audited.audited, enforced.verdict == Verdict::Deny);
+    }
+
+    #[test]
+    fn what_the_copies_alone_guard_admits_nobody(bytes in packet(), pinhole in prop::option::of(0u32..64), peer in prop::option::of(0u16..4), caller in any::<bool>(), doubt in any::<bool>(), scope in 0usize..3, lost in any::<bool>()) {
+        // The port's entry is gone, or the scope's is, or no generation is whole, whatever the tables hold.
+        let port = Some(PortValue::default());
+        let (here, port) = if lost { (None, port) } else { (Some(1), None) };
+        let tables = Fixed { scope: here, port: port.filter(|_| doubt), pinhole, peer, caller, doubt, scope_copy: Some(1), port_copy: Some(PortValue { rule: 3, ..PortValue::default() }) };
+        let scope = [Scope::Node, Scope::Pod, Scope::Unknown][scope];
+        let decision = decide(bytes.as_slice(), Listener { scope, ..NODE }, &tables);
+        let readable = parse(bytes.as_slice(), 6).is_some();
+        prop_assert_eq!(decision.verdict, Verdict::Deny);
+        prop_assert_eq!(decision.reason, if readable { Reason::TableDamaged } else { Reason::BadHeader });
+        // An audited port denies nothing, damaged or not.
+        let audited = Fixed { port_copy: Some(PortValue { flags: PortValue::AUDIT, ..PortValue::default() }), ..tables };
+        let decision = decide(bytes.as_slice(), Listener { scope, ..NODE }, &audited);
+        prop_assert_eq!(decision.verdict, if readable || scope == Scope::Node { Verdict::Allow } else { Verdict::Deny });
+    }
+
+    #[test]
+    fn what_no_copy_guards_is_left_alone_in_doubt_too(bytes in packet(), doubt in any::<bool>(), scope in 0usize..3) {
+        let scope = [Scope::Node, Scope::Pod, Scope::Unknown][scope];
+        let decision = decide(bytes.as_slice(), Listener { scope, ..NODE }, &Fixed { doubt, ..Fixed::default() });
+        if parse(bytes.as_slice(), 6).is_some() || scope == Scope::Node {
+            prop_assert_eq!(decision.reason, Reason::NotGuarded);
+        }
     }
 }
 
@@ -146,14 +185,23 @@ fn a_caller_is_admitted_by_its_cgroup_and_where_the_node_is_by_that() {
 fn a_pod_that_no_prefix_holds_is_known_by_its_cgroup() {
     struct ByCgroup;
     impl Tables for ByCgroup {
-        fn epoch(&self) -> u32 {
-            1
+        fn in_force(&self) -> InForce {
+            InForce { epoch: 1, generation: Some(1) }
         }
         fn scope(&self, _: &ScopeKey) -> Option<ScopeValue> {
             None
         }
         fn port(&self, key: &PortKey) -> Option<PortValue> {
             (key.scope == ScopeValue::ALL_PODS).then(PortValue::default)
+        }
+        fn is_guarded_number(&self, _: u8, _: u16) -> bool {
+            true
+        }
+        fn scope_copy(&self, _: &ScopeKey) -> Option<ScopeValue> {
+            None
+        }
+        fn port_copy(&self, _: &PortKey) -> Option<PortValue> {
+            None
         }
         fn pinhole(&self, _: u8, _: &FlowKey) -> Option<Pinhole> {
             None

@@ -40,6 +40,8 @@ pub enum Reason {
     ControlPlanePort = 10,
     /// From the companion to an address or port that is neither a destination of `tunnel.dial` nor one of its servers.
     CompanionDestination = 11,
+    /// The port is guarded by the tables' copies alone, or no generation of them is whole: somebody else wrote to them.
+    TableDamaged = 12,
 }
 
 impl Reason {
@@ -47,7 +49,7 @@ impl Reason {
     pub const SLOTS: u32 = 16;
 
     /// Every reason, in the order of its discriminant.
-    pub const ALL: [Reason; 12] = [
+    pub const ALL: [Reason; 13] = [
         Reason::NotGuarded,
         Reason::Tunnel,
         Reason::Node,
@@ -60,6 +62,7 @@ impl Reason {
         Reason::Caller,
         Reason::ControlPlanePort,
         Reason::CompanionDestination,
+        Reason::TableDamaged,
     ];
 
     /// The stable name: a metric label, a word in events and in `status`.
@@ -77,6 +80,7 @@ impl Reason {
             Reason::Caller => "caller",
             Reason::ControlPlanePort => "control-plane-port",
             Reason::CompanionDestination => "companion-destination",
+            Reason::TableDamaged => "table-damaged",
         }
     }
 
@@ -91,7 +95,8 @@ impl Reason {
             | Reason::PinholeNotAllowed
             | Reason::BadHeader
             | Reason::ControlPlanePort
-            | Reason::CompanionDestination => Verdict::Deny,
+            | Reason::CompanionDestination
+            | Reason::TableDamaged => Verdict::Deny,
         }
     }
 

@@ -8,13 +8,14 @@ use aya_ebpf::{
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, lpm_trie::Key},
 };
 use guard_common::{
-    DestinationTables, Tables,
+    DestinationTables, InForce, Tables,
     abi::{
         Active, Address, CallerKey, CallerValue, CgroupKey, CgroupValue, DestinationKey, DestinationValue,
         EVENTS_BYTES, FlowKey, Generation, MAX_CALLERS, MAX_COOKIES, MAX_COUNTERS, MAX_DESTINATIONS, MAX_HEALTH,
-        MAX_PEERS, MAX_PINHOLES, MAX_PORTS, MAX_SCOPES, MAX_UDP_FLOWS, PeerKey4, PeerKey6, PeerValue, Pinhole, PortKey,
-        PortValue, RULE_SLOTS, RuleName, ScopeKey, ScopeValue, Told, UDP_FLOW_SECONDS,
+        MAX_PEERS, MAX_PINHOLES, MAX_PORT_WORDS, MAX_PORTS, MAX_SCOPES, MAX_UDP_FLOWS, PeerKey4, PeerKey6, PeerValue,
+        Pinhole, PortKey, PortValue, RULE_SLOTS, RuleName, ScopeKey, ScopeValue, Told, UDP_FLOW_SECONDS, port_word,
     },
+    in_force,
     packet::UDP,
 };
 
@@ -29,6 +30,13 @@ pub(crate) static GENERATIONS: Array<Generation> = Array::with_max_entries(2, 0)
 pub(crate) static SCOPES: LpmTrie<ScopeKey, ScopeValue> = LpmTrie::with_max_entries(MAX_SCOPES, 0);
 #[map]
 pub(crate) static PORTS: HashMap<PortKey, PortValue> = HashMap::with_max_entries(MAX_PORTS, NO_PREALLOC);
+/// The same again, and which port numbers are in it: asked before a port counts as one that no rule guards.
+#[map]
+pub(crate) static SCOPES_COPY: LpmTrie<ScopeKey, ScopeValue> = LpmTrie::with_max_entries(MAX_SCOPES, 0);
+#[map]
+pub(crate) static PORTS_COPY: HashMap<PortKey, PortValue> = HashMap::with_max_entries(MAX_PORTS, NO_PREALLOC);
+#[map]
+pub(crate) static PORT_NUMBERS: Array<u64> = Array::with_max_entries(MAX_PORT_WORDS, 0);
 #[map]
 pub(crate) static PEERS_V4: LpmTrie<PeerKey4, PeerValue> = LpmTrie::with_max_entries(MAX_PEERS, 0);
 #[map]
@@ -84,11 +92,15 @@ pub(crate) fn has_netns_helper() -> bool {
     NETNS_HELPER.load() != 0
 }
 
-/// The generation in force, and what has to be known of it first.
+/// The generation in force, and what has to be known of it first. Where none is whole, whatever can be judged is.
 #[inline(always)]
 pub(crate) fn generation() -> (u8, Generation) {
-    let generation = (KernelTables.epoch() & 1) as u8;
-    (generation, GENERATIONS.get(u32::from(generation)).copied().unwrap_or_default())
+    const DOUBT: u32 = Generation::UDP | Generation::ALL_PODS | Generation::CGROUPS | Generation::CONTROL_PLANE;
+    let InForce { epoch, generation } = KernelTables.in_force();
+    match generation {
+        Some(generation) => (generation, GENERATIONS.get(u32::from(generation)).copied().unwrap_or_default()),
+        None => ((epoch & 1) as u8, Generation { features: DOUBT, ..Generation::default() }),
+    }
 }
 
 /// What a cgroup is by the policy.
@@ -104,8 +116,9 @@ pub(crate) struct KernelTables;
 
 impl Tables for KernelTables {
     #[inline(always)]
-    fn epoch(&self) -> u32 {
-        ACTIVE.get(0).map_or(0, |active| active.epoch)
+    fn in_force(&self) -> InForce {
+        let epoch_of = |generation| GENERATIONS.get(u32::from(generation)).map_or(0, |generation| generation.epoch);
+        in_force(ACTIVE.get(0).map_or(0, |active| active.epoch), epoch_of)
     }
 
     #[inline(always)]
@@ -117,6 +130,23 @@ impl Tables for KernelTables {
     fn port(&self, key: &PortKey) -> Option<PortValue> {
         // SAFETY: the value is copied at once; a concurrent write replaces the whole element, it does not change one.
         unsafe { PORTS.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn is_guarded_number(&self, generation: u8, port: u16) -> bool {
+        let (word, bit) = port_word(generation, port);
+        PORT_NUMBERS.get(word).is_some_and(|word| word & bit != 0)
+    }
+
+    #[inline(always)]
+    fn scope_copy(&self, key: &ScopeKey) -> Option<ScopeValue> {
+        SCOPES_COPY.get(Key::new(bits::<ScopeKey>(), *key)).copied()
+    }
+
+    #[inline(always)]
+    fn port_copy(&self, key: &PortKey) -> Option<PortValue> {
+        // SAFETY: as above.
+        unsafe { PORTS_COPY.get(key) }.copied()
     }
 
     #[inline(always)]

@@ -15,7 +15,7 @@ use guard_common::{
 };
 
 use crate::{
-    maps::KernelTables,
+    maps::{ACTIVE, KernelTables},
     report::{count, report},
     window::Window,
 };
@@ -81,7 +81,7 @@ fn bench_floor_peer(ctx: SkBuffContext) -> i32 {
 #[inline(always)]
 fn floor_port() -> Option<(PortValue, Listener, u8)> {
     let listener = question()?;
-    let generation = (KernelTables.epoch() & 1) as u8;
+    let generation = ACTIVE.get(0).map_or(0, |active| (active.epoch & 1) as u8);
     let key = PortKey { scope: 0, port: listener.port, protocol: listener.protocol, generation };
     KernelTables.port(&key).map(|port| (port, listener, generation))
 }

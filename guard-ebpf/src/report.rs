@@ -98,7 +98,7 @@ pub(crate) fn report_reach<C: EbpfContext>(ctx: &C, destination: Destination, re
     let Some(reason) = reached.denied else { return };
     let flow = FlowKey { destination: destination.address, ..FlowKey::default() };
     let audited = matches!(reached.verdict, Verdict::Allow);
-    let epoch = KernelTables.epoch();
+    let epoch = KernelTables.in_force().epoch;
     let decision = Decision { verdict: reached.verdict, reason, rule: NO_RULE, audited, epoch, flow };
     report(ctx, destination.port, &decision);
 }

@@ -27,6 +27,7 @@ use crate::{
     connections::Connections,
     dial::Dialer,
     drain::drain,
+    hold::hold,
     kernel::{
         apply::{Apply, InForce},
         established::{self, Pass},
@@ -40,9 +41,6 @@ use crate::{
     snapshot::{Current, Guard},
     tunnel::Tunnel,
 };
-
-/// How often links, pins and tables are looked at.
-const HOLD: Duration = Duration::from_secs(3);
 
 /// How many cut connections are named in the log; the number says the rest.
 const CUTS_LOGGED: usize = 20;
@@ -231,28 +229,6 @@ async fn take_edit(guard: &Arc<Guard>, edit: Edit) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Holds the kernel half: what somebody else removed or changed is told, counted and mended.
-async fn hold(guard: Arc<Guard>) {
-    loop {
-        tokio::time::sleep(HOLD).await;
-        let holder = Arc::clone(&guard);
-        let mended = tokio::task::spawn_blocking(move || mend(&holder)).await;
-        match mended.map_err(anyhow::Error::from).flatten() {
-            Ok(mended) if mended.is_empty() => {}
-            Ok(mended) => {
-                guard.mended.fetch_add(mended.len() as u64, Ordering::Relaxed);
-                tracing::error!(
-                    mended = mended.join(", "),
-                    "somebody removed or changed what holds this node closed; it is mended"
-                );
-            }
-            Err(error) => {
-                tracing::error!(error = format!("{error:#}"), "what holds this node closed cannot be checked or mended")
-            }
-        }
-    }
-}
-
 /// Keeps what the policy says of cgroups true while these come and go.
 async fn follow(guard: Arc<Guard>) {
     let mut follower = Follower::start();
@@ -272,18 +248,8 @@ async fn follow(guard: Arc<Guard>) {
     }
 }
 
-fn mend(guard: &Guard) -> anyhow::Result<Vec<String>> {
-    let mut mended = lock(&guard.programs).mend()?;
-    let mut apply = lock(&guard.apply);
-    if apply.mend()? {
-        guard.in_force.store(Arc::new(apply.in_force()));
-        mended.push("tables of the ruleset".to_owned());
-    }
-    Ok(mended)
-}
-
 /// Cuts the connections that were open before the ruleset in force and that it does not admit.
-fn cut(guard: &Guard) {
+pub(crate) fn cut(guard: &Guard) {
     let Some(image) = lock(&guard.apply).image() else { return };
     let pass = match established::pass(&image, &guard.cgroup) {
         Ok(pass) => pass,

@@ -22,6 +22,7 @@ pub mod drain;
 pub mod flags;
 mod gate;
 pub mod hello;
+mod hold;
 pub mod kernel;
 pub mod konnectivity;
 pub mod kubelet;

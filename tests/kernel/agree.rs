@@ -7,11 +7,11 @@ use std::path::PathBuf;
 use guard_common::Reason;
 use lab::agree::{compare, load};
 
-const RULESETS: usize = 25;
+const RULESETS: usize = 40;
 
 #[test]
 fn kernel_and_host_agree() {
-    let per_ruleset = if std::env::var_os("NODEGUARD_SOAK").is_some() { 40_000 } else { 1_000 };
+    let per_ruleset = if std::env::var_os("NODEGUARD_SOAK").is_some() { 25_000 } else { 700 };
     let tally = compare(&object("guard-dev.o"), RULESETS, per_ruleset);
     println!(
         "agree: {} decisions compared ({} frames too short for a test run), {} differences; reasons {:?}",

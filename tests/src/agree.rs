@@ -16,7 +16,13 @@ use guard_common::{
     decide,
 };
 use nodeguard::{
-    kernel::{apply::Apply, follow::Cgroups, maps::Maps, model::Model, plan},
+    kernel::{
+        apply::Apply,
+        follow::Cgroups,
+        maps::Maps,
+        model::Model,
+        plan::{self, Op},
+    },
     policy::ruleset::{ALL_PODS_SCOPE, GuardedPort, Mode, Peer, PeerKind, PortRule, Rule, Ruleset, Tables},
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
@@ -63,7 +69,7 @@ pub fn compare(object: &[u8], rulesets: usize, packets: usize) -> Tally {
             let listener = Listener {
                 scope: pick(&mut rng, &[Scope::Node, Scope::Pod, Scope::Unknown]),
                 port: pick(&mut rng, &[10_250, 10_250, 8080, 9090, 0]),
-                protocol: pick(&mut rng, &[6, 6, 6, 6, 17]),
+                protocol: if sample.name.ends_with("UDP") { 17 } else { pick(&mut rng, &[6, 6, 6, 6, 17]) },
                 in_pods: rng.random_bool(0.5),
             };
             for program in ["probe_direct", "probe_helper"] {
@@ -99,6 +105,7 @@ impl Pair {
         }
         let in_force = self.apply.apply(&Arc::new(ruleset)).unwrap();
         assert_eq!(in_force.epoch, self.model.image.epoch);
+        self.damage(rng);
         for key in std::mem::take(&mut self.model.pinholes).keys() {
             self.pinholes.remove(key).unwrap();
         }
@@ -107,7 +114,7 @@ impl Pair {
         }
         let callers: Vec<u64> =
             self.model.image.entries.followed.callers.keys().map(|key| key.cgroup).chain([77]).collect();
-        for round in 0..120 {
+        for round in 0..400 {
             let is_v4 = rng.random_bool(0.5);
             let mut address = || {
                 if is_v4 { guard_common::packet::mapped(pick(rng, &pool_v4())) } else { pick(rng, &pool_v6()) }
@@ -134,6 +141,29 @@ impl Pair {
             self.model.udp_flows.remove(&key);
             if age < UDP_FLOW_SECONDS {
                 self.model.udp_flows.insert(key, flow);
+            }
+        }
+    }
+
+    /// Now and then somebody else has written to the tables: both sides see the same.
+    fn damage(&mut self, rng: &mut StdRng) {
+        fn one<K: Copy, V>(rng: &mut StdRng, table: &BTreeMap<K, V>) -> Option<K> {
+            let number = rng.random_range(0..table.len().max(1));
+            table.keys().nth(number).copied()
+        }
+        for _ in 0..pick(rng, &[0, 0, 0, 0, 1, 3]) {
+            let entries = &self.model.image.entries;
+            let op = match rng.random_range(0..6) {
+                0 => one(rng, &entries.ports).map(|key| Op::Port(key, None)),
+                1 => one(rng, &entries.scopes).map(|key| Op::Scope(key, None)),
+                2 => one(rng, &entries.ports_copy).map(|key| Op::PortCopy(key, None)),
+                3 => one(rng, &entries.scopes_copy).map(|key| Op::ScopeCopy(key, None)),
+                4 => Some(Op::Activate(rng.random_range(0..50))),
+                _ => Some(Op::Generation(rng.random_range(0..2), None)),
+            };
+            if let Some(op) = op {
+                self.apply.carry_out(&op).unwrap();
+                plan::step(&mut self.model.image, &op);
             }
         }
     }

@@ -67,6 +67,7 @@ pub fn named(
         ("IPv6 destination options", v6(|bytes| bytes[6] = 60)),
         ("IPv6 routing header", v6(|bytes| bytes[6] = 43)),
         ("IPv6 fragment header", v6(|bytes| bytes[6] = 44)),
+        ("IPv6 UDP", v6(|bytes| bytes[6] = 17)),
         ("IPv6 no next header", v6(|bytes| bytes[6] = 59)),
         ("IPv6 header cut", v6(|bytes| bytes.truncate(39))),
         ("IPv6 header alone", v6(|bytes| bytes.truncate(40))),

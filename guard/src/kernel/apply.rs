@@ -11,7 +11,7 @@ use std::{
 use aya::maps::{MapError, PerCpuValues, lpm_trie::Key};
 use guard_common::{
     Reason,
-    abi::{Active, Generation, NO_RULE, RULE_SLOTS, counter_index},
+    abi::{Active, Generation, MAX_PORT_WORDS, NO_RULE, RULE_SLOTS, counter_index},
 };
 
 use super::{
@@ -35,6 +35,15 @@ pub enum ApplyError {
     /// The kernel could not be asked to wait.
     #[error("membarrier")]
     Grace(#[source] std::io::Error),
+}
+
+/// How much of the tables is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Look {
+    /// What decides, and not what only stands in for it: names, the numbers of guarded ports.
+    Deciding,
+    /// Everything.
+    All,
 }
 
 /// The one writer of the ruleset's maps.
@@ -62,7 +71,7 @@ pub struct InForce {
 impl Apply {
     /// Reads what the pinned maps hold.
     pub fn new(maps: Maps) -> Result<Apply, ApplyError> {
-        let image = read(&maps)?;
+        let image = read(&maps, None)?;
         Ok(Apply { maps, image: Some(image), wanted: None, base: None, cgroups: Cgroups::default() })
     }
 
@@ -81,7 +90,7 @@ impl Apply {
     pub fn apply(&mut self, ruleset: &Arc<Ruleset>) -> Result<InForce, ApplyError> {
         let mut image = match self.image.take() {
             Some(image) => image,
-            None => read(&self.maps)?,
+            None => read(&self.maps, None)?,
         };
         let cgroups = self.find(ruleset);
         let plan = plan(&image, ruleset, &cgroups)?;
@@ -121,15 +130,34 @@ impl Apply {
 
     /// Compares what the maps hold with what was written, and brings the ruleset into force anew where somebody else wrote. `true` where
     /// that was needed.
-    pub fn mend(&mut self) -> Result<bool, ApplyError> {
+    pub fn mend(&mut self, look: Look) -> Result<bool, ApplyError> {
         let Some(wanted) = self.wanted.clone() else { return Ok(false) };
-        let found = read(&self.maps)?;
+        let known = match look {
+            Look::Deciding => self.image.as_ref(),
+            Look::All => None,
+        };
+        let found = read(&self.maps, known)?;
         if self.image.as_ref() == Some(&found) {
             return Ok(false);
         }
         self.image = Some(found);
         self.apply(&wanted)?;
         Ok(true)
+    }
+
+    /// Whether the epoch that was written last is the active one, and its generation whole.
+    pub fn is_active(&self) -> bool {
+        let Some(image) = &self.image else { return true };
+        let generation = Active { epoch: image.epoch }.generation();
+        self.maps.active.get(&0, 0).is_ok_and(|active| active.epoch == image.epoch)
+            && self.maps.generations.get(&generation.into(), 0).is_ok_and(|found| found == image.generation(generation))
+    }
+
+    /// One operation outside any plan: for a comparison with the host's tables, which get the same. The next plan begins with what the maps
+    /// hold then.
+    pub fn carry_out(&mut self, op: &Op) -> Result<(), ApplyError> {
+        self.image = None;
+        write(&mut self.maps, op)
     }
 
     /// Takes over what rules of the same name had counted in maps of another ABI.
@@ -173,19 +201,22 @@ impl Apply {
     }
 }
 
-/// Reads the maps.
-fn read(maps: &Maps) -> Result<Image, ApplyError> {
+/// Reads the maps; what decides nothing by itself is taken from what is known, if anything is.
+fn read(maps: &Maps, known: Option<&Image>) -> Result<Image, ApplyError> {
     let mut image = Image {
         epoch: maps.active.get(&0, 0).map_err(|error| ApplyError::Map("ACTIVE", error))?.epoch,
         ..Image::default()
     };
-    for slot in 0..RULE_SLOTS as u16 {
-        let name = maps.names.get(&u32::from(slot), 0).map_err(|error| ApplyError::Map("RULE_NAMES", error))?;
-        if let Some(name) = rule_name::read(&name) {
-            image.names.insert(slot, name);
+    match known {
+        Some(known) => {
+            image.names.clone_from(&known.names);
+            image.entries.port_numbers.clone_from(&known.entries.port_numbers);
         }
+        None => read_rest(maps, &mut image)?,
     }
-    let Entries { scopes, ports, peers_v4, peers_v6, destinations, followed } = &mut image.entries;
+    let entries = &mut image.entries;
+    let Entries { scopes, ports, scopes_copy, ports_copy, .. } = entries;
+    let Entries { peers_v4, peers_v6, destinations, followed, .. } = entries;
     let Followed { callers, cgroups, generations } = followed;
     for number in 0..2u8 {
         let generation =
@@ -201,9 +232,30 @@ fn read(maps: &Maps) -> Result<Image, ApplyError> {
     collect(maps.cgroups.iter(), "CGROUPS", |key, value| cgroups.insert(key, value))?;
     collect(maps.scopes.iter(), "SCOPES", |key, value| scopes.insert((key.prefix_len(), key.data()), value))?;
     collect(maps.ports.iter(), "PORTS", |key, value| ports.insert(key, value))?;
+    collect(maps.scopes_copy.iter(), "SCOPES_COPY", |key, value| {
+        scopes_copy.insert((key.prefix_len(), key.data()), value)
+    })?;
+    collect(maps.ports_copy.iter(), "PORTS_COPY", |key, value| ports_copy.insert(key, value))?;
     collect(maps.peers_v4.iter(), "PEERS_V4", |key, value| peers_v4.insert((key.prefix_len(), key.data()), value))?;
     collect(maps.peers_v6.iter(), "PEERS_V6", |key, value| peers_v6.insert((key.prefix_len(), key.data()), value))?;
     Ok(image)
+}
+
+/// The names of rules, and the numbers of guarded ports.
+fn read_rest(maps: &Maps, image: &mut Image) -> Result<(), ApplyError> {
+    for slot in 0..RULE_SLOTS as u16 {
+        let name = maps.names.get(&u32::from(slot), 0).map_err(|error| ApplyError::Map("RULE_NAMES", error))?;
+        if let Some(name) = rule_name::read(&name) {
+            image.names.insert(slot, name);
+        }
+    }
+    for index in 0..MAX_PORT_WORDS {
+        let word = maps.port_numbers.get(&index, 0).map_err(|error| ApplyError::Map("PORT_NUMBERS", error))?;
+        if word != 0 {
+            image.entries.port_numbers.insert(index, word);
+        }
+    }
+    Ok(())
 }
 
 fn collect<K, V, R>(
@@ -239,6 +291,12 @@ fn write(maps: &mut Maps, op: &Op) -> Result<(), ApplyError> {
         Op::PeerV6((bits, key), value) => put_lpm(&mut maps.peers_v6, "PEERS_V6", *bits, *key, *value),
         Op::Destination((bits, key), value) => put_lpm(&mut maps.destinations, "DESTINATIONS", *bits, *key, *value),
         Op::Port(key, value) => put(&mut maps.ports, "PORTS", *key, *value),
+        Op::ScopeCopy((bits, key), value) => put_lpm(&mut maps.scopes_copy, "SCOPES_COPY", *bits, *key, *value),
+        Op::PortCopy(key, value) => put(&mut maps.ports_copy, "PORTS_COPY", *key, *value),
+        Op::PortNumbers(index, value) => maps
+            .port_numbers
+            .set(*index, value.unwrap_or_default(), 0)
+            .map_err(|error| ApplyError::Map("PORT_NUMBERS", error)),
         Op::Caller(key, value) => put(&mut maps.callers, "CALLERS", *key, *value),
         Op::Cgroup(key, value) => put(&mut maps.cgroups, "CGROUPS", *key, *value),
         Op::Generation(number, value) => maps

@@ -14,7 +14,7 @@ use std::{
 
 use guard_common::{
     Caller, Destination, Listener, Reason, Scope, Verdict,
-    abi::{CgroupKey, CgroupValue, FlowKey, Generation, Pinhole},
+    abi::{Active, CgroupKey, CgroupValue, FlowKey, Generation, Pinhole},
     decide,
     packet::{TCP, mapped},
     reach,
@@ -145,8 +145,8 @@ fn companion_denied(model: &Model, caller: Caller, to: SocketAddr) -> Option<Rea
 
 /// The generation in force and what is known of it.
 fn image_generation(image: &Image) -> (u8, Generation) {
-    let generation = (image.epoch & 1) as u8;
-    (generation, image.entries.followed.generations.get(&generation).copied().unwrap_or_default())
+    let generation = Active { epoch: image.in_force().epoch }.generation();
+    (generation, image.generation(generation))
 }
 
 /// Whether a rule guards ports of every pod and their cgroup is not there: then every listener that is not the node's counts.

@@ -122,9 +122,17 @@ pub struct Programs {
     /// A handle on every pinned map, so that a lost pin can be made again.
     pub(super) pinned: Vec<(String, MapData)>,
     /// The same for every link: without it, removing a pin would detach the program.
-    pub(super) links: Vec<(&'static str, OwnedFd)>,
+    pub(super) links: Vec<Held>,
     /// Whether cgroup_skb programs can ask for the network namespace here (kernel 6.15).
     pub netns_helper: bool,
+}
+
+/// A link that is held open.
+pub(super) struct Held {
+    pub(super) name: &'static str,
+    pub(super) fd: OwnedFd,
+    /// The program that was put into it.
+    pub(super) program_id: u32,
 }
 
 /// Whether a program holds.
@@ -201,7 +209,9 @@ impl Programs {
                 replace_pin(program, &program_pin)?;
                 tracing::info!(program = name, cgroup = %self.location.cgroup.display(), "program attached and pinned");
             }
-            self.links.push((name, sys::obj_get(&link_pin).map_err(at(&link_pin))?));
+            let fd = sys::obj_get(&link_pin).map_err(at(&link_pin))?;
+            let program_id = sys::link_info(fd.as_fd()).map_err(at(&link_pin))?.program_id;
+            self.links.push(Held { name, fd, program_id });
         }
         Ok(predecessors)
     }

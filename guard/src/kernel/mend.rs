@@ -7,12 +7,19 @@ use std::{fs, io, os::fd::AsFd, path::Path};
 use aya::{maps::MapInfo, programs::ProgramInfo};
 
 use super::{
-    load::{LoadError, Programs, attachments},
+    load::{Held, LoadError, Programs, attachments},
     object::PROGRAMS,
     sys,
 };
 
 impl Programs {
+    /// Whether every link is attached and holds the program that was put into it.
+    pub fn all_attached(&self) -> bool {
+        self.links.iter().all(|link| {
+            sys::link_info(link.fd.as_fd()).is_ok_and(|info| info.cgroup_id != 0 && info.program_id == link.program_id)
+        })
+    }
+
     /// Attaches again what was detached or replaced, and pins again what lost its pin; the names of all that.
     pub fn mend(&mut self) -> Result<Vec<String>, LoadError> {
         let pins = self.location.pins();
@@ -30,7 +37,7 @@ impl Programs {
                 mended.push(format!("pin of the map {name}"));
             }
         }
-        for (name, link) in &self.links {
+        for Held { name, fd: link, .. } in &self.links {
             let path = pins.join("links").join(name);
             let of = |error| LoadError::Path(path.clone(), error);
             let held = sys::link_info(link.as_fd()).map_err(of)?;

@@ -5,10 +5,10 @@
 use std::collections::BTreeMap;
 
 use guard_common::{
-    DestinationTables, Tables,
+    DestinationTables, InForce, Tables,
     abi::{
         CallerKey, CallerValue, DestinationKey, DestinationValue, FlowKey, PeerKey4, PeerKey6, PeerValue, Pinhole,
-        PortKey, PortValue, ScopeKey, ScopeValue,
+        PortKey, PortValue, ScopeKey, ScopeValue, port_word,
     },
     packet::UDP,
 };
@@ -27,8 +27,8 @@ pub struct Model {
 }
 
 impl Tables for Model {
-    fn epoch(&self) -> u32 {
-        self.image.epoch
+    fn in_force(&self) -> InForce {
+        self.image.in_force()
     }
 
     fn scope(&self, key: &ScopeKey) -> Option<ScopeValue> {
@@ -37,6 +37,19 @@ impl Tables for Model {
 
     fn port(&self, key: &PortKey) -> Option<PortValue> {
         self.image.entries.ports.get(key).copied()
+    }
+
+    fn is_guarded_number(&self, generation: u8, port: u16) -> bool {
+        let (word, bit) = port_word(generation, port);
+        self.image.entries.port_numbers.get(&word).is_some_and(|word| word & bit != 0)
+    }
+
+    fn scope_copy(&self, key: &ScopeKey) -> Option<ScopeValue> {
+        longest(&self.image.entries.scopes_copy, key)
+    }
+
+    fn port_copy(&self, key: &PortKey) -> Option<PortValue> {
+        self.image.entries.ports_copy.get(key).copied()
     }
 
     fn pinhole(&self, protocol: u8, key: &FlowKey) -> Option<Pinhole> {

@@ -4,9 +4,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use guard_common::abi::{
-    Active, CallerKey, CallerValue, CgroupKey, CgroupValue, DestinationKey, DestinationValue, Generation, PeerKey4,
-    PeerKey6, PeerValue, PortKey, PortValue, RULE_SLOTS, ScopeKey, ScopeValue, list_bytes,
+use guard_common::{
+    InForce,
+    abi::{
+        Active, CallerKey, CallerValue, CgroupKey, CgroupValue, DestinationKey, DestinationValue, Generation,
+        MAX_PORT_WORDS, PeerKey4, PeerKey6, PeerValue, PortKey, PortValue, RULE_SLOTS, ScopeKey, ScopeValue,
+        list_bytes, port_word,
+    },
+    in_force,
 };
 use ipnet::IpNet;
 
@@ -20,6 +25,12 @@ pub struct Entries {
     pub scopes: BTreeMap<(u32, ScopeKey), ScopeValue>,
     /// Guarded ports.
     pub ports: BTreeMap<PortKey, PortValue>,
+    /// The copy of `scopes`.
+    pub scopes_copy: BTreeMap<(u32, ScopeKey), ScopeValue>,
+    /// The copy of `ports`, those of destinations left out.
+    pub ports_copy: BTreeMap<PortKey, PortValue>,
+    /// The numbers of the ports in it: the words that are not zero.
+    pub port_numbers: BTreeMap<u32, u64>,
     /// IPv4 peers.
     pub peers_v4: BTreeMap<(u32, PeerKey4), PeerValue>,
     /// IPv6 peers.
@@ -52,6 +63,18 @@ pub struct Image {
     pub entries: Entries,
 }
 
+impl Image {
+    /// What a program that reads these tables takes for the ruleset in force.
+    pub fn in_force(&self) -> InForce {
+        in_force(self.epoch, |number| self.generation(number).epoch)
+    }
+
+    /// What the tables hold of a generation first.
+    pub fn generation(&self, number: u8) -> Generation {
+        self.entries.followed.generations.get(&number).copied().unwrap_or_default()
+    }
+}
+
 /// One write to one map.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Op {
@@ -63,6 +86,12 @@ pub enum Op {
     Scope((u32, ScopeKey), Option<ScopeValue>),
     /// The same for a port.
     Port(PortKey, Option<PortValue>),
+    /// The same for the copy of a scope's entry.
+    ScopeCopy((u32, ScopeKey), Option<ScopeValue>),
+    /// The same for the copy of a port's entry.
+    PortCopy(PortKey, Option<PortValue>),
+    /// A word of the port numbers; `None` is zero.
+    PortNumbers(u32, Option<u64>),
     /// The same for an IPv4 peer.
     PeerV4((u32, PeerKey4), Option<PeerValue>),
     /// The same for an IPv6 peer.
@@ -104,23 +133,29 @@ pub enum PlanError {
 /// only cgroups came or went, the generation in force follows them.
 pub fn plan(have: &Image, want: &Ruleset, cgroups: &Cgroups) -> Result<Plan, PlanError> {
     let slots = assign_slots(have, want)?;
-    let generation = Active { epoch: have.epoch }.generation();
+    // Somebody else may have written another epoch into the active slot than the one that the programs go by.
+    let InForce { epoch: in_force, generation } = have.in_force();
+    let generation = generation.unwrap_or(Active { epoch: in_force }.generation());
     let names: BTreeMap<u16, String> =
         slots.iter().zip(&want.rules).map(|(slot, rule)| (*slot, rule.name.clone())).collect();
 
     let mut ops = Vec::new();
-    if have.epoch != 0 && have.names == names {
-        let mut current = encode(want, &slots, generation, cgroups);
+    if have.in_force().generation.is_some() && have.names == names {
+        let mut current = encode(want, &slots, in_force, cgroups);
         let followed = std::mem::replace(&mut current.followed, have.entries.followed.clone());
         if have.entries == current {
             follow(&mut ops, &have.entries.followed, &followed, generation);
-            return Ok(Plan { ops, epoch: have.epoch, slots });
+            follow(&mut ops, &have.entries.followed, &Followed::default(), generation ^ 1);
+            if have.epoch != in_force {
+                ops.push(Op::Activate(in_force));
+            }
+            return Ok(Plan { ops, epoch: in_force, slots });
         }
     }
     // Epoch 0 means "none": a wrap skips it and keeps the generation's parity moving.
-    let epoch = if have.epoch >= u32::MAX - 1 { (have.epoch & 1) ^ 3 } else { have.epoch + 1 };
+    let epoch = if in_force >= u32::MAX - 1 { (in_force & 1) ^ 3 } else { in_force + 1 };
     let new = Active { epoch }.generation();
-    let target = encode(want, &slots, new, cgroups);
+    let target = encode(want, &slots, epoch, cgroups);
 
     for (slot, name) in &names {
         if have.names.get(slot) != Some(name) {
@@ -154,6 +189,9 @@ pub fn step(image: &mut Image, op: &Op) {
         }
         Op::Scope(key, value) => set(&mut image.entries.scopes, key, *value),
         Op::Port(key, value) => set(&mut image.entries.ports, key, *value),
+        Op::ScopeCopy(key, value) => set(&mut image.entries.scopes_copy, key, *value),
+        Op::PortCopy(key, value) => set(&mut image.entries.ports_copy, key, *value),
+        Op::PortNumbers(index, value) => set(&mut image.entries.port_numbers, index, *value),
         Op::PeerV4(key, value) => set(&mut image.entries.peers_v4, key, *value),
         Op::PeerV6(key, value) => set(&mut image.entries.peers_v6, key, *value),
         Op::Destination(key, value) => set(&mut image.entries.destinations, key, *value),
@@ -177,8 +215,9 @@ fn assign_slots(have: &Image, want: &Ruleset) -> Result<Vec<u16>, PlanError> {
         .ok_or(PlanError::NoSlots(want.rules.len()))
 }
 
-/// A ruleset as the entries of one generation.
-fn encode(want: &Ruleset, slots: &[u16], generation: u8, cgroups: &Cgroups) -> Entries {
+/// A ruleset as the entries of an epoch's generation.
+fn encode(want: &Ruleset, slots: &[u16], epoch: u32, cgroups: &Cgroups) -> Entries {
+    let generation = Active { epoch }.generation();
     let slot = |rule: usize| slots.get(rule).copied().unwrap_or(guard_common::abi::NO_RULE);
     let mut entries = Entries::default();
     for (prefix, scope) in &want.tables.scopes {
@@ -189,7 +228,11 @@ fn encode(want: &Ruleset, slots: &[u16], generation: u8, cgroups: &Cgroups) -> E
     for (guarded, rule) in &want.tables.ports {
         let key = PortKey { scope: guarded.scope, port: guarded.port, protocol: guarded.protocol, generation };
         entries.ports.insert(key, port_value(rule, slot));
+        let (word, bit) = port_word(generation, guarded.port);
+        *entries.port_numbers.entry(word).or_default() |= bit;
     }
+    entries.scopes_copy = entries.scopes.clone();
+    entries.ports_copy = entries.ports.clone();
     for ((list, prefix), Peer { rule, kind }) in &want.tables.peers {
         let value = PeerValue {
             rule: slot(*rule),
@@ -219,12 +262,13 @@ fn encode(want: &Ruleset, slots: &[u16], generation: u8, cgroups: &Cgroups) -> E
         let key = DestinationKey { list: list_bytes(generation, *list), address };
         entries.destinations.insert((32 + bits, key), DestinationValue { set: *set });
     }
-    entries.followed = encode_followed(want, slot, generation, cgroups);
+    entries.followed = encode_followed(want, slot, epoch, cgroups);
     entries
 }
 
 /// What of a ruleset depends on the cgroups that there are.
-fn encode_followed(want: &Ruleset, slot: impl Fn(usize) -> u16, generation: u8, cgroups: &Cgroups) -> Followed {
+fn encode_followed(want: &Ruleset, slot: impl Fn(usize) -> u16, epoch: u32, cgroups: &Cgroups) -> Followed {
+    let generation = Active { epoch }.generation();
     let tables = &want.tables;
     let mut followed = Followed::default();
     for ((list, path), rule) in &tables.callers {
@@ -245,9 +289,7 @@ fn encode_followed(want: &Ruleset, slot: impl Fn(usize) -> u16, generation: u8, 
         | flag(has_hub, Generation::CONTROL_PLANE)
         | flag(tables.audit, Generation::AUDIT);
     let pods_cgroup = tables.pods_cgroup.as_ref().and_then(|pods| cgroups.pods(pods)).unwrap_or(0);
-    if features != 0 {
-        followed.generations.insert(generation, Generation { pods_cgroup, features, ..Generation::default() });
-    }
+    followed.generations.insert(generation, Generation { pods_cgroup, features, epoch, ..Generation::default() });
     followed
 }
 
@@ -275,16 +317,25 @@ fn mapped_prefix(prefix: &IpNet) -> ([u8; 16], u32) {
     }
 }
 
-/// The operations that make the entries of one generation in `have` equal to `target`.
+/// The operations that make the entries of one generation in `have` equal to `target`. It counts as whole again when they are all done.
 fn bring(ops: &mut Vec<Op>, have: &Entries, target: &Entries, generation: u8) {
+    let mut followed = have.followed.clone();
+    if followed.generations.remove(&generation).is_some() {
+        ops.push(Op::Generation(generation, None));
+    }
     let peer_generation = |list: &[u8; 4]| list[0] >> 7;
     difference(ops, &have.scopes, &target.scopes, |(_, key)| key.generation[0] == generation, Op::Scope);
     difference(ops, &have.ports, &target.ports, |key| key.generation == generation, Op::Port);
+    let of_scope = |(_, key): &(u32, ScopeKey)| key.generation[0] == generation;
+    difference(ops, &have.scopes_copy, &target.scopes_copy, of_scope, Op::ScopeCopy);
+    difference(ops, &have.ports_copy, &target.ports_copy, |key| key.generation == generation, Op::PortCopy);
+    let of_word = |index: &u32| (index / (MAX_PORT_WORDS / 2)) as u8 == generation;
+    difference(ops, &have.port_numbers, &target.port_numbers, of_word, Op::PortNumbers);
     difference(ops, &have.peers_v4, &target.peers_v4, |(_, key)| peer_generation(&key.list) == generation, Op::PeerV4);
     difference(ops, &have.peers_v6, &target.peers_v6, |(_, key)| peer_generation(&key.list) == generation, Op::PeerV6);
     let of_generation = |(_, key): &(u32, DestinationKey)| peer_generation(&key.list) == generation;
     difference(ops, &have.destinations, &target.destinations, of_generation, Op::Destination);
-    follow(ops, &have.followed, &target.followed, generation);
+    follow(ops, &followed, &target.followed, generation);
 }
 
 /// The same for what follows the cgroups. A cgroup is admitted only where it is named too, whichever of both comes first.
@@ -375,12 +426,15 @@ mod tests {
         [("/here".to_owned(), 7), ("/here/too".to_owned(), 8)].into_iter().collect()
     }
 
-    /// The part of an image that a packet can meet: the entries of the generation in force.
+    /// The part of an image that a packet can meet: the entries of the generation in force, nothing where none is whole.
     fn view(image: &Image) -> Entries {
-        let generation = (image.epoch & 1) as u8;
+        let Some(generation) = image.in_force().generation else { return Entries::default() };
         let mut entries = image.entries.clone();
         entries.scopes.retain(|(_, key), _| key.generation[0] == generation);
         entries.ports.retain(|key, _| key.generation == generation);
+        entries.scopes_copy.retain(|(_, key), _| key.generation[0] == generation);
+        entries.ports_copy.retain(|key, _| key.generation == generation);
+        entries.port_numbers.retain(|index, _| (*index >> 10) as u8 == generation);
         entries.peers_v4.retain(|(_, key), _| key.list[0] >> 7 == generation);
         entries.peers_v6.retain(|(_, key), _| key.list[0] >> 7 == generation);
         entries.destinations.retain(|(_, key), _| key.list[0] >> 7 == generation);
@@ -402,8 +456,7 @@ mod tests {
                 let plan = plan(&image, want, &cgroups()).unwrap();
                 run(&mut image, &plan.ops);
                 prop_assert_eq!(image.epoch, plan.epoch);
-                let generation = (plan.epoch & 1) as u8;
-                prop_assert_eq!(&image.entries, &encode(want, &plan.slots, generation, &cgroups()));
+                prop_assert_eq!(&image.entries, &encode(want, &plan.slots, plan.epoch, &cgroups()));
                 prop_assert_eq!(image.names.len(), want.rules.len());
                 // What is in force is not written again: no second epoch for the same ruleset.
                 prop_assert!(super::plan(&image, want, &cgroups()).unwrap().ops.is_empty());
@@ -425,12 +478,48 @@ mod tests {
             }
             let plan = plan(&image, &third, &cgroups()).unwrap();
             let old = view(&image);
-            let new = encode(&third, &plan.slots, (plan.epoch & 1) as u8, &cgroups());
+            let new = encode(&third, &plan.slots, plan.epoch, &cgroups());
             for op in &plan.ops {
                 step(&mut image, op);
                 let now = view(&image);
                 prop_assert!(now == old || now == new, "a mix after {:?}", op);
             }
+            prop_assert_eq!(&image.entries, &new);
+        }
+
+        #[test]
+        fn what_somebody_else_wrote_is_mended_and_meanwhile_no_half_is_met(want in ruleset(), before in ruleset(), active in 0u32..9, deeds in prop::collection::vec((0usize..6, any::<prop::sample::Index>()), 0..5)) {
+            let mut image = Image::default();
+            for ruleset in [&before, &want] {
+                let plan = plan(&image, ruleset, &cgroups()).unwrap();
+                run(&mut image, &plan.ops);
+            }
+            image.epoch = active;
+            for (table, which) in deeds {
+                let entries = &mut image.entries;
+                fn take<K: Ord + Copy, V>(table: &mut BTreeMap<K, V>, which: prop::sample::Index) {
+                    if let Some(key) = (!table.is_empty()).then(|| *which.get(&table.keys().collect::<Vec<_>>()[..])).copied() {
+                        table.remove(&key);
+                    }
+                }
+                match table {
+                    0 => take(&mut entries.ports, which),
+                    1 => take(&mut entries.scopes, which),
+                    2 => take(&mut entries.peers_v4, which),
+                    3 => take(&mut entries.ports_copy, which),
+                    4 => take(&mut entries.port_numbers, which),
+                    _ => take(&mut entries.followed.generations, which),
+                }
+            }
+            let plan = plan(&image, &want, &cgroups()).unwrap();
+            let (old, new) = (view(&image), encode(&want, &plan.slots, plan.epoch, &cgroups()));
+            for op in &plan.ops {
+                step(&mut image, op);
+                let now = view(&image);
+                prop_assert!(now == old || now == new || image.in_force().generation.is_none(), "a mix after {:?}", op);
+            }
+            prop_assert_eq!(image.in_force(), InForce { epoch: plan.epoch, generation: Some((plan.epoch & 1) as u8) });
+            prop_assert_eq!(image.epoch, plan.epoch);
             prop_assert_eq!(&image.entries, &new);
         }
 
@@ -443,7 +532,7 @@ mod tests {
             let followed = plan(&image, &want, &now).unwrap();
             prop_assert_eq!(followed.epoch, first.epoch);
             run(&mut image, &followed.ops);
-            prop_assert_eq!(&image.entries, &encode(&want, &first.slots, (first.epoch & 1) as u8, &now));
+            prop_assert_eq!(&image.entries, &encode(&want, &first.slots, first.epoch, &now));
         }
 
         #[test]

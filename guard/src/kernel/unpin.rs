@@ -44,7 +44,7 @@ pub fn unpin(bpffs: &Path) -> io::Result<Unpinned> {
 fn guarded_ports(pins: &Path) -> Unpinned {
     let mut unpinned = Unpinned::default();
     let map = |name: &str| MapData::from_pin(pins.join("maps").join(name)).and_then(Map::from_map_data);
-    let (Ok(active), Ok(ports)) = (map("ACTIVE"), map("PORTS")) else { return unpinned };
+    let (Ok(active), Ok(ports)) = (map("ACTIVE"), map("PORTS_COPY")) else { return unpinned };
     let (Ok(active), Ok(ports)) =
         (Array::<_, Active>::try_from(active), HashMap::<_, PortKey, PortValue>::try_from(ports))
     else {
