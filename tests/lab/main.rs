@@ -9,13 +9,17 @@
 
 mod all_pods;
 mod callers;
+mod companion;
 mod drift;
 mod edits;
 mod established;
+mod flips;
 mod flood;
 mod hub;
 mod kill;
 mod main_job;
+mod paths;
+mod shapes;
 mod sweep;
 mod udp;
 mod unpin;

@@ -17,7 +17,6 @@ use crate::{
     lab::target,
     net::{Net, Who},
     process::{Process, command, output, until},
-    server::AGENT_PORT,
 };
 
 /// A running guard.
@@ -39,6 +38,8 @@ pub struct Place<'a> {
     pub directory: &'a Path,
     /// Which build of it.
     pub build: Build,
+    /// Where it looks for the proxy-server.
+    pub agent_port: u16,
 }
 
 /// A build of the guard.
@@ -101,7 +102,7 @@ impl Daemon {
             "--proxy-server-host",
             &Who::ControlPlane.v4().to_string(),
             "--proxy-server-port",
-            &AGENT_PORT.to_string(),
+            &place.agent_port.to_string(),
         ]);
         run.args([
             "--ca-cert",

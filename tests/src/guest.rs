@@ -11,14 +11,24 @@
 use std::{
     fs,
     io::Write,
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
 use aya::include_bytes_aligned;
-use lab::agree::compare;
+use guard_common::{
+    abi::Pinhole,
+    packet::{TCP, UDP},
+};
+use lab::{
+    agree::compare,
+    craft::Flow,
+    judged::{Sender, check as check_shape, counts},
+    shapes::{all, flow_of},
+    wire::{Wire, hardware},
+};
 use nix::mount::{MsFlags, mount};
 use nodeguard::{
     kernel::{
@@ -47,6 +57,8 @@ spec:
     - {name: caller, node: {ports: [10252]}, allow: [caller: {cgroup: /caller}]}
     - {name: udp, node: {ports: [10253], protocol: UDP}, allow: [ipBlock: {cidr: 127.0.0.2/32}]}
     - {name: pods, pods: {ports: [10254]}, allow: [ipBlock: {cidr: 127.0.0.2/32}]}
+    - {name: shapes, node: {ports: [10255]}, allow: [tunnel: {}, ipBlock: {cidr: 127.0.0.2/32}, ipBlock: {cidr: 'fd00:8::/32'}]}
+    - {name: shapes-udp, node: {ports: [10256], protocol: UDP}, allow: [ipBlock: {cidr: 127.0.0.2/32}, ipBlock: {cidr: 'fd00:8::/32'}]}
   tunnel: {dial: []}
   controlPlane: {addresses: [127.0.0.9/32], ports: [6443]}
 ";
@@ -125,6 +137,8 @@ fn try_all(cgroup: &Path, bpffs: &Path) {
     say(&format!("NAMESPACE {}", if programs.netns_helper { "cookie" } else { "address" }));
     connections(&KernelPinholes::new(cookies).unwrap(), cgroup);
 
+    shapes(&apply, bpffs);
+
     let count =
         |name: &str, default: usize| std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default);
     let tally = compare(PROBES, count("RULESETS", 8), count("PACKETS", 500));
@@ -162,6 +176,79 @@ fn connections(pinholes: &KernelPinholes, cgroup: &Path) {
     check("udp-stranger", heard([127, 0, 0, 3]), false);
     check("udp-ip-block", heard(peer), true);
     drop(listeners);
+}
+
+/// Every shape of packet, over loopback.
+fn shapes(apply: &Apply, bpffs: &Path) {
+    // What comes by the wire there has this machine's own addresses on both ends.
+    for (name, value) in [
+        ("lo/route_localnet", "1"),
+        ("lo/accept_local", "1"),
+        ("all/accept_local", "1"),
+        ("lo/rp_filter", "0"),
+        ("all/rp_filter", "0"),
+    ] {
+        fs::write(format!("/proc/sys/net/ipv4/conf/{name}"), value).unwrap();
+    }
+    let address = |v6: bool, last: u8| -> IpAddr {
+        if v6 {
+            let block = if last == 2 { "fd00:8:" } else { "fd00:" };
+            format!("{block}:{last}").parse().unwrap()
+        } else {
+            [127, 0, 0, last].into()
+        }
+    };
+    let (node, peer, stranger) = (1, 2, 3);
+    [node, peer, stranger].into_iter().for_each(|last| add_to_loopback(address(true, last)));
+    let listener = TcpListener::bind("[::]:10255").unwrap();
+    let echo = std::net::UdpSocket::bind("[::]:10256").unwrap();
+    std::thread::spawn(move || {
+        let mut buffer = [0; 64];
+        while let Ok((count, from)) = echo.recv_from(&mut buffer) {
+            // To port 0 nothing can be sent.
+            let _ = echo.send_to(&buffer[..count], from);
+        }
+    });
+    let pins = load::pins(bpffs).join("maps/PINHOLES");
+    let pinholes = aya::maps::Map::from_map_data(aya::maps::MapData::from_pin(pins).unwrap()).unwrap();
+    let mut pinholes: aya::maps::HashMap<_, guard_common::abi::FlowKey, Pinhole> = pinholes.try_into().unwrap();
+    let wire = Wire::open("lo", [0; 6]).unwrap();
+    for (number, shape) in all().iter().enumerate() {
+        let mut wrong = Vec::new();
+        for sender in [Sender::Stranger, Sender::Peer, Sender::Pinhole] {
+            if sender == Sender::Pinhole && shape.protocol != TCP {
+                continue;
+            }
+            let port = if shape.protocol == UDP { 10256 } else { 10255 };
+            let from = address(shape.v6, if sender == Sender::Peer { peer } else { stranger });
+            let own = 20_000 + 4 * number as u16 + sender as u16;
+            let flow = Flow { from: SocketAddr::new(from, own), to: SocketAddr::new(address(shape.v6, node), port) };
+            if sender == Sender::Pinhole {
+                pinholes.insert(flow_of(shape, flow).key(), Pinhole::of(Pinhole::TUNNEL), 0).unwrap();
+            }
+            wrong.extend(check_shape(shape, sender, flow, &wire, &|| counts(apply)).err());
+        }
+        for error in &wrong {
+            say(&format!("DETAIL {error:#}"));
+        }
+        say(&format!("SHAPE {} {}", if wrong.is_empty() { "as-expected" } else { "WRONG" }, shape.name));
+    }
+    drop(listener);
+}
+
+/// Gives loopback another IPv6 address.
+fn add_to_loopback(address: IpAddr) {
+    let IpAddr::V6(address) = address else { return };
+    let socket = std::net::UdpSocket::bind("[::]:0").unwrap();
+    let request = libc::in6_ifreq {
+        ifr6_addr: libc::in6_addr { s6_addr: address.octets() },
+        ifr6_prefixlen: 128,
+        ifr6_ifindex: hardware("lo").unwrap().0,
+    };
+    // SAFETY: a socket of ours and an `in6_ifreq` that lives through the call.
+    let result =
+        unsafe { libc::ioctl(std::os::fd::AsRawFd::as_raw_fd(&socket), libc::SIOCSIFADDR as _, &raw const request) };
+    assert_eq!(result, 0, "{address}: {}", std::io::Error::last_os_error());
 }
 
 fn reached(stream: std::io::Result<TcpStream>) -> bool {

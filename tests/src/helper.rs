@@ -37,6 +37,12 @@ pub fn main(arguments: &[String]) -> Result<()> {
     if let ["send-first", from, to] = words[..] {
         return send_first(from.parse()?, to.parse()?);
     }
+    if let ["mptcp", address] = words[..] {
+        return mptcp(address.parse()?);
+    }
+    if let ["meet", from, to] = words[..] {
+        return meet(from.parse()?, to.parse()?);
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     match words[..] {
         ["kubelet", address, certificate, key] => {
@@ -148,7 +154,8 @@ async fn echo(address: SocketAddr) -> Result<()> {
     let mut buffer = [0; 2048];
     loop {
         let (count, from) = socket.recv_from(&mut buffer).await?;
-        socket.send_to(buffer.get(..count).unwrap_or_default(), from).await?;
+        // To port 0 nothing can be sent.
+        let _ = socket.send_to(buffer.get(..count).unwrap_or_default(), from).await;
     }
 }
 
@@ -159,6 +166,30 @@ async fn hold(address: SocketAddr) -> Result<()> {
     let ended = stream.read(&mut [0; 1]).await;
     say(&format!("ended: {ended:?}"))?;
     std::future::pending::<Result<()>>().await
+}
+
+/// Takes connections over MPTCP and holds them.
+fn mptcp(address: SocketAddr) -> Result<()> {
+    let protocol = socket2::Protocol::from(262);
+    let listener = socket2::Socket::new(socket2::Domain::for_address(address), socket2::Type::STREAM, Some(protocol))?;
+    listener.bind(&address.into())?;
+    listener.listen(64)?;
+    say("ready")?;
+    let mut held = Vec::new();
+    loop {
+        held.push(listener.accept()?);
+    }
+}
+
+/// Connects from a given address and port, and says when it is connected.
+fn meet(from: SocketAddr, to: SocketAddr) -> Result<()> {
+    let socket = socket2::Socket::new(socket2::Domain::for_address(from), socket2::Type::STREAM, None)?;
+    socket.bind(&from.into())?;
+    say("ready")?;
+    socket.connect(&to.into())?;
+    say("connected")?;
+    std::thread::sleep(Duration::from_secs(60));
+    Ok(())
 }
 
 /// One attempt from where this runs, and how it ended.

@@ -22,7 +22,7 @@ use crate::{
     helper::Answer,
     net::{Net, Who},
     process::{Process, command, output, until},
-    server::ProxyServer,
+    server::{AGENT_PORT, ProxyServer},
     sweep,
 };
 
@@ -78,6 +78,8 @@ pub struct Lab {
     pub daemon: Option<Daemon>,
     /// The build of the next guard that is started.
     pub build: Build,
+    /// Where the next guard that is started looks for the proxy-server.
+    pub agent_port: u16,
     cgroup: PathBuf,
     node_cgroup: PathBuf,
     helpers: Vec<Process>,
@@ -131,6 +133,7 @@ impl Lab {
             server: None,
             daemon: None,
             build: Build::Own,
+            agent_port: AGENT_PORT,
             cgroup,
             node_cgroup,
             helpers: Vec::new(),
@@ -182,6 +185,7 @@ impl Lab {
             cgroup: self.guarded(),
             directory: &self.directory,
             build: self.build,
+            agent_port: self.agent_port,
         }
     }
 
@@ -239,6 +243,14 @@ impl Lab {
     pub fn start_in(&mut self, who: Who, cgroup: &str, arguments: &[&str]) -> Result<PathBuf> {
         let binary = target()?.join("nodeguard-demo");
         let mut helper = command(&binary, self.net.open(who)?, &self.node_cgroup.join(cgroup))?;
+        helper.arg("helper").args(arguments);
+        self.keep(arguments.first().unwrap_or(&"helper"), helper)
+    }
+
+    /// The same in another network namespace.
+    pub fn start_at(&mut self, namespace: File, arguments: &[&str]) -> Result<PathBuf> {
+        let binary = target()?.join("nodeguard-demo");
+        let mut helper = command(&binary, namespace, &self.node_cgroup)?;
         helper.arg("helper").args(arguments);
         self.keep(arguments.first().unwrap_or(&"helper"), helper)
     }

@@ -7,14 +7,15 @@
 //! became of them) -> `helper` (what runs in the node and in pods) -> `attempts` (the main job, line by line). `isolated` is the small
 //! way: loopback only; in it `bare` (agents without a kernel half), `endpoint` (what they dial), `load` (what the control plane does),
 //! `fleet` (several real servers, a balancer), `kube_api` (what an API server says of tokens and leases), `fake` (a server that is not the
-//! real one), `hostile` (what it may do). `agree` and `packets` compare the kernel's decisions with the
-//! host's.
+//! real one), `hostile` (what it may do). `agree` and `packets` compare the kernel's decisions with the host's; `shapes` are real packets
+//! (`craft`, `wire`, `judged`).
 
 pub mod agree;
 pub mod attempts;
 pub mod bare;
 pub mod certs;
 pub mod client;
+pub mod craft;
 pub mod daemon;
 pub mod endpoint;
 pub mod fake;
@@ -22,6 +23,7 @@ pub mod fleet;
 pub mod helper;
 pub mod hostile;
 pub mod isolated;
+pub mod judged;
 pub mod kube_api;
 pub mod lab;
 pub mod load;
@@ -29,4 +31,6 @@ pub mod net;
 pub mod packets;
 pub mod process;
 pub mod server;
+pub mod shapes;
 pub mod sweep;
+pub mod wire;

@@ -35,6 +35,7 @@ pub(crate) fn kernels() -> Result<(usize, usize)> {
     }
     let checks: Vec<(usize, usize)> = rows.iter().map(Row::checks).collect();
     table(&rows);
+    shapes(&rows);
     Ok(checks.iter().fold((0, 0), |(held, failed), (more, fewer)| (held + more, failed + fewer)))
 }
 
@@ -169,7 +170,7 @@ fn on_this_machine(guest: &Path) -> Result<Row> {
 
 impl Row {
     fn read(said: &str) -> Result<Row> {
-        let words = ["KERNEL ", "PROGRAM ", "NAMESPACE ", "CONNECTION ", "CORPUS ", "TRIED "];
+        let words = ["KERNEL ", "PROGRAM ", "NAMESPACE ", "CONNECTION ", "SHAPE ", "DETAIL ", "CORPUS ", "TRIED "];
         let lines: Vec<String> = said
             .lines()
             .filter_map(|line| words.iter().find_map(|word| line.find(word).map(|at| line[at..].trim().to_owned())))
@@ -190,7 +191,8 @@ impl Row {
         let programs = self.of("PROGRAM").map(|words| held(words.get(1) == Some(&"attached")));
         let connections = self.of("CONNECTION").map(|words| held(words.get(1) == Some(&"as-expected")));
         let corpus = self.of("CORPUS").map(|words| held(words.get(1) == Some(&"0")));
-        programs.chain(connections).chain(corpus).fold((0, 0), |(a, b), (c, d)| (a + c, b + d))
+        let shapes = self.of("SHAPE").map(|words| held(words.first() == Some(&"as-expected")));
+        programs.chain(connections).chain(shapes).chain(corpus).fold((0, 0), |(a, b), (c, d)| (a + c, b + d))
     }
 }
 
@@ -214,6 +216,25 @@ fn table(rows: &[Row]) {
             let [compared, differences] = words[..] else { continue };
             say(format!("  {compared} decisions compared with the host's, {differences} differences"));
         }
+    }
+}
+
+/// Shape by kernel by result.
+fn shapes(rows: &[Row]) {
+    let short = |row: &Row| row.kernel.split('-').next().unwrap_or_default().to_owned();
+    let header: Vec<String> = rows.iter().map(|row| format!("{:>9}", short(row))).collect();
+    say(format!("\n  {:<48}{}", "shape of packet", header.concat()));
+    let name = |words: &[&str]| words.get(1..).unwrap_or_default().join(" ");
+    for shape in rows.iter().take(1).flat_map(|row| row.of("SHAPE")).map(|words| name(&words)) {
+        let of = |row: &Row| {
+            let words = row.of("SHAPE").find(|words| name(words) == shape);
+            words.map_or("-", |words| if words.first() == Some(&"as-expected") { "ok" } else { "WRONG" })
+        };
+        let cells: Vec<String> = rows.iter().map(|row| format!("{:>9}", of(row))).collect();
+        say(format!("  {shape:<48}{}", cells.concat()));
+    }
+    for (row, words) in rows.iter().flat_map(|row| row.of("DETAIL").map(move |words| (row, words))) {
+        say(format!("  {}: {}", short(row), words.join(" ")));
     }
 }
 

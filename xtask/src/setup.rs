@@ -77,6 +77,7 @@ fn system_packages(what: For) -> Result<()> {
     need("ip", "iproute2");
     need("nsenter", "util-linux");
     if what == For::Test {
+        need("nft", "nftables");
         need("qemu-system-x86_64", "qemu-system-x86");
         need("strip", "binutils");
     }

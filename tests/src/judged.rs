@@ -1,0 +1,134 @@
+//! Owns sending a shape and holding what becomes of it against what should: the answer, and the counters.
+//! Called by the lab and by `nodeguard-guest`.
+//! Must never pass by chance: a denial is counted once for each packet that the guard judges, and nothing comes back.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, ensure};
+use guard_common::{Reason, Verdict};
+
+use crate::{
+    craft::{ACK, Flow, Heard, RST, SYN, heard},
+    shapes::{Answer, Shape, flow_of},
+    wire::Wire,
+};
+
+/// Who sends a shape.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sender {
+    /// Whom no rule admits.
+    Stranger,
+    /// Whom the port's rules admit by address.
+    Peer,
+    /// The same stranger on a flow that has a pinhole.
+    Pinhole,
+}
+
+/// Packets by reason.
+pub type Counts = BTreeMap<&'static str, u64>;
+
+/// How long nothing more is waited for once all is as expected, and at most.
+const QUIET: Duration = Duration::from_millis(12);
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Sends a shape and holds what becomes of it against what should.
+pub fn check(
+    shape: &Shape,
+    sender: Sender,
+    flow: Flow,
+    wire: &Wire,
+    counts: &dyn Fn() -> Result<Counts>,
+) -> Result<()> {
+    let admitted = match sender {
+        Sender::Stranger => false,
+        Sender::Peer => true,
+        Sender::Pinhole => shape.has_port,
+    };
+    let reason = match sender {
+        Sender::Peer => Reason::IpBlock,
+        Sender::Pinhole if shape.has_port => Reason::Tunnel,
+        Sender::Stranger | Sender::Pinhole => Reason::NoSelector,
+    };
+    // Nobody asks the guard about what is for no socket.
+    let answer = if admitted || shape.judged == 0 { shape.answer } else { Answer::Nothing };
+    let (before, answers) = (counts()?, flow_of(shape, flow));
+    (shape.packets)(flow).iter().try_for_each(|packet| wire.send(packet))?;
+    let (started, mut seen, mut settled) = (Instant::now(), Vec::new(), None::<Instant>);
+    let moved = loop {
+        while let Some(packet) = wire.receive(Duration::from_millis(1))? {
+            seen.extend(heard(answers, &packet).map(|heard| answer_of(&heard)));
+        }
+        let moved = moved(&before, &counts()?);
+        let judged = moved.get(reason.name()).copied().unwrap_or(0) >= shape.judged;
+        let answered = answer == Answer::Nothing || seen.contains(&answer);
+        if judged && answered {
+            // What is judged by nobody may still be on its way.
+            let quiet = if shape.judged == 0 { QUIET * 2 } else { QUIET };
+            if settled.get_or_insert_with(Instant::now).elapsed() > quiet {
+                break moved;
+            }
+        }
+        if started.elapsed() > PATIENCE {
+            break moved;
+        }
+    };
+    let expected: Vec<Answer> = (answer != Answer::Nothing).then_some(answer).into_iter().collect();
+    // A SYN-ACK that nobody answers is sent again.
+    seen.dedup();
+    ensure!(
+        seen == expected,
+        "{} from {sender:?}: answered {seen:?}, expected {expected:?}; counted {moved:?}",
+        shape.name
+    );
+    let wanted: Counts = (shape.judged > 0).then_some((reason.name(), shape.judged)).into_iter().collect();
+    let denials = |counts: &Counts| -> Counts {
+        let is_denial = |name: &str| {
+            Reason::ALL.into_iter().any(|reason| reason.name() == name && reason.verdict() == Verdict::Deny)
+        };
+        counts.iter().filter(|(name, _)| is_denial(name)).map(|(name, count)| (*name, *count)).collect()
+    };
+    ensure!(
+        denials(&moved) == denials(&wanted),
+        "{} from {sender:?}: counted {moved:?}, expected {wanted:?}",
+        shape.name
+    );
+    let counted = moved.get(reason.name()).copied().unwrap_or(0);
+    // An admitted one may be followed by what the sender's own stack makes of the answer.
+    ensure!(
+        counted >= shape.judged && (counted == 0 || shape.judged > 0),
+        "{} from {sender:?}: counted {moved:?}, expected {wanted:?}",
+        shape.name
+    );
+    Ok(())
+}
+
+fn answer_of(heard: &Heard) -> Answer {
+    match heard {
+        Heard::Tcp { flags, .. } if flags & RST != 0 => Answer::Rst,
+        Heard::Tcp { flags, .. } if flags & (SYN | ACK) == SYN | ACK => Answer::SynAck,
+        Heard::Tcp { .. } => Answer::Nothing,
+        Heard::Udp(_) => Answer::Datagram,
+        Heard::Pong => Answer::Pong,
+    }
+}
+
+/// By how much each counter moved.
+pub fn moved(before: &Counts, after: &Counts) -> Counts {
+    let more = |(name, count): (&&'static str, &u64)| {
+        let more = count - before.get(name).unwrap_or(&0);
+        (more > 0).then_some((*name, more))
+    };
+    after.iter().filter_map(more).collect()
+}
+
+/// What a guard has counted so far, by reason.
+pub fn counts(apply: &nodeguard::kernel::apply::Apply) -> Result<Counts> {
+    let mut counts = Counts::new();
+    for (_, reason, _, packets) in apply.counters()? {
+        *counts.entry(reason.name()).or_default() += packets;
+    }
+    Ok(counts)
+}
