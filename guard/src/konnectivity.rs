@@ -6,7 +6,10 @@ use std::fmt::{self, Write};
 
 use serde_json::Value;
 
-use crate::{status::Status, tunnel::traffic};
+use crate::{
+    status::Status,
+    tunnel::{leases, traffic},
+};
 
 const PREFIX: &str = "konnectivity_network_proxy_agent_";
 
@@ -48,6 +51,7 @@ pub fn encode(out: &mut String, status: &Status) -> fmt::Result {
             "Latency of dial to the remote endpoint in seconds",
         )?;
     }
+    leases::encode(out, PREFIX)?;
     traffic::encode(out, PREFIX)
 }
 

@@ -223,3 +223,39 @@ fn a_server_that_says_goodbye_is_replaced_at_once_and_serves_what_is_open() {
         Ok(())
     });
 }
+
+#[test]
+fn a_real_server_that_ends_in_good_order_hands_its_agents_over() {
+    in_place(&[], async |place| {
+        tokio::spawn(endpoint::serve(TcpListener::bind("0.0.0.0:7000").await?));
+        let grace = ["--graceful-shutdown-timeout=15s"];
+        let spec = |id: &'static str, index: u16| Spec { more: &grace, ..Spec::new(id, index, 2) };
+        let (a, b) = (spec("a", 0), spec("b", 1));
+        let mut servers = [a.start(place)?, b.start(place)?];
+        let balancer = Balancer::start(at(8091), &[a.agents, b.agents]).await?;
+        let mut agent = agent(place, &[])?;
+        agent.connected(&["a", "b"]).await?;
+        let mut open = servers[0].load().connect().await?;
+        request(&mut open).await?;
+        balancer.set(&[b.agents]);
+        servers[0].process.signal(Signal::SIGTERM)?;
+        // Its GOAWAY makes the stream a draining one; what is open goes on.
+        let is = |all: &[(String, String, u64)], server: &str, wanted: &str| {
+            all.iter().any(|(id, state, _)| id == server && state == wanted)
+        };
+        agent
+            .until("a drains", Duration::from_secs(5), |all| is(all, "a", "draining") && is(all, "b", "connected"))
+            .await?;
+        for _ in 0..10 {
+            timeout(Duration::from_secs(5), request(&mut open)).await.context("a held connection")??;
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        dials(&servers[1]).await?;
+        drop(open);
+        // With its last connection the stream ends, and with its last stream the server, long before its time is over.
+        let ended = Instant::now();
+        servers[0].process.wait(Duration::from_secs(10))?;
+        println!("servers: a real server that got SIGTERM ended {:.1?} after its last connection", ended.elapsed());
+        Ok(())
+    });
+}

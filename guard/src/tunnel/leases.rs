@@ -4,6 +4,7 @@
 
 use std::{
     collections::BTreeMap,
+    fmt::{self, Write},
     path::PathBuf,
     sync::{
         Mutex,
@@ -20,7 +21,7 @@ use super::{
     kube::{Api, ApiError},
     set::MOST_SERVERS,
 };
-use crate::lock::lock;
+use crate::{audit::totals::family, lock::lock};
 
 /// Which leases count.
 #[derive(Clone, Debug)]
@@ -41,14 +42,67 @@ pub(super) struct Leases {
     /// 1 until it is known.
     count: AtomicU32,
     error: Mutex<Option<String>>,
-    /// How many lists were answered with which code and reason; 0 is none at all.
-    lists: Mutex<BTreeMap<(u16, String), u64>>,
+}
+
+/// Answered lists, as upstream counts them; there is one tunnel in a process.
+static ANSWERED: Mutex<Answered> = Mutex::new(Answered { lists: BTreeMap::new(), took: BTreeMap::new() });
+/// Upstream's buckets, seconds.
+const BUCKETS: [f64; 7] = [0.005, 0.025, 0.1, 0.5, 2.5, 10.0, 30.0];
+
+struct Answered {
+    /// By code and reason.
+    lists: BTreeMap<(u16, String), u64>,
+    /// By code: how many in each bucket, and the sum of seconds.
+    took: BTreeMap<u16, ([u64; BUCKETS.len() + 1], f64)>,
+}
+
+impl Answered {
+    fn count(&mut self, code: u16, reason: &str, seconds: f64) {
+        // A word of Kubernetes, or none: it becomes a label.
+        let word = reason.len() <= 40 && reason.bytes().all(|byte| byte.is_ascii_alphanumeric());
+        *self.lists.entry((code, if word { reason } else { "" }.to_owned())).or_default() += 1;
+        let (counts, sum) = self.took.entry(code).or_default();
+        let bucket = BUCKETS.iter().position(|bound| seconds <= *bound).unwrap_or(BUCKETS.len());
+        if let Some(count) = counts.get_mut(bucket) {
+            *count += 1;
+        }
+        *sum += seconds;
+    }
+
+    fn encode(&self, out: &mut String, prefix: &str) -> fmt::Result {
+        if self.lists.is_empty() {
+            return Ok(());
+        }
+        let name = format!("{prefix}lease_lists_total");
+        let help = "Count of server lease list calls made by the agent to the k8s apiserver, labeled by HTTP response code and reason";
+        family(out, &name, help, "counter")?;
+        for ((code, reason), count) in &self.lists {
+            writeln!(out, "{name}{{http_response_code=\"{code}\",reason=\"{reason}\"}} {count}")?;
+        }
+        let name = format!("{prefix}lease_list_latency_seconds");
+        family(out, &name, "Latency of server lease listing in seconds", "histogram")?;
+        for (code, (counts, sum)) in &self.took {
+            let mut below = 0;
+            for (bound, count) in BUCKETS.iter().map(f64::to_string).chain(["+Inf".to_owned()]).zip(counts) {
+                below += count;
+                writeln!(out, "{name}_bucket{{http_response_code=\"{code}\",le=\"{bound}\"}} {below}")?;
+            }
+            writeln!(out, "{name}_sum{{http_response_code=\"{code}\"}} {sum}")?;
+            writeln!(out, "{name}_count{{http_response_code=\"{code}\"}} {below}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Writes upstream's families; as there, one that counts nothing is left out.
+pub(crate) fn encode(out: &mut String, prefix: &str) -> fmt::Result {
+    lock(&ANSWERED).encode(out, prefix)
 }
 
 impl Leases {
     /// Not counted yet.
     pub(super) fn new(config: LeaseConfig) -> Leases {
-        Leases { config, count: AtomicU32::new(1), error: Mutex::default(), lists: Mutex::default() }
+        Leases { config, count: AtomicU32::new(1), error: Mutex::default() }
     }
 
     /// How many servers there are.
@@ -58,12 +112,7 @@ impl Leases {
 
     /// What `status` and the metrics say.
     pub(super) fn snapshot(&self) -> Value {
-        let lists = lock(&self.lists);
-        let lists: Vec<Value> = lists
-            .iter()
-            .map(|((code, reason), count)| serde_json::json!({"code": code, "reason": reason, "count": count}))
-            .collect();
-        serde_json::json!({ "count": self.count(), "lastError": *lock(&self.error), "lists": lists })
+        serde_json::json!({ "count": self.count(), "lastError": *lock(&self.error) })
     }
 
     /// Counts for good; tells whoever waits when the number is another.
@@ -86,15 +135,14 @@ impl Leases {
             Ok(api) => api.get(path).await,
             Err(error) => Err(error),
         };
-        let (code, reason) = match &answer {
-            Ok(_) => (200, String::new()),
-            Err(ApiError::Status { code, reason, .. }) => (*code, reason.clone()),
+        let seconds = started.elapsed().as_secs_f64();
+        match &answer {
+            Ok(_) => lock(&ANSWERED).count(200, "", seconds),
+            Err(ApiError::Status { code, reason, .. }) => lock(&ANSWERED).count(*code, reason, seconds),
             Err(
                 ApiError::Config(_) | ApiError::Tls(_) | ApiError::Io(_) | ApiError::Patience | ApiError::Answer(_),
-            ) => (0, String::new()),
-        };
-        *lock(&self.lists).entry((code, reason)).or_default() += 1;
-        tracing::debug!(code, seconds = started.elapsed().as_secs_f64(), "server leases listed");
+            ) => {}
+        }
         match answer.map_err(|error| error.to_string()).and_then(|list| count(&list, Timestamp::now())) {
             Ok(count) => {
                 *lock(&self.error) = None;
@@ -170,6 +218,29 @@ mod tests {
         let many: Vec<&Value> = (0..1000).map(|_| &items[0].0).collect();
         assert_eq!(count(&serde_json::json!({ "items": many }), now), Ok(MOST_SERVERS));
         assert!(count(&serde_json::json!({"kind": "Status"}), now).is_err());
+    }
+
+    #[test]
+    fn answers_are_upstreams_metrics() {
+        let mut answered = Answered { lists: BTreeMap::new(), took: BTreeMap::new() };
+        let mut text = String::new();
+        answered.encode(&mut text, "p_").unwrap();
+        assert_eq!(text, "");
+        answered.count(200, "", 0.05);
+        answered.count(200, "", 60.0);
+        answered.count(403, "Forbidden", 0.01);
+        answered.count(500, "a \"quoted\" text", 0.01);
+        answered.encode(&mut text, "p_").unwrap();
+        for line in [
+            "p_lease_lists_total{http_response_code=\"200\",reason=\"\"} 2",
+            "p_lease_lists_total{http_response_code=\"403\",reason=\"Forbidden\"} 1",
+            "p_lease_lists_total{http_response_code=\"500\",reason=\"\"} 1",
+            "p_lease_list_latency_seconds_bucket{http_response_code=\"200\",le=\"0.1\"} 1",
+            "p_lease_list_latency_seconds_bucket{http_response_code=\"200\",le=\"+Inf\"} 2",
+            "p_lease_list_latency_seconds_count{http_response_code=\"403\"} 1",
+        ] {
+            assert!(text.lines().any(|each| each == line), "{line}: {text}");
+        }
     }
 
     #[test]

@@ -31,6 +31,14 @@ const RESOLVE: Duration = Duration::from_secs(30);
 /// How far a stream's age may be from the one that was asked for, so that agents do not come all at once.
 const AGE_JITTER: f64 = 0.2;
 
+/// When a name is looked up next.
+struct Lookup {
+    due: Instant,
+    wait: Duration,
+    /// A name server that does not answer must not gather threads that wait for it.
+    under_way: bool,
+}
+
 /// What is under way.
 struct Run<'a> {
     tunnel: &'a Tunnel,
@@ -44,7 +52,7 @@ struct Run<'a> {
     serving: HashMap<Id, u64>,
     retire: BTreeMap<u64, CancellationToken>,
     lookups: JoinSet<(Host, io::Result<Vec<SocketAddr>>)>,
-    resolve: BTreeMap<Host, (Instant, Duration)>,
+    resolve: BTreeMap<Host, Lookup>,
     leaving_to: mpsc::UnboundedSender<u64>,
 }
 
@@ -68,6 +76,7 @@ impl Tunnel {
     async fn hold(&self, drain: CancellationToken, stop: CancellationToken) {
         let now = Instant::now();
         let (leaving_to, mut leaving) = mpsc::unbounded_channel();
+        let lookup = || Lookup { due: now, wait: self.config.pace.interval, under_way: false };
         let mut run = Run {
             tunnel: self,
             stop: stop.clone(),
@@ -79,7 +88,7 @@ impl Tunnel {
             serving: HashMap::new(),
             retire: BTreeMap::new(),
             lookups: JoinSet::new(),
-            resolve: self.config.hosts.iter().map(|host| (host.clone(), (now, self.config.pace.interval))).collect(),
+            resolve: self.config.hosts.iter().map(|host| (host.clone(), lookup())).collect(),
             leaving_to,
         };
         loop {
@@ -119,9 +128,9 @@ impl Run<'_> {
     /// Begins what is due; when to look again.
     fn begin(&mut self) -> Instant {
         let (now, tunnel) = (Instant::now(), self.tunnel);
-        for (host, (due, _)) in &mut self.resolve {
-            if *due <= now {
-                *due = now + RESOLVE;
+        for (host, lookup) in &mut self.resolve {
+            if lookup.due <= now && !lookup.under_way {
+                (lookup.due, lookup.under_way) = (now + RESOLVE, true);
                 let host = host.clone();
                 self.lookups.spawn(async move {
                     let addresses = host.resolve().await;
@@ -155,22 +164,22 @@ impl Run<'_> {
             });
             self.trying.insert(handle.id(), address);
         }
-        let resolve = self.resolve.values().map(|(due, _)| *due);
+        let resolve = self.resolve.values().filter(|lookup| !lookup.under_way).map(|lookup| lookup.due);
         resolve.chain(set.wake(now)).min().unwrap_or(now + RESOLVE).max(now + Duration::from_millis(1))
     }
 
     fn resolved(&mut self, host: Host, addresses: io::Result<Vec<SocketAddr>>) {
         let (now, pace) = (Instant::now(), self.tunnel.config.pace);
-        let Some((due, wait)) = self.resolve.get_mut(&host) else { return };
+        let Some(lookup) = self.resolve.get_mut(&host) else { return };
         match addresses {
             Ok(addresses) => {
-                (*due, *wait) = (now + RESOLVE, pace.interval);
+                *lookup = Lookup { due: now + RESOLVE, wait: pace.interval, under_way: false };
                 lock(&self.tunnel.unresolved).remove(&host);
                 lock(&self.tunnel.set).resolved(&host, &addresses, now);
             }
             Err(error) => {
-                *due = now + *wait;
-                *wait = wait.mul_f64(1.5).min(pace.cap);
+                let wait = lookup.wait;
+                *lookup = Lookup { due: now + wait, wait: wait.mul_f64(1.5).min(pace.cap), under_way: false };
                 let known = lock(&self.tunnel.set).endpoints.values().any(|endpoint| endpoint.host == host);
                 tracing::error!(server = %host, %error, known, "the name of the proxy-server does not resolve; addresses from before stay in use");
                 if !known {
@@ -278,8 +287,8 @@ impl Run<'_> {
     /// Names may mean something else by now.
     fn look_again(&mut self) {
         let soon = Instant::now() + self.tunnel.config.pace.interval;
-        for (due, _) in self.resolve.iter_mut().filter(|(host, _)| host.address().is_none()).map(|(_, when)| when) {
-            *due = soon.min(*due);
+        for (_, lookup) in self.resolve.iter_mut().filter(|(host, _)| host.address().is_none()) {
+            lookup.due = soon.min(lookup.due);
         }
     }
 }
