@@ -139,7 +139,8 @@ impl Agent {
 
 /// Runs until SIGTERM or SIGINT, then drains.
 pub async fn run(config: AgentConfig, colour: bool) -> anyhow::Result<()> {
-    let AgentConfig { policy, admin_socket, health, drain_timeout, node, tunnel, advertise_pods, audit } = config;
+    let AgentConfig { policy, admin_socket, health, drain_timeout, node, tunnel, advertise_pods, audit, limits } =
+        config;
     let own_identifiers = tunnel.identifiers.clone();
     let first = match &policy {
         Some(path) => watch::load(path, &node),
@@ -153,7 +154,7 @@ pub async fn run(config: AgentConfig, colour: bool) -> anyhow::Result<()> {
     }
     let connections = Connections::new(node.clone());
     let audit = Audit::start(audit)?;
-    let dialer = Dialer::new(Arc::clone(&connections), Arc::new(NoKernel), Arc::clone(&audit));
+    let dialer = Dialer::new(Arc::clone(&connections), Arc::new(NoKernel), Arc::clone(&audit), limits);
     let agent = Arc::new(Agent {
         policy: policy.clone(),
         current: Mutex::default(),

@@ -50,7 +50,8 @@ pub(crate) const GOODBYE: Duration = Duration::from_secs(8);
 
 /// Runs until SIGTERM or SIGINT, then drains.
 pub async fn run(config: Config, colour: bool) -> anyhow::Result<()> {
-    let Config { policy, location, admin_socket, health, drain_timeout, node, tunnel, advertise_pods, audit } = config;
+    let Config { policy, location, admin_socket, health, drain_timeout, node, tunnel, advertise_pods, audit, limits } =
+        config;
     let own_identifiers = tunnel.identifiers.clone();
     let admin_listener =
         admin::bind_admin(&admin_socket).with_context(|| format!("cannot listen on {}", admin_socket.display()))?;
@@ -97,7 +98,8 @@ pub async fn run(config: Config, colour: bool) -> anyhow::Result<()> {
     let connections = Connections::new(node.clone());
     connections.publish(current.ruleset.clone());
     let audit = Audit::start(audit)?;
-    let dialer = Dialer::new(Arc::clone(&connections), Arc::new(KernelPinholes::new(cookies)?), Arc::clone(&audit));
+    let dialer =
+        Dialer::new(Arc::clone(&connections), Arc::new(KernelPinholes::new(cookies)?), Arc::clone(&audit), limits);
     let tunnel = Tunnel::new(tunnel, Arc::clone(&dialer));
     let guard = Arc::new(Guard {
         policy: policy.clone(),

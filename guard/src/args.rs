@@ -6,7 +6,10 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::flags::{UpstreamArgs, duration};
+use crate::{
+    flags::{UpstreamArgs, duration},
+    limits::LimitArgs,
+};
 
 /// Keeps a Kubernetes node closed to everyone but the control plane that comes through its Konnectivity tunnel, and the peers that
 /// a policy names.
@@ -120,6 +123,9 @@ pub struct RunArgs {
     /// The audit file.
     #[command(flatten)]
     pub audit: AuditArgs,
+    /// What the control plane may use.
+    #[command(flatten)]
+    pub limits: LimitArgs,
     /// The flags of the upstream konnectivity-agent.
     #[command(flatten)]
     pub agent: UpstreamArgs,
@@ -155,6 +161,9 @@ pub struct AgentArgs {
     /// The audit file.
     #[command(flatten)]
     pub audit: AuditArgs,
+    /// What the control plane may use.
+    #[command(flatten)]
+    pub limits: LimitArgs,
     /// The flags of the upstream konnectivity-agent.
     #[command(flatten)]
     pub agent: UpstreamArgs,

@@ -16,6 +16,7 @@ use crate::{
         cgroup::{self, CgroupError},
         load::Location,
     },
+    limits::Limits,
     node::NodeFacts,
     tunnel::{
         CountSource, Pace, TunnelConfig,
@@ -51,6 +52,8 @@ pub struct Config {
     pub advertise_pods: bool,
     /// The audit file.
     pub audit: Option<FileConfig>,
+    /// What the control plane may use of this process.
+    pub limits: Limits,
 }
 
 /// Why the command line makes no configuration.
@@ -101,6 +104,8 @@ pub struct AgentConfig {
     pub advertise_pods: bool,
     /// The audit file.
     pub audit: Option<FileConfig>,
+    /// What the control plane may use of this process.
+    pub limits: Limits,
 }
 
 /// Resolves the arguments of `run`, reading what is left open from the machine.
@@ -120,6 +125,7 @@ pub fn resolve(args: RunArgs) -> Result<Config, ConfigError> {
         tunnel,
         advertise_pods: args.advertise_pod_addresses,
         audit: audit_file(args.audit),
+        limits: args.limits.into(),
     })
 }
 
@@ -135,6 +141,7 @@ pub fn resolve_agent(args: AgentArgs) -> Result<AgentConfig, ConfigError> {
         tunnel,
         advertise_pods: args.advertise_pod_addresses,
         audit: audit_file(args.audit),
+        limits: args.limits.into(),
     })
 }
 

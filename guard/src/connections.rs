@@ -39,6 +39,8 @@ pub enum CloseReason {
     Stalled,
     /// The policy wants TLS, and one of the two sides began with something else, or with nothing.
     NotTls,
+    /// The backend reads, but more came for it than the budgets hold, and others would have had to wait.
+    OverBudget,
     /// The ruleset in force refuses the destination.
     PolicyChanged,
     /// The stream that carried the dial ended.
@@ -56,6 +58,7 @@ impl CloseReason {
             CloseReason::ControlPlaneClosed => "control-plane-closed",
             CloseReason::Stalled => "stalled",
             CloseReason::NotTls => "not-tls",
+            CloseReason::OverBudget => "over-budget",
             CloseReason::PolicyChanged => "policy-changed",
             CloseReason::TunnelLost => "tunnel-lost",
             CloseReason::Drained => "drained",
@@ -75,6 +78,11 @@ impl Ending {
     pub fn end(&self, reason: CloseReason) {
         let _ = self.reason.set(reason);
         self.token.cancel();
+    }
+
+    /// Why it was ended, if it was.
+    pub fn reason(&self) -> Option<CloseReason> {
+        self.reason.get().copied()
     }
 
     /// Waits until it is ended.

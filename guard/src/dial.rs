@@ -20,19 +20,17 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     audit::{Audit, Entry, Verdict},
     authorize::{Permit, Refusal},
+    budget::Budget,
     connections::{CloseReason, Connections, Open, RefusedDial},
     gate::gate,
     kernel::sys::socket_cookie,
     kubelet::{Certificates, CheckError},
-    relay::{Queue, Queued, Relayed, queue, relay, reset},
+    limits::Limits,
+    queue::{Queue, Queued, queue},
+    relay::{Relayed, relay, reset},
     texts,
     tunnel::frame::{DialRequest, Packet, dial_failed, dialled},
 };
-
-/// How long a dial may take, name resolution included: what the upstream agent allows.
-const DIAL: Duration = Duration::from_secs(5);
-/// How many dials may be under way at once.
-const PENDING: usize = 512;
 
 /// Lets a socket through the kernel half of this node, and takes that back.
 pub trait Pinholes: Send + Sync + 'static {
@@ -52,6 +50,8 @@ pub struct Dialer {
     pub audit: Arc<Audit>,
     /// The serving certificates that were checked.
     pub certificates: Certificates,
+    /// What waits for backends, and the limits.
+    pub budget: Arc<Budget>,
     pending: Semaphore,
 }
 
@@ -60,13 +60,31 @@ pub struct Origin {
     /// Where answers go.
     pub outbound: mpsc::Sender<Packet>,
     /// The server that asked, for the record.
-    pub server_id: String,
+    pub server_id: Arc<str>,
     /// The control plane gave up waiting, or the stream ended.
     pub abandoned: CancellationToken,
     /// The stream ended.
     pub lost: CancellationToken,
-    /// Tells the session where the bytes of a connection go.
-    pub route: Box<dyn Fn(i64, Queue) + Send + Sync>,
+    /// Where the stream's bytes go.
+    pub routes: Arc<dyn Routes>,
+}
+
+/// Where the frames of a stream go.
+pub trait Routes: Send + Sync + 'static {
+    /// Bytes of this connection go here from now on.
+    fn opened(&self, id: i64, queue: Queue);
+    /// The connection is over.
+    fn closed(&self, id: i64);
+    /// The dial was answered, or needs no answer: it is no longer under way.
+    fn answered(&self, random: i64, dial: &CancellationToken);
+}
+
+/// A dial that was answered with a connection.
+struct Connected {
+    open: Open,
+    backend: TcpStream,
+    queued: Queued,
+    entry: Entry,
 }
 
 /// Why a dial came to nothing.
@@ -79,37 +97,23 @@ enum Failure {
 
 impl Dialer {
     /// A dialer with nothing under way.
-    pub fn new(connections: Arc<Connections>, pinholes: Arc<dyn Pinholes>, audit: Arc<Audit>) -> Arc<Dialer> {
-        let (certificates, pending) = (Certificates::default(), Semaphore::new(PENDING));
-        Arc::new(Dialer { connections, pinholes, audit, certificates, pending })
+    pub fn new(
+        connections: Arc<Connections>,
+        pinholes: Arc<dyn Pinholes>,
+        audit: Arc<Audit>,
+        limits: Limits,
+    ) -> Arc<Dialer> {
+        let (certificates, pending) = (Certificates::default(), Semaphore::new(limits.dials));
+        Arc::new(Dialer { connections, pinholes, audit, certificates, budget: Budget::new(limits), pending })
     }
 
-    /// Serves one dial to its end.
-    pub async fn serve(&self, request: DialRequest, origin: Origin) {
-        let mut entry = self.audit.begin(&origin.server_id, &request.address);
-        // Parse, resolve, judge, connect: before DIAL_RSP every failure is one error answer.
-        let connected = tokio::select! {
-            biased;
-            () = origin.abandoned.cancelled() => Err(Failure::Abandoned),
-            connected = self.connect(&request, &mut entry) => connected,
-        };
-        let (permit, backend) = match connected {
-            Ok(connected) => connected,
-            Err(failure) => return self.answer(&request, &origin, entry, failure).await,
-        };
-        // Judge once more and register: the ruleset may have changed while the backend was dialled.
-        let open = match self.connections.open(permit) {
-            Ok(open) => open,
-            Err(refusal) => return self.answer(&request, &origin, entry, Failure::Refused(refusal, None)).await,
-        };
-        entry.judged(open.permit.address(), Some(open.permit.rule()));
-        // The route is there before the answer: DATA may follow it at once.
-        let (queue, queued) = queue(open.ending.clone());
-        (origin.route)(open.id, queue);
-        if origin.abandoned.is_cancelled() || origin.outbound.send(dialled(request.random, open.id)).await.is_err() {
-            reset(&backend);
-            return self.answer(&request, &origin, entry, Failure::Abandoned).await;
-        }
+    /// Serves one dial to its end. `under_way` is held until it is answered.
+    pub async fn serve(&self, request: DialRequest, origin: Origin, under_way: Arc<()>) {
+        // What a dial needs is given back when it is answered: most connections then rest.
+        let connected = Box::pin(self.answered(&request, &origin)).await;
+        origin.routes.answered(request.random, &origin.abandoned);
+        drop((under_way, request));
+        let Some(Connected { open, backend, queued, mut entry }) = connected else { return };
         entry.open();
         // After DIAL_RSP there is one close reason.
         let ending = open.ending.clone();
@@ -122,15 +126,61 @@ impl Dialer {
             relayed = carry(backend, queued, &open, &origin.outbound) => relayed,
             relayed = watch_stream => relayed,
         };
+        origin.routes.closed(open.id);
         entry.closed(&relayed);
     }
 
+    /// Dials and answers. Nothing where the answer is an error, or nobody waits for one.
+    async fn answered(&self, request: &DialRequest, origin: &Origin) -> Option<Connected> {
+        let mut entry = self.audit.begin(&origin.server_id, &request.address);
+        let full = self.connections.counts().open >= self.budget.limits().connections as u64;
+        let pending = self.pending.try_acquire().ok().filter(|_| !full);
+        // Parse, resolve, judge, connect: before DIAL_RSP every failure is one error answer.
+        let connecting = async {
+            if pending.is_none() {
+                return Err(Failure::Refused(Refusal::Busy, None));
+            }
+            self.connect(request, &mut entry).await
+        };
+        let connected = tokio::select! {
+            biased;
+            () = origin.abandoned.cancelled() => Err(Failure::Abandoned),
+            connected = connecting => connected,
+        };
+        let (permit, backend) = match connected {
+            Ok(connected) => connected,
+            Err(failure) => return self.answer(request, origin, entry, failure).await,
+        };
+        // Judge once more and register: the ruleset may have changed while the backend was dialled.
+        let open = match self.connections.open(permit) {
+            Ok(open) => open,
+            Err(refusal) => return self.answer(request, origin, entry, Failure::Refused(refusal, None)).await,
+        };
+        entry.judged(open.permit.address(), Some(open.permit.rule()));
+        // The route is there before the answer: DATA may follow it at once.
+        let (queue, queued) = queue(&self.budget, open.ending.clone());
+        origin.routes.opened(open.id, queue);
+        if origin.abandoned.is_cancelled() || origin.outbound.send(dialled(request.random, open.id)).await.is_err() {
+            origin.routes.closed(open.id);
+            reset(&backend);
+            return self.answer(request, origin, entry, Failure::Abandoned).await;
+        }
+        Some(Connected { open, backend, queued, entry })
+    }
+
+    /// Refuses a dial that comes while too many of its stream are under way: at once, and without an answer where the wire is full.
+    pub fn refuse(&self, request: &DialRequest, origin: &Origin) {
+        let entry = self.audit.begin(&origin.server_id, &request.address);
+        if let Some(text) = self.record(request, origin, entry, Failure::Refused(Refusal::Busy, None)) {
+            let _ = origin.outbound.try_send(dial_failed(request.random, text));
+        }
+    }
+
     async fn connect(&self, request: &DialRequest, entry: &mut Entry) -> Result<(Permit, TcpStream), Failure> {
-        let deadline = Deadline::now() + DIAL;
+        let deadline = Deadline::now() + self.budget.limits().dial;
         if request.protocol != "tcp" {
             return Err(Failure::Refused(Refusal::Protocol, None));
         }
-        let _pending = self.pending.try_acquire().map_err(|_| Failure::Refused(Refusal::Busy, None))?;
         let (host, port) = split(&request.address).ok_or(Failure::Refused(Refusal::Malformed, None))?;
         let addresses = self.resolve(host, port, deadline).await?;
         let mut failure = Failure::Unreachable(texts::lookup(host, "no such host"));
@@ -221,12 +271,27 @@ impl Dialer {
         }
     }
 
-    /// Tells the control plane, and writes the record.
-    async fn answer(&self, request: &DialRequest, origin: &Origin, entry: Entry, failure: Failure) {
+    /// Writes the record, and tells the control plane. There is no connection.
+    async fn answer(
+        &self,
+        request: &DialRequest,
+        origin: &Origin,
+        entry: Entry,
+        failure: Failure,
+    ) -> Option<Connected> {
+        if let Some(text) = self.record(request, origin, entry, failure) {
+            let _ = origin.outbound.send(dial_failed(request.random, text)).await;
+        }
+        None
+    }
+
+    /// Writes the record; what there is to tell the control plane.
+    fn record(&self, request: &DialRequest, origin: &Origin, entry: Entry, failure: Failure) -> Option<String> {
         let (verdict, reason, text) = match failure {
             Failure::Abandoned => {
                 let reason = if origin.lost.is_cancelled() { "tunnel-lost" } else { "control-plane-gave-up" };
-                return entry.ended(Verdict::Abandoned, reason, None);
+                entry.ended(Verdict::Abandoned, reason, None);
+                return None;
             }
             Failure::Unreachable(texts::Unreachable { reason, text }) => {
                 self.connections.fail(reason == texts::TIMEOUT);
@@ -245,7 +310,7 @@ impl Dialer {
             }
         };
         entry.ended(verdict, reason, Some(&text));
-        let _ = origin.outbound.send(dial_failed(request.random, text)).await;
+        Some(text)
     }
 }
 

@@ -15,7 +15,7 @@ use tokio::{
 use crate::{
     connections::{CloseReason, Ending},
     hello::{ANSWER, ClientHello, Told, answer},
-    relay::Queued,
+    queue::Queued,
 };
 
 /// How long a side may take to begin.

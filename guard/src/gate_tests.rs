@@ -10,7 +10,10 @@ use tokio::{
 
 use super::*;
 use crate::{
-    relay::{Queue, Relayed, queue, relay},
+    budget::Budget,
+    limits::Limits,
+    queue::{Queue, queue},
+    relay::{Relayed, relay},
     tunnel::frame::{Packet, Payload},
 };
 
@@ -28,7 +31,7 @@ async fn rig() -> Rig {
     let mut ours = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
     let backend = listener.accept().await.unwrap().0;
     let ending = Ending::default();
-    let (queue, mut queued) = queue(ending.clone());
+    let (queue, mut queued) = queue(&Budget::new(Limits::default()), ending.clone());
     let (sender, outbound) = mpsc::channel(16);
     let end = ending.clone();
     let relayed = tokio::spawn(async move {
@@ -76,8 +79,8 @@ async fn tls_passes_whole_in_whatever_pieces() {
         let Rig { mut backend, queue, mut outbound, relayed, .. } = rig().await;
         let bytes = [&hello()[..], b"more"].concat();
         for part in bytes.chunks(piece) {
-            queue.push(Bytes::copy_from_slice(part)).await;
-            queue.push(Bytes::new()).await;
+            assert!(queue.push(Bytes::copy_from_slice(part)).is_ok());
+            assert!(queue.push(Bytes::new()).is_ok());
         }
         let mut seen = vec![0; bytes.len()];
         let first = hello().len();
@@ -89,7 +92,7 @@ async fn tls_passes_whole_in_whatever_pieces() {
         assert_eq!(seen, bytes);
         let answer = outbound.recv().await.unwrap().payload;
         assert!(matches!(answer, Some(Payload::Data(data)) if data.data == SERVER_HELLO), "the answer, whole");
-        queue.push(Bytes::from_static(b"after")).await;
+        assert!(queue.push(Bytes::from_static(b"after")).is_ok());
         queue.close();
         assert_eq!(got(&mut backend).await, (b"after".to_vec(), true));
         drop(backend);
@@ -105,8 +108,8 @@ async fn plain_text_never_reaches_the_backend() {
         [(&b"G"[..], &b"ET / HTTP/1.1\r\n\r\n"[..]), (b"\x16\x03\x01\x00\x2f", b"\x02"), (b"", b"SSH-2.0-x")]
     {
         let Rig { mut backend, queue, mut outbound, relayed, .. } = rig().await;
-        queue.push(Bytes::copy_from_slice(begin)).await;
-        queue.push(Bytes::copy_from_slice(rest)).await;
+        assert!(queue.push(Bytes::copy_from_slice(begin)).is_ok());
+        assert!(queue.push(Bytes::copy_from_slice(rest)).is_ok());
         assert_eq!(got(&mut backend).await, (Vec::new(), false), "no byte, and a RST");
         assert_eq!(said(&mut outbound).await, (Vec::new(), "closed by the guard: not-tls".to_owned()));
         let relayed = relayed.await.unwrap();
@@ -124,12 +127,12 @@ async fn a_backend_that_speaks_first_or_plainly_is_not_heard() {
             backend.write_all(b"SSH-2.0-OpenSSH\r\n").await.unwrap();
         }
         if when == 1 {
-            queue.push(Bytes::copy_from_slice(&hello[..9])).await;
+            assert!(queue.push(Bytes::copy_from_slice(&hello[..9])).is_ok());
             tokio::time::sleep(Duration::from_millis(20)).await;
             backend.write_all(b"220 mail\r\n").await.unwrap();
         }
         if when == 2 {
-            queue.push(Bytes::copy_from_slice(&hello)).await;
+            assert!(queue.push(Bytes::copy_from_slice(&hello)).is_ok());
             backend.read_exact(&mut vec![0; hello.len()]).await.unwrap();
             backend.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await.unwrap();
         }
@@ -163,14 +166,14 @@ async fn nobody_is_waited_for_for_ever() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mut ours = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
     let mut backend = listener.accept().await.unwrap().0;
-    let (to_it, mut queued) = queue(Ending::default());
+    let (to_it, mut queued) = queue(&Budget::new(Limits::default()), Ending::default());
     let patience = Duration::from_millis(50);
     assert_eq!(
         begun(&mut ours, &mut queued, patience).await,
         Err(CloseReason::NotTls),
         "a control plane that says nothing"
     );
-    to_it.push(hello().into()).await;
+    assert!(to_it.push(hello().into()).is_ok());
     assert_eq!(begun(&mut ours, &mut queued, patience).await, Err(CloseReason::NotTls), "a backend that says nothing");
     backend.write_all(&SERVER_HELLO[..2]).await.unwrap();
     assert_eq!(answer(&SERVER_HELLO[..2]), Told::NotYet);

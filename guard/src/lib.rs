@@ -4,7 +4,7 @@
 //!
 //! Modules in reading order: `args` and `flags` (typed, unresolved) -> `config` (nothing left optional) -> `app` (builds the parts,
 //! waits, drains; `agent` is the same without the kernel half) -> `policy` (file to ruleset) -> `kernel` (ruleset to maps) -> `tunnel` (stream to dial) -> `dial` -> `authorize` ->
-//! `connections` -> `relay` -> `drain`, `admin`, `metrics`, `konnectivity` (upstream's metrics).
+//! `connections` -> `queue` (what waits for a backend, within `budget` and `limits`) -> `relay` -> `drain`, `admin`, `metrics`, `konnectivity` (upstream's metrics).
 
 pub mod admin;
 pub mod advertise;
@@ -13,6 +13,7 @@ pub mod app;
 pub mod args;
 pub mod audit;
 pub mod authorize;
+pub mod budget;
 mod changes;
 pub mod config;
 pub mod connections;
@@ -26,11 +27,13 @@ mod hold;
 pub mod kernel;
 pub mod konnectivity;
 pub mod kubelet;
+pub mod limits;
 mod lock;
 pub mod metrics;
 pub mod node;
 pub mod pods;
 pub mod policy;
+pub mod queue;
 pub mod relay;
 pub mod snapshot;
 pub mod status;

@@ -378,6 +378,11 @@ impl Connection {
         self.inbound.recv().await
     }
 
+    /// Whether the agent has ended it.
+    pub fn ended(&self) -> bool {
+        self.inbound.is_closed()
+    }
+
     /// Closes it.
     pub async fn close(self) -> Result<()> {
         Ok(self.outbound.send(Ok(close(self.id))).await?)

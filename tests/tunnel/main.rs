@@ -12,6 +12,7 @@ mod bytes;
 mod certificates;
 mod dropin;
 mod hostile;
+mod isolation;
 mod last_hop;
 mod load;
 mod names;

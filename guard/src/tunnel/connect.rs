@@ -45,7 +45,7 @@ const READ_AHEAD: usize = 64 << 10;
 /// How many messages may wait for the wire: at 32 KiB each, 1 MiB.
 const OUTBOUND: usize = 32;
 /// How many bytes the server may have under way: one stream carries everything.
-const WINDOW: u32 = 4 << 20;
+pub(super) const WINDOW: u32 = 4 << 20;
 
 /// How long the connection may be silent before the kernel asks whether the other end is there, and how long that may take: a load
 /// balancer that vanished says nothing, and the probes of HTTP/2 must be rare.

@@ -1,28 +1,31 @@
 //! Owns one stream while it lasts: frames from the server to dials and their backends.
 //! Called by `run`.
-//! Must never wait for a dial or for the wire: only for a frame, or for a backend that still reads.
+//! Must never wait for a dial, for the wire or for a backend: only for a frame, and, within `Patience`, for room.
 
 use std::{
     collections::HashMap,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicI64, Ordering},
-    },
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
+use bytes::Bytes;
+use tokio::{
+    sync::mpsc,
+    time::{Instant, timeout},
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    connect::Stream,
-    frame::{CloseRequest, Data, DialRequest, Frame, closed, drain as drain_frame},
+    connect::{Stream, WINDOW},
+    frame::{CloseRequest, Data, DialRequest, Frame, Packet, closed, drain as drain_frame},
     traffic,
 };
 use crate::{
-    dial::{Dialer, Origin},
+    budget::Patience,
+    dial::{Dialer, Origin, Routes},
     drain::LINGER,
     lock::lock,
-    relay::Queue,
+    queue::Queue,
 };
 
 /// How long the dials of a lost stream may take to end.
@@ -60,20 +63,65 @@ impl Ended {
     }
 }
 
+/// How often the wait for room looks again: other connections may have given some back.
+const LOOK: Duration = Duration::from_millis(5);
+
+/// Who sent a frame within this time is being served.
+const SERVED: Duration = Duration::from_secs(1);
+
+/// How many frames for connections that are none are answered in a second.
+const REPLIES: u32 = 100;
+
+/// What is longer than any address is refused for its shape; no more of it is kept.
+const LONGEST: usize = 300;
+
 /// What the frames of one stream refer to.
 #[derive(Default)]
-struct Routes {
+struct Table {
     /// Open dials by connection id.
     open: Mutex<HashMap<i64, Queue>>,
     /// Dials under way by their `random`; it may repeat, and ending one then ends all.
     pending: Mutex<HashMap<i64, Vec<CancellationToken>>>,
 }
 
+impl Routes for Table {
+    fn opened(&self, id: i64, queue: Queue) {
+        lock(&self.open).insert(id, queue);
+    }
+
+    fn closed(&self, id: i64) {
+        lock(&self.open).remove(&id);
+    }
+
+    fn answered(&self, random: i64, dial: &CancellationToken) {
+        let mut pending = lock(&self.pending);
+        // Marks this one among those of the same `random`.
+        dial.cancel();
+        if let Some(dials) = pending.get_mut(&random) {
+            dials.retain(|dial| !dial.is_cancelled());
+            if dials.is_empty() {
+                pending.remove(&random);
+            }
+        }
+    }
+}
+
 /// Serves a stream until it ends; says why.
 pub(super) async fn run(stream: Stream, dialer: Arc<Dialer>, terms: Terms) -> Ended {
     let Stream { mut inbound, outbound, server_id, .. } = stream;
     let Terms { drain, stop, dials } = terms;
-    let (routes, lost) = (Arc::new(Routes::default()), CancellationToken::new());
+    let mut session = Session {
+        dialer,
+        table: Arc::default(),
+        dials: dials.clone(),
+        under_way: Arc::new(()),
+        lost: CancellationToken::new(),
+        outbound,
+        server_id: server_id.into(),
+        patience: Patience::new(Instant::now()),
+        traffic: Traffic::default(),
+        replies: Replies { left: REPLIES, since: Instant::now() },
+    };
     let mut asked_to_drain = false;
     let idle = idle(&drain, &dials);
     tokio::pin!(idle);
@@ -83,46 +131,14 @@ pub(super) async fn run(stream: Stream, dialer: Arc<Dialer>, terms: Terms) -> En
             () = &mut idle => break Ended::Done,
             () = drain.cancelled(), if !asked_to_drain => {
                 asked_to_drain = true;
-                let outbound = outbound.clone();
-                dials.spawn(async move { drop(outbound.send(drain_frame()).await) });
+                let outbound = session.outbound.clone();
+                session.dials.spawn(async move { drop(outbound.send(drain_frame()).await) });
                 continue;
             }
             message = inbound.message() => message,
         };
         match message {
-            Ok(Some(packet)) => match Frame::from(packet) {
-                Frame::Dial(request) => {
-                    let origin = Origin {
-                        outbound: outbound.clone(),
-                        server_id: server_id.clone(),
-                        abandoned: lost.child_token(),
-                        lost: lost.clone(),
-                        route: Box::new(|_, _| {}),
-                    };
-                    dial(&dials, &dialer, &routes, request, origin);
-                }
-                Frame::Data(Data { connect_id, data, .. }) => {
-                    let queue = lock(&routes.open).get(&connect_id).cloned();
-                    match queue {
-                        Some(queue) => queue.push(data).await,
-                        // Late data of a closed connection is ordinary. An answer only where the wire has room.
-                        None => drop(outbound.try_send(closed(connect_id, "unrecognized connectID".to_owned()))),
-                    }
-                }
-                Frame::Close(CloseRequest { connect_id }) => {
-                    let queue = lock(&routes.open).remove(&connect_id);
-                    match queue {
-                        Some(queue) => queue.close(),
-                        None => drop(outbound.try_send(closed(connect_id, "Unknown connectID".to_owned()))),
-                    }
-                }
-                Frame::CloseDial(close) => {
-                    for dial in lock(&routes.pending).remove(&close.random).into_iter().flatten() {
-                        dial.cancel();
-                    }
-                }
-                Frame::Other(kind) => tracing::debug!(kind, "a frame that is not for an agent"),
-            },
+            Ok(Some(packet)) => session.take(Frame::from(packet)).await,
             Ok(None) => break Ended::Broken("the server closed it".to_owned()),
             Err(status) => {
                 traffic::failed(status.code());
@@ -130,15 +146,16 @@ pub(super) async fn run(stream: Stream, dialer: Arc<Dialer>, terms: Terms) -> En
             }
         }
     };
+    let Session { lost, outbound, .. } = session;
     lost.cancel();
     dials.close();
-    if tokio::time::timeout(WIND_UP, dials.wait()).await.is_err() {
+    if timeout(WIND_UP, dials.wait()).await.is_err() {
         tracing::warn!(left = dials.len(), "dials of the lost stream are still ending");
     }
     // The end of our messages goes out behind all of them; the server then ends the stream.
     drop(outbound);
     let rest = async { while let Ok(Some(_)) = inbound.message().await {} };
-    let _ = tokio::time::timeout(GOODBYE, rest).await;
+    let _ = timeout(GOODBYE, rest).await;
     ended
 }
 
@@ -156,38 +173,170 @@ async fn idle(drain: &CancellationToken, dials: &TaskTracker) {
     }
 }
 
-/// Starts a dial; its routes last as long as it does.
-fn dial(dials: &TaskTracker, dialer: &Arc<Dialer>, routes: &Arc<Routes>, request: DialRequest, mut origin: Origin) {
-    let random = request.random;
-    let abandoned = origin.abandoned.clone();
-    lock(&routes.pending).entry(random).or_default().push(abandoned.clone());
-    let id = Arc::new(AtomicI64::new(0));
-    origin.route = {
-        let (routes, id) = (Arc::clone(routes), Arc::clone(&id));
-        Box::new(move |connect_id, queue| {
-            id.store(connect_id, Ordering::Relaxed);
-            lock(&routes.open).insert(connect_id, queue);
-        })
-    };
-    let (dialer, routes) = (Arc::clone(dialer), Arc::clone(routes));
-    dials.spawn(async move {
-        dialer.serve(request, origin).await;
-        // Marks this dial as done for `settled`, wherever it ended.
-        abandoned.cancel();
-        routes.settled(random);
-        lock(&routes.open).remove(&id.load(Ordering::Relaxed));
-    });
+/// A stream that is being served.
+struct Session {
+    dialer: Arc<Dialer>,
+    table: Arc<Table>,
+    dials: TaskTracker,
+    /// Each dial under way holds one of these.
+    under_way: Arc<()>,
+    lost: CancellationToken,
+    outbound: mpsc::Sender<Packet>,
+    server_id: Arc<str>,
+    patience: Patience,
+    traffic: Traffic,
+    replies: Replies,
 }
 
-impl Routes {
-    /// Forgets the dials of a `random` that are no longer under way.
-    fn settled(&self, random: i64) {
-        let mut pending = lock(&self.pending);
-        if let Some(dials) = pending.get_mut(&random) {
-            dials.retain(|dial| !dial.is_cancelled());
-            if dials.is_empty() {
-                pending.remove(&random);
+impl Session {
+    async fn take(&mut self, frame: Frame) {
+        match frame {
+            Frame::Data(Data { connect_id, data, .. }) => {
+                self.traffic.saw(connect_id, Instant::now());
+                self.patience.read(data.len(), WINDOW);
+                let queue = lock(&self.table.open).get(&connect_id).cloned();
+                match queue {
+                    Some(queue) => {
+                        if let Err(data) = queue.push(data) {
+                            self.hold(&queue, data).await;
+                        }
+                    }
+                    // Late data of a closed connection is ordinary.
+                    None => self.reply(connect_id, "unrecognized connectID"),
+                }
+            }
+            Frame::Dial(request) => self.dial(request),
+            Frame::Close(CloseRequest { connect_id }) => {
+                self.traffic.saw(connect_id, Instant::now());
+                let queue = lock(&self.table.open).remove(&connect_id);
+                match queue {
+                    Some(queue) => queue.close(),
+                    None => self.reply(connect_id, "Unknown connectID"),
+                }
+            }
+            Frame::CloseDial(close) => {
+                let dials = lock(&self.table.pending).remove(&close.random);
+                dials.into_iter().flatten().for_each(|dial| dial.cancel());
+            }
+            Frame::Other(kind) => tracing::debug!(kind, "a frame that is not for an agent"),
+        }
+    }
+
+    /// Waits for room for these bytes, the last resort: all of the stream waits. Where there is no time left for that, their connection ends.
+    async fn hold(&mut self, queue: &Queue, mut bytes: Bytes) {
+        let others = self.traffic.others_served(Instant::now());
+        loop {
+            let started = Instant::now();
+            let left = self.patience.left(started, others);
+            if left.is_zero() {
+                return queue.end();
+            }
+            let _ = timeout(left.min(LOOK), queue.room()).await;
+            self.patience.spend(started.elapsed(), others);
+            match queue.push(bytes) {
+                Ok(()) => return,
+                Err(again) => bytes = again,
             }
         }
+    }
+
+    /// Starts a dial, or refuses it where too many are under way.
+    fn dial(&mut self, mut request: DialRequest) {
+        shorten(&mut request.address);
+        shorten(&mut request.protocol);
+        let origin = Origin {
+            outbound: self.outbound.clone(),
+            server_id: Arc::clone(&self.server_id),
+            abandoned: self.lost.child_token(),
+            lost: self.lost.clone(),
+            routes: Arc::clone(&self.table) as Arc<dyn Routes>,
+        };
+        if Arc::strong_count(&self.under_way) > self.dialer.budget.limits().dials_per_stream {
+            return self.dialer.refuse(&request, &origin);
+        }
+        lock(&self.table.pending).entry(request.random).or_default().push(origin.abandoned.clone());
+        let (dialer, under_way) = (Arc::clone(&self.dialer), Arc::clone(&self.under_way));
+        self.dials.spawn(async move { dialer.serve(request, origin, under_way).await });
+    }
+
+    /// Tells the server that a connection is none. Only so often, and only where the wire has room: it may ask as fast as it likes.
+    fn reply(&mut self, id: i64, error: &str) {
+        if self.replies.one_more(Instant::now()) {
+            drop(self.outbound.try_send(closed(id, error.to_owned())));
+        }
+    }
+}
+
+fn shorten(text: &mut String) {
+    if text.len() > LONGEST {
+        *text = text.chars().take(LONGEST).collect();
+    }
+}
+
+/// Whose frames come.
+#[derive(Default)]
+struct Traffic {
+    /// The connection of the latest frame, and when that came.
+    latest: Option<(i64, Instant)>,
+    /// When the latest frame of any other connection came.
+    others: Option<Instant>,
+}
+
+impl Traffic {
+    fn saw(&mut self, id: i64, now: Instant) {
+        if let Some((latest, at)) = self.latest
+            && latest != id
+        {
+            self.others = Some(at);
+        }
+        self.latest = Some((id, now));
+    }
+
+    /// Whether anybody but the connection of the latest frame is being served.
+    fn others_served(&self, now: Instant) -> bool {
+        self.others.is_some_and(|at| now - at < SERVED)
+    }
+}
+
+/// How many replies are left in this second.
+struct Replies {
+    left: u32,
+    since: Instant,
+}
+
+impl Replies {
+    fn one_more(&mut self, now: Instant) -> bool {
+        if now - self.since >= Duration::from_secs(1) {
+            (self.left, self.since) = (REPLIES, now);
+        }
+        let one = self.left > 0;
+        self.left = self.left.saturating_sub(1);
+        one
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn others_are_served_while_their_frames_come() {
+        let (mut traffic, now) = (Traffic::default(), Instant::now());
+        traffic.saw(1, now);
+        assert!(!traffic.others_served(now));
+        traffic.saw(2, now);
+        traffic.saw(2, now);
+        assert!(traffic.others_served(now));
+        traffic.saw(2, now + SERVED);
+        assert!(!traffic.others_served(now + SERVED));
+    }
+
+    #[test]
+    fn only_so_many_replies_a_second() {
+        let now = Instant::now();
+        let mut replies = Replies { left: REPLIES, since: now };
+        let mut count = |now| (0..10_000).filter(|_| replies.one_more(now)).count();
+        assert_eq!((count(now), count(now)), (REPLIES as usize, 0));
+        assert_eq!(count(now + Duration::from_secs(1)), REPLIES as usize);
     }
 }

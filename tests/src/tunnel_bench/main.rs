@@ -42,12 +42,14 @@ struct Amount {
     rounds: usize,
     mib: usize,
     seconds: u64,
+    /// Beside an endpoint that never reads, and without one.
+    beside: u64,
     dials: usize,
     idle: usize,
 }
 
-const FULL: Amount = Amount { rounds: 3, mib: 256, seconds: 3, dials: 1000, idle: 10_000 };
-const QUICK: Amount = Amount { rounds: 1, mib: 128, seconds: 3, dials: 320, idle: 2000 };
+const FULL: Amount = Amount { rounds: 5, mib: 256, seconds: 3, beside: 10, dials: 1000, idle: 10_000 };
+const QUICK: Amount = Amount { rounds: 1, mib: 128, seconds: 3, beside: 6, dials: 320, idle: 2000 };
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -139,7 +141,7 @@ fn progress(text: &str) {
 
 /// Everything that the real server lets us see.
 async fn with_server(place: &Place, amount: Amount) -> Result<Vec<Row>> {
-    let (_server, socket) = server(place)?;
+    let (server, socket) = server(place)?;
     let mut rows = memory_rows(place, &socket, amount).await?;
     let subjects = [subject(Who::Ours, place, &socket).await?, subject(Who::Theirs, place, &socket).await?];
     let of = |who: Who| -> Result<&Subject> { subjects.get(usize::from(who == Who::Theirs)).context("two subjects") };
@@ -154,17 +156,21 @@ async fn with_server(place: &Place, amount: Amount) -> Result<Vec<Row>> {
         (100, Way::ToNode, "throughput to the node, 100 connections"),
     ] {
         progress(name);
-        let (mut speed, mut work) = (Figures::default(), Figures::default());
+        let (mut speed, mut work, mut busy) = (Figures::default(), Figures::default(), Figures::default());
         for round in 0..amount.rounds {
             for who in turns(round).map(|turn| Who::BOTH[turn]) {
                 let subject = of(who)?;
-                let before = cpu(&subject.process)?;
-                speed.add(who, subject.load.throughput(way, connections, amount.mib << 20).await?);
+                let (before, servers) = (cpu(&subject.process)?, cpu(&server)?);
+                let throughput = subject.load.throughput(way, connections, amount.mib << 20).await?;
+                speed.add(who, throughput);
                 work.add(who, (cpu(&subject.process)? - before) * 1024.0 / amount.mib as f64);
+                busy.add(who, (cpu(&server)? - servers) * throughput / amount.mib as f64);
             }
         }
         rows.push(speed.row(name, "MiB/s", (connections == 1).then_some(("at least", 2.0))));
         rows.push(work.row(name.replace("throughput", "CPU"), "s/GiB", Some(("at most", 0.4))));
+        // What limits: a server that is busy all the time cannot be given more.
+        rows.push(busy.row(name.replace("throughput", "proxy-server busy,"), "cores", None));
     }
 
     progress("requests and dials");
@@ -198,21 +204,22 @@ async fn with_server(place: &Place, amount: Amount) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// Each agent against itself: with and without an endpoint that never reads.
+/// Each agent against itself: with and without an endpoint that never reads, in turns.
 async fn stalled_rows(subjects: &[Subject; 2], amount: Amount) -> Result<Vec<Row>> {
-    let time = Duration::from_secs(amount.seconds + 1);
+    let time = Duration::from_secs(amount.beside);
     let mut rows = Vec::new();
     for (who, subject) in Who::BOTH.iter().zip(subjects) {
         let (mut throughput, mut p99) = (Figures::default(), Figures::default());
         // The upstream agent does not come back from the first time.
         let rounds = if *who == Who::Ours { amount.rounds } else { 1 };
-        for _ in 0..rounds {
-            let without = subject.load.beside(false, time).await?;
-            let with = subject.load.beside(true, time).await?;
-            throughput.add(Who::Theirs, without.throughput);
-            throughput.add(Who::Ours, with.throughput);
-            p99.add(Who::Theirs, without.latency.p99);
-            p99.add(Who::Ours, with.latency.p99);
+        for round in 0..rounds {
+            let turns = if round % 2 == 0 || *who == Who::Theirs { [false, true] } else { [true, false] };
+            for stalled in turns {
+                let beside = subject.load.beside(stalled, time).await?;
+                let which = if stalled { Who::Ours } else { Who::Theirs };
+                throughput.add(which, beside.throughput);
+                p99.add(which, beside.latency.p99);
+            }
         }
         let (name, goal) = if *who == Who::Ours { ("ours", true) } else { ("Go agent", false) };
         let least = goal.then_some(("at least", 0.9));
