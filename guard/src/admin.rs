@@ -89,6 +89,34 @@ pub async fn serve_health<S: Snapshots>(
     axum::serve(listener, router).with_graceful_shutdown(stop).await
 }
 
+/// Serves upstream's admin port until `stop`: its one path that is not about Go sends a scraper on to the health port.
+pub async fn serve_redirect(
+    listener: TcpListener,
+    health_port: u16,
+    stop: impl Future<Output = ()> + Send + 'static,
+) -> io::Result<()> {
+    let redirect = async move |headers: header::HeaderMap| match headers.get(header::HOST).and_then(bare_host) {
+        Some(host) => {
+            let location = [(header::LOCATION, format!("//{host}:{health_port}/metrics"))];
+            (StatusCode::MOVED_PERMANENTLY, location).into_response()
+        }
+        None => StatusCode::BAD_REQUEST.into_response(),
+    };
+    axum::serve(listener, Router::new().route("/metrics", get(redirect))).with_graceful_shutdown(stop).await
+}
+
+/// A `Host` header without its port, if it is a name or an address.
+fn bare_host(host: &header::HeaderValue) -> Option<String> {
+    let host = host.to_str().ok()?;
+    let port = |port: &str| port.bytes().all(|byte| byte.is_ascii_digit());
+    let bare = match host.rsplit_once(':') {
+        Some((bare, after)) if port(after) && (!bare.contains(':') || bare.ends_with(']')) => bare,
+        Some(_) | None => host,
+    };
+    let letters = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_' | b':' | b'[' | b']');
+    (!bare.is_empty() && bare.bytes().all(letters)).then(|| bare.to_owned())
+}
+
 /// Asks a running daemon for its status.
 pub async fn ask(path: &Path) -> Result<Status, AskError> {
     let stream = UnixStream::connect(path).await.map_err(|error| AskError::Unreachable(path.to_path_buf(), error))?;
@@ -133,5 +161,23 @@ async fn ready<S: Snapshots>(State(snapshots): State<Arc<S>>, RawQuery(query): R
         (false, _) => (StatusCode::SERVICE_UNAVAILABLE, lines),
         (true, false) => (StatusCode::OK, "ok".to_owned()),
         (true, true) => (StatusCode::OK, lines + "check passed\n"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_is_taken_without_its_port_or_not_at_all() {
+        let bare = |text: &str| bare_host(&text.parse().unwrap());
+        for (host, want) in
+            [("127.0.0.1:8094", "127.0.0.1"), ("node-1", "node-1"), ("[::1]:8094", "[::1]"), ("[::1]", "[::1]")]
+        {
+            assert_eq!(bare(host).as_deref(), Some(want));
+        }
+        for host in ["", ":8094", "a/b", "a b", "evil\t", "a@b:1"] {
+            assert_eq!(bare(host), None, "{host:?}");
+        }
     }
 }

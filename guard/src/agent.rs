@@ -139,8 +139,18 @@ impl Agent {
 
 /// Runs until SIGTERM or SIGINT, then drains.
 pub async fn run(config: AgentConfig, colour: bool) -> anyhow::Result<()> {
-    let AgentConfig { policy, admin_socket, health, drain_timeout, node, tunnel, advertise_pods, audit, limits } =
-        config;
+    let AgentConfig {
+        policy,
+        admin_socket,
+        health,
+        admin_port,
+        drain_timeout,
+        node,
+        tunnel,
+        advertise_pods,
+        audit,
+        limits,
+    } = config;
     let own_identifiers = tunnel.identifiers.clone();
     let first = match &policy {
         Some(path) => watch::load(path, &node),
@@ -181,6 +191,18 @@ pub async fn run(config: AgentConfig, colour: bool) -> anyhow::Result<()> {
         let listener = admin::bind_admin(path).with_context(|| format!("cannot listen on {}", path.display()))?;
         let served = admin::serve_admin(listener, Arc::clone(&agent), stop.clone().cancelled_owned());
         parts.spawn(named("admin socket", log_error(served)));
+    }
+    if let (Some(address), Some(health)) = (admin_port, health) {
+        // As upstream: one that is taken is told, and the agent does its work.
+        match TcpListener::bind(address).await {
+            Ok(listener) => {
+                let served = admin::serve_redirect(listener, health.port(), stop.clone().cancelled_owned());
+                parts.spawn(named("admin port", log_error(served)));
+            }
+            Err(error) => {
+                tracing::warn!(%address, %error, "cannot listen (--admin-server-port): /metrics is on the health port alone")
+            }
+        }
     }
     if let Some(address) = health {
         let listener = TcpListener::bind(address)

@@ -66,8 +66,8 @@ pub enum ConfigError {
     #[error("--agent-cert and --agent-key are needed together")]
     HalfAnIdentity,
     /// Not an address.
-    #[error("--health-server-host: `{0}` is no IP address")]
-    HealthHost(String),
+    #[error("{0}: `{1}` is no IP address")]
+    Listen(&'static str, String),
     /// The waits are the wrong way round.
     #[error("--sync-interval ({0:?}) is longer than --sync-interval-cap ({1:?})")]
     Interval(Duration, Duration),
@@ -94,6 +94,8 @@ pub struct AgentConfig {
     pub admin_socket: Option<PathBuf>,
     /// The health port.
     pub health: Option<SocketAddr>,
+    /// Upstream's admin port, which sends scrapers on to the health port.
+    pub admin_port: Option<SocketAddr>,
     /// How long open dials may go on after SIGTERM.
     pub drain_timeout: Duration,
     /// What the node knows of itself.
@@ -131,10 +133,12 @@ pub fn resolve(args: RunArgs) -> Result<Config, ConfigError> {
 
 /// Resolves the arguments of `agent`, which has no kernel half.
 pub fn resolve_agent(args: AgentArgs) -> Result<AgentConfig, ConfigError> {
+    let admin = (args.agent.admin_bind_address.clone(), args.agent.admin_server_port);
     let (health, node, tunnel) = resolve_tunnel(args.agent, args.node_name)?;
     Ok(AgentConfig {
         policy: args.policy,
         admin_socket: args.admin_socket,
+        admin_port: health.and(listen("--admin-bind-address", &admin.0, admin.1)?),
         health,
         drain_timeout: args.drain_timeout,
         node,
@@ -177,12 +181,7 @@ fn resolve_tunnel(
             hosts.push(host);
         }
     }
-    let host = match agent.health_server_host.as_str() {
-        "" => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
-        "localhost" => IpAddr::V4(Ipv4Addr::LOCALHOST),
-        host => host.parse().map_err(|_| ConfigError::HealthHost(host.to_owned()))?,
-    };
-    let health = (agent.health_server_port != 0).then(|| SocketAddr::new(host, agent.health_server_port));
+    let health = listen("--health-server-host", &agent.health_server_host, agent.health_server_port)?;
     let alpn = agent.alpn();
     let leases = LeaseConfig {
         kubeconfig: given(agent.kubeconfig),
@@ -224,6 +223,16 @@ fn resolve_tunnel(
 fn audit_file(args: AuditArgs) -> Option<FileConfig> {
     let AuditArgs { audit_file, audit_file_max_size: max_size, audit_file_max_backups: max_backups } = args;
     audit_file.and_then(given).map(|path| FileConfig { path, max_size, max_backups })
+}
+
+/// Where to listen: on all addresses without a host, nowhere with port 0.
+fn listen(flag: &'static str, host: &str, port: u16) -> Result<Option<SocketAddr>, ConfigError> {
+    let host = match host {
+        "" => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        "localhost" => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        host => host.parse().map_err(|_| ConfigError::Listen(flag, host.to_owned()))?,
+    };
+    Ok((port != 0).then(|| SocketAddr::new(host, port)))
 }
 
 /// A path that is not empty.

@@ -88,7 +88,7 @@ pub struct UpstreamArgs {
     /// The format of the API server's answers.
     #[arg(long, default_value = PROTOBUF, hide = true)]
     pub kube_api_content_type: String,
-    /// The address of upstream's admin port. Taken and not needed: `nodeguard status` asks through a socket.
+    /// The address of upstream's admin port. `nodeguard agent` sends scrapers of its /metrics on to the health port; `run` has no such port.
     #[arg(long, default_value = "127.0.0.1", hide = true)]
     pub admin_bind_address: String,
     /// Upstream's admin port.

@@ -220,6 +220,18 @@ fn same_answers(when: &str) -> Result<()> {
         ensure!(code == want, "{path} {when}: {code} and {want}");
         ensure!(path == "/nowhere" || body == text, "{path} {when}: {body:?} and {text:?}");
     }
+    // The admin port sends a scraper on.
+    let moved = |admin: u16| -> Result<(u16, String)> {
+        let mut stream = TcpStream::connect(("127.0.0.1", admin))?;
+        write!(stream, "GET /metrics HTTP/1.1\r\nHost: 127.0.0.1:{admin}\r\nConnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        let location =
+            answer.lines().find_map(|line| line.to_lowercase().strip_prefix("location: ").map(str::to_owned));
+        Ok((answer.split(' ').nth(1).context("no status")?.parse()?, location.unwrap_or_default()))
+    };
+    ensure!(moved(OURS + 100)? == (301, format!("//127.0.0.1:{OURS}/metrics")), "{:?}", moved(OURS + 100)?);
+    ensure!(moved(THEIRS + 100)? == (301, format!("//127.0.0.1:{THEIRS}/metrics")), "{:?}", moved(THEIRS + 100)?);
     let kind = |port| -> Result<String> { Ok(get(port, "/metrics")?.1) };
     let (own, other) = (kind(OURS)?, kind(THEIRS)?);
     let plain = |kind: &str| kind.starts_with("text/plain") && kind.contains("version=0.0.4");
