@@ -6,12 +6,13 @@ mod direct;
 mod edits;
 mod operators;
 mod refused;
+mod two;
 mod updates;
 
 use anyhow::{Result, ensure};
 
 use crate::{
-    control::{Control, Egress},
+    control::{Control, Egress, STRATEGIES},
     install::{Cluster, policy},
     kubectl::Stream,
     node::Node,
@@ -33,7 +34,7 @@ pub(crate) fn all(
     let before = cluster.place.refused_by_filter()?;
     for egress in [Egress::Grpc, Egress::HttpConnect] {
         if egress == Egress::HttpConnect {
-            control.change_egress(cluster.place, pki, egress)?;
+            control.change_front(cluster.place, pki, egress, STRATEGIES)?;
             cluster.tunnel_up()?;
         }
         operators::proxies(cluster, egress, table)?;
@@ -49,6 +50,7 @@ pub(crate) fn all(
     direct::probes(cluster, table)?;
     edits::edits(cluster, node, table)?;
     updates::replaced(cluster, table)?;
+    two::nodes(cluster, control, pki, table)?;
     control.check()?;
     node.check()
 }

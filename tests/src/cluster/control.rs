@@ -44,6 +44,9 @@ pub(crate) struct Control {
 /// The names that mean something else on the node are harmless ones here: the API server looks before it dials (CVE-2020-8562).
 const HOSTS: &str = "127.0.0.1 localhost\n10.0.0.2 worker-1 metadata.lab loopback.lab\n";
 
+/// How the proxy-server chooses an agent: by the address that is dialled, else any.
+pub(crate) const STRATEGIES: &str = "destHost,default";
+
 /// How long a program may take to start on a machine that others use too.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -52,7 +55,7 @@ impl Control {
     pub(crate) fn start(place: &Place, pki: &Pki, egress: Egress) -> Result<Control> {
         let mut control = Control { processes: Vec::new() };
         control.run(place, "etcd", &etcd(place)?)?;
-        control.front(place, pki, egress)?;
+        control.front(place, pki, egress, STRATEGIES)?;
         let kubectl = Kubectl::new(place, pki)?;
         until("kube-apiserver is ready", PATIENCE, || {
             control.check()?;
@@ -66,8 +69,8 @@ impl Control {
     }
 
     /// The two that know the egress protocol.
-    fn front(&mut self, place: &Place, pki: &Pki, egress: Egress) -> Result<()> {
-        self.run(place, "proxy-server", &proxy_server(place, pki, egress)?)?;
+    fn front(&mut self, place: &Place, pki: &Pki, egress: Egress, strategies: &str) -> Result<()> {
+        self.run(place, "proxy-server", &proxy_server(place, pki, egress, strategies)?)?;
         self.run(place, "kube-apiserver", &api_server(place, pki, egress)?)
     }
 
@@ -166,7 +169,7 @@ fn api_server(place: &Place, pki: &Pki, egress: Egress) -> Result<Vec<String>> {
 }
 
 /// Agents prove themselves by service-account tokens, which the API server is asked about.
-fn proxy_server(place: &Place, pki: &Pki, egress: Egress) -> Result<Vec<String>> {
+fn proxy_server(place: &Place, pki: &Pki, egress: Egress, strategies: &str) -> Result<Vec<String>> {
     let mode = match egress {
         Egress::Grpc => "grpc",
         Egress::HttpConnect => "http-connect",
@@ -177,7 +180,6 @@ fn proxy_server(place: &Place, pki: &Pki, egress: Egress) -> Result<Vec<String>>
         "--agent-namespace=kube-system",
         "--agent-service-account=nodeguard",
         "--authentication-audience=system:konnectivity-server",
-        "--proxy-strategies=destHost,default",
         "--server-count=1",
         "--health-bind-address=127.0.0.1",
         "--health-port=8134",
@@ -188,6 +190,7 @@ fn proxy_server(place: &Place, pki: &Pki, egress: Egress) -> Result<Vec<String>>
     .to_vec();
     arguments.extend([
         format!("--mode={mode}"),
+        format!("--proxy-strategies={strategies}"),
         format!("--uds-name={}", text(&place.directory.join("konnectivity.sock"))?),
         format!("--agent-bind-address={CONTROL}"),
         format!("--cluster-cert={}", pki.text("proxy-server-tls.crt")?),
@@ -220,25 +223,21 @@ impl Drop for Control {
     }
 }
 
-/// Stops and starts what knows the egress protocol.
 impl Control {
-    /// The same cluster with the other protocol.
-    pub(crate) fn change_egress(&mut self, place: &Place, pki: &Pki, egress: Egress) -> Result<()> {
-        let mut kept = Vec::new();
-        for process in std::mem::take(&mut self.processes) {
-            let log = process.log.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            if !["proxy-server.log", "kube-apiserver.log"].contains(&&*log) {
-                kept.push(process);
-            }
-        }
-        self.processes = kept;
-        self.front(place, pki, egress)?;
+    /// The same cluster with another protocol, or another choice of agents: what knows these is ended and started.
+    pub(crate) fn change_front(&mut self, place: &Place, pki: &Pki, egress: Egress, strategies: &str) -> Result<()> {
+        let front = |process: &Process| {
+            let log = process.log.file_name().unwrap_or_default();
+            log == "proxy-server.log" || log == "kube-apiserver.log"
+        };
+        self.processes.retain(|process| !front(process));
+        self.front(place, pki, egress, strategies)?;
         let kubectl = Kubectl::new(place, pki)?;
         until("kube-apiserver is ready again", PATIENCE, || {
             self.check()?;
             std::thread::sleep(Duration::from_millis(200));
             Ok(kubectl.run(&["get", "--raw", "/readyz"]).is_ok())
         })
-        .context("after the egress protocol changed")
+        .context("after proxy-server and kube-apiserver were started anew")
     }
 }

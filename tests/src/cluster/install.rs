@@ -11,7 +11,7 @@ use nodeguard::status::Status;
 use crate::{
     control::PATIENCE,
     kubectl::{Kubectl, Stream},
-    node::{NAME, Node},
+    node::Node,
     place::{CONTROL, Place, SCRAPER},
 };
 
@@ -135,12 +135,12 @@ impl Cluster<'_> {
     }
 
     /// Waits until the node takes pods.
-    pub(crate) fn node_ready(&self, node: &mut Node) -> Result<()> {
+    pub(crate) fn node_ready(&self, name: &str, node: &mut Node) -> Result<()> {
         let ready = r#"jsonpath={.status.conditions[?(@.type=="Ready")].status}"#;
         until("the node is ready", PATIENCE, || {
             node.check()?;
             std::thread::sleep(Duration::from_millis(200));
-            Ok(self.kubectl.run(&["get", "node", NAME, "-o", ready]).is_ok_and(|said| said == "True"))
+            Ok(self.kubectl.run(&["get", "node", name, "-o", ready]).is_ok_and(|said| said == "True"))
         })
     }
 

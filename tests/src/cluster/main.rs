@@ -27,7 +27,7 @@ use crate::{
     kubectl::Kubectl,
     node::Node,
     pki::Pki,
-    place::Place,
+    place::{Place, Where},
     table::Table,
 };
 
@@ -38,8 +38,9 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let outcome = match words[..] {
-        ["node", directory, ..] => {
-            node::inside(Path::new(directory), arguments.get(2..).unwrap_or_default()).map(|()| true)
+        ["node", name, address, directory, ..] => {
+            let images = arguments.get(4..).unwrap_or_default();
+            node::inside(name, address, Path::new(directory), images).map(|()| true)
         }
         ["--stay"] => cluster(None, true),
         [] => cluster(None, false),
@@ -73,11 +74,11 @@ fn cluster(filter: Option<&str>, stay: bool) -> Result<bool> {
 fn run(place: &Place, pki: &Pki, filter: Option<&str>, stay: bool, started: Instant) -> Result<bool> {
     let mut control = Control::start(place, pki, Egress::Grpc)?;
     say(&format!("control plane after {:.0?}", started.elapsed()))?;
-    let mut node = Node::start(place, pki, &install::images()?)?;
+    let mut node = Node::start(place, pki, Where::Node, &install::images()?)?;
     let kubectl = Kubectl::new(place, pki)?;
     let cluster = Cluster { place, kubectl: &kubectl };
     cluster.access()?;
-    cluster.node_ready(&mut node)?;
+    cluster.node_ready(node::NAME, &mut node)?;
     say(&format!("node ready after {:.0?}", started.elapsed()))?;
     cluster.install_guard()?;
     cluster.pods()?;
@@ -102,7 +103,7 @@ fn wait(place: &Place, control: &mut Control, node: &mut Node) -> Result<()> {
     let (directory, kubectl) = (place.directory.display(), control::binary("kubectl")?);
     say("\nThe cluster stays until ctrl-c. In another shell, as root:\n")?;
     say(&format!("  export KUBECONFIG={directory}/pki/admin.kubeconfig"))?;
-    say(&format!("  alias k='{} {}'", place.enter(place::Where::Control), kubectl.display()))?;
+    say(&format!("  alias k='{} {}'", place.enter(Where::Control), kubectl.display()))?;
     for line in [
         "k get pods -A -o wide",
         "k -n kube-system exec ds/nodeguard -- nodeguard status",
@@ -114,7 +115,7 @@ fn wait(place: &Place, control: &mut Control, node: &mut Node) -> Result<()> {
     }
     say(&format!(
         "  {} curl -m 2 -k https://10.0.0.2:10250/healthz   # a neighbour: no answer\n",
-        place.enter(place::Where::Neighbour)
+        place.enter(Where::Neighbour)
     ))?;
     let (stop, stopped) = std::sync::mpsc::channel();
     std::thread::spawn(move || -> Result<()> {
@@ -133,9 +134,12 @@ fn wait(place: &Place, control: &mut Control, node: &mut Node) -> Result<()> {
 fn keep_logs(place: &Place) -> Result<()> {
     let kept: PathBuf = lab::lab::target()?.with_file_name("cluster").join("logs");
     std::fs::create_dir_all(&kept)?;
-    for entry in std::fs::read_dir(&place.directory)?.flatten() {
-        if entry.path().extension().is_some_and(|extension| extension == "log") {
-            std::fs::copy(entry.path(), kept.join(entry.file_name()))?;
+    for part in ["", node::NAME, node::SECOND_NAME] {
+        for entry in std::fs::read_dir(place.directory.join(part)).into_iter().flatten().flatten() {
+            if entry.path().extension().is_some_and(|extension| extension == "log") {
+                let name = format!("{part}{}{}", if part.is_empty() { "" } else { "-" }, entry.file_name().display());
+                std::fs::copy(entry.path(), kept.join(name))?;
+            }
         }
     }
     say(&format!("the logs are in {}", kept.display()))

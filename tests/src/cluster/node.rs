@@ -21,11 +21,13 @@ use nix::{
 use crate::{
     control::{PATIENCE, binary},
     pki::{Pki, text},
-    place::{NODE, Place, Where},
+    place::{NODE, Place, SECOND, Where},
 };
 
-/// The node's name in the cluster.
+/// The first node's name in the cluster.
 pub(crate) const NAME: &str = "worker-1";
+/// The second node's.
+pub(crate) const SECOND_NAME: &str = "worker-2";
 
 /// What kubelet would change for the whole machine.
 const SYSCTLS: [&str; 5] = [
@@ -57,15 +59,15 @@ state = "/run/containerd"
 
 const CNI: &str = r#"{"cniVersion": "1.0.0", "name": "lab", "plugins": [
   {"type": "ptp", "ipMasq": false, "ipam": {"type": "host-local", "dataDir": "@/cni-addresses",
-   "ranges": [[{"subnet": "10.244.1.0/24"}]], "routes": [{"dst": "0.0.0.0/0"}]}}]}
+   "ranges": [[{"subnet": "10.244.%.0/24"}]], "routes": [{"dst": "0.0.0.0/0"}]}}]}
 "#;
 
 const KUBELET: &str = "apiVersion: kubelet.config.k8s.io/v1beta1
 kind: KubeletConfiguration
-authentication: {anonymous: {enabled: false}, webhook: {enabled: true, cacheTTL: 30s}, x509: {clientCAFile: '@/pki/ca.crt'}}
+authentication: {anonymous: {enabled: false}, webhook: {enabled: true, cacheTTL: 30s}, x509: {clientCAFile: '@/../pki/ca.crt'}}
 authorization: {mode: Webhook}
-tlsCertFile: '@/pki/kubelet-tls.crt'
-tlsPrivateKeyFile: '@/pki/kubelet-tls.key'
+tlsCertFile: '@/../pki/kubelet-%-tls.crt'
+tlsPrivateKeyFile: '@/../pki/kubelet-%-tls.key'
 containerRuntimeEndpoint: unix:///run/containerd/containerd.sock
 cgroupDriver: cgroupfs
 failCgroupV1: false
@@ -87,22 +89,24 @@ pub(crate) struct Node {
 
 impl Node {
     /// Starts it; kubelet announces it to the API server by itself.
-    pub(crate) fn start(place: &Place, pki: &Pki, images: &[PathBuf]) -> Result<Node> {
-        let directory = place.directory.clone();
+    pub(crate) fn start(place: &Place, pki: &Pki, node: Where, images: &[PathBuf]) -> Result<Node> {
+        let (number, name, address) =
+            if node == Where::Second { ("2", SECOND_NAME, SECOND) } else { ("1", NAME, NODE) };
+        let directory = place.directory.join(name);
         for (file, content) in
             [("containerd.toml", CONTAINERD), ("kubelet.yaml", KUBELET), ("cni/10-lab.conflist", CNI)]
         {
             let path = directory.join(file);
             fs::create_dir_all(path.parent().context("a file stands in a directory")?)?;
-            fs::write(path, content.replace('@', &text(&directory)?))?;
+            fs::write(path, content.replace('%', number).replace('@', &text(&directory)?))?;
         }
         fs::write(directory.join("resolv.conf"), "")?;
         fs::write(directory.join("hosts"), HOSTS)?;
-        ensure!(pki.path("kubelet.kubeconfig").is_file(), "no kubeconfig for kubelet");
-        let mut command = place.command(Path::new("/usr/bin/unshare"), Where::Node)?;
+        ensure!(pki.path(&format!("{name}.kubeconfig")).is_file(), "no kubeconfig for kubelet");
+        let mut command = place.command(Path::new("/usr/bin/unshare"), node)?;
         command.args(["--mount", "--uts", "--ipc", "--cgroup", "--pid", "--fork", "--kill-child", "--"]);
-        command.arg(std::env::current_exe()?).arg("node").arg(&directory).args(images);
-        let process = Process::start("the node", command, &directory.join("node.log"))?;
+        command.arg(std::env::current_exe()?).args(["node", name, address]).arg(&place.directory).args(images);
+        let process = Process::start(name, command, &place.directory.join(format!("{name}.log")))?;
         let mut node = Node { process, directory };
         until("containerd and kubelet run", PATIENCE, || {
             node.check()?;
@@ -123,9 +127,10 @@ impl Node {
 }
 
 /// The first process of the node's namespaces: mounts, then the three services, until one of them ends.
-pub(crate) fn inside(directory: &Path, images: &[String]) -> Result<()> {
-    sethostname(NAME)?;
-    mounts(directory)?;
+pub(crate) fn inside(name: &str, address: &str, lab: &Path, images: &[String]) -> Result<()> {
+    let directory = &lab.join(name);
+    sethostname(name)?;
+    mounts(lab, directory)?;
     let mut services = vec![containerd(directory)?];
     for image in images {
         let mut import = Command::new("ctr");
@@ -145,17 +150,17 @@ pub(crate) fn inside(directory: &Path, images: &[String]) -> Result<()> {
         |user: &str| format!("--kubeconfig={}", directory.join(format!("pki/{user}.kubeconfig")).display());
     let kubelet = [
         format!("--config={}", directory.join("kubelet.yaml").display()),
-        kubeconfig("kubelet"),
+        kubeconfig(name),
         format!("--root-dir={}", directory.join("kubelet").display()),
         format!("--cert-dir={}", directory.join("kubelet-certificates").display()),
-        format!("--hostname-override={NAME}"),
-        format!("--node-ip={NODE}"),
+        format!("--hostname-override={name}"),
+        format!("--node-ip={address}"),
         "-v=2".to_owned(),
     ];
     services.push(service(directory, "kubelet", &binary("kubelet")?, &kubelet)?);
     let proxy = [
         kubeconfig("kube-proxy"),
-        format!("--hostname-override={NAME}"),
+        format!("--hostname-override={name}"),
         "--proxy-mode=nftables".to_owned(),
         "--cluster-cidr=10.244.0.0/16".to_owned(),
         // These are settings of the whole machine.
@@ -212,7 +217,7 @@ fn service(
 }
 
 /// The node's own view: fresh /proc, /sys, bpffs and cgroup trees whose roots are the node's cgroups, and nothing of the machine to write to.
-fn mounts(directory: &Path) -> Result<()> {
+fn mounts(lab: &Path, directory: &Path) -> Result<()> {
     let none: Option<&str> = None;
     let on = |kind: &str, path: &str, flags: MsFlags, data: Option<&str>| {
         fs::create_dir_all(path)?;
@@ -222,11 +227,11 @@ fn mounts(directory: &Path) -> Result<()> {
     let hierarchies = hierarchies()?;
 
     // The lab's directory stands below /run, which becomes the node's own: it is held open and put back where it was.
-    let own = File::open(directory)?;
+    let own = File::open(lab)?;
     on("tmpfs", "/run", MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some("mode=755"))?;
-    fs::create_dir_all(directory)?;
+    fs::create_dir_all(lab)?;
     let held = PathBuf::from(format!("/proc/self/fd/{}", own.as_raw_fd()));
-    mount(Some(&held), directory, none, MsFlags::MS_BIND, none).context("the lab's directory")?;
+    mount(Some(&held), lab, none, MsFlags::MS_BIND, none).context("the lab's directory")?;
     // Containers are mounted below it, and volumes with propagation ask for a shared mount.
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SHARED, none).context("shared mounts")?;
 

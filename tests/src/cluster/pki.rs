@@ -13,7 +13,7 @@ use rcgen::{
     SanType, date_time_ymd,
 };
 
-use crate::place::{CONTROL, NODE, Place};
+use crate::place::{CONTROL, NODE, Place, SECOND};
 
 /// A CA and what it signed.
 pub(crate) struct Pki {
@@ -22,12 +22,13 @@ pub(crate) struct Pki {
 }
 
 /// Who has a kubeconfig: the file's name, the user, the group.
-const USERS: [(&str, &str, &str); 6] = [
+const USERS: [(&str, &str, &str); 7] = [
     ("admin", "admin", "system:masters"),
     ("controller-manager", "system:kube-controller-manager", ""),
     ("scheduler", "system:kube-scheduler", ""),
     ("proxy-server", "system:konnectivity-server", ""),
-    ("kubelet", "system:node:worker-1", "system:nodes"),
+    ("worker-1", "system:node:worker-1", "system:nodes"),
+    ("worker-2", "system:node:worker-2", "system:nodes"),
     ("kube-proxy", "system:kube-proxy", ""),
 ];
 
@@ -52,7 +53,8 @@ impl Pki {
         pki.sign("apiserver-kubelet-client", "kube-apiserver-kubelet-client", "system:masters", &[])?;
         pki.sign("front-proxy-client", "front-proxy-client", "", &[])?;
         pki.sign("service-account", "service-accounts", "", &[])?;
-        pki.sign("kubelet-tls", "system:node:worker-1", "system:nodes", &[NODE, "worker-1"])?;
+        pki.sign("kubelet-1-tls", "system:node:worker-1", "system:nodes", &[NODE, "worker-1"])?;
+        pki.sign("kubelet-2-tls", "system:node:worker-2", "system:nodes", &[SECOND, "worker-2"])?;
         for (file, user, group) in USERS {
             pki.sign(file, user, group, &[])?;
             pki.kubeconfig(file)?;

@@ -25,14 +25,16 @@ use nix::{
 pub(crate) const CONTROL: &str = "10.0.0.1";
 /// The control plane's other address, from which its packet filter lets connections out: what tries the node directly uses it.
 pub(crate) const CONTROL_DIRECT: &str = "10.0.0.9";
-/// The node's address.
+/// The first node's address.
 pub(crate) const NODE: &str = "10.0.0.2";
+/// The second node's.
+pub(crate) const SECOND: &str = "10.0.0.3";
 /// A host beside the node.
 pub(crate) const NEIGHBOUR: &str = "10.0.0.4";
 /// Its other address, which the policy names.
 pub(crate) const SCRAPER: &str = "10.0.8.5";
-/// The addresses of pods.
-pub(crate) const PODS: &str = "10.244.1.0/24";
+/// The addresses of pods: node by node, whose they are, and whom to ask for them.
+const PODS: [(Where, &str, &str); 2] = [(Where::Node, "10.244.1.0/24", NODE), (Where::Second, "10.244.2.0/24", SECOND)];
 
 /// A network namespace of the cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,17 +43,20 @@ pub(crate) enum Where {
     Control,
     /// Kubelet, pods, the guard.
     Node,
+    /// The same again.
+    Second,
     /// Another host.
     Neighbour,
 }
 
 impl Where {
-    const ALL: [Where; 3] = [Where::Control, Where::Node, Where::Neighbour];
+    const ALL: [Where; 4] = [Where::Control, Where::Node, Where::Second, Where::Neighbour];
 
     fn name(self) -> &'static str {
         match self {
             Where::Control => "control",
             Where::Node => "node",
+            Where::Second => "second",
             Where::Neighbour => "neighbour",
         }
     }
@@ -60,6 +65,7 @@ impl Where {
         match self {
             Where::Control => &[CONTROL, CONTROL_DIRECT],
             Where::Node => &[NODE],
+            Where::Second => &[SECOND],
             Where::Neighbour => &[NEIGHBOUR, SCRAPER],
         }
     }
@@ -88,7 +94,7 @@ const FILTER: &str = "table inet lab {
 
 /// Pods reach the control plane under their node's address, as in most clusters.
 const MASQUERADE: &str = "table ip lab {
-    chain post { type nat hook postrouting priority 100; ip saddr 10.244.1.0/24 ip daddr 10.0.0.1 masquerade; }
+    chain post { type nat hook postrouting priority 100; ip saddr 10.244.0.0/16 ip daddr 10.0.0.1 masquerade; }
 }
 ";
 
@@ -103,7 +109,7 @@ impl Place {
         fs::create_dir_all(&place.directory)?;
         for hierarchy in sweep::hierarchies() {
             let own = hierarchy.join(format!("nodeguard-lab-{}", place.id));
-            for part in ["", "control", "node"] {
+            for part in ["", "control", "node", "second"] {
                 let cgroup = own.join(part);
                 fs::create_dir_all(&cgroup).with_context(|| cgroup.display().to_string())?;
                 // A new cpuset is empty, and nothing can live in an empty one.
@@ -137,16 +143,24 @@ impl Place {
             }
             ip(&["-n", &namespace, "-batch", "-"], &lines)?;
         }
-        let to_pods = ["route", "add", PODS, "via", NODE];
-        ip(&[&["-n", &self.namespace(Where::Neighbour)][..], &to_pods].concat(), "")?;
-        // From the control plane only for what tries it directly.
-        ip(&[&["-n", &self.namespace(Where::Control)][..], &to_pods, &["table", "9"]].concat(), "")?;
+        for (owner, pods, node) in PODS {
+            let to_pods = ["route", "add", pods, "via", node];
+            for place in [Where::Node, Where::Second, Where::Neighbour] {
+                if place != owner {
+                    ip(&[&["-n", &self.namespace(place)][..], &to_pods].concat(), "")?;
+                }
+            }
+            // From the control plane only for what tries it directly.
+            ip(&[&["-n", &self.namespace(Where::Control)][..], &to_pods, &["table", "9"]].concat(), "")?;
+        }
         ip(&["-n", &self.namespace(Where::Control), "rule", "add", "from", CONTROL_DIRECT, "table", "9"], "")?;
-        // Without a default route kubelet and the API server guess no address.
-        ip(&["-n", &self.namespace(Where::Node), "route", "add", "default", "via", CONTROL], "")?;
-        self.run(Where::Node, || Ok(fs::write("/proc/sys/net/ipv4/ip_forward", "1")?))?;
-        self.nft(Where::Control, &["-f", "-"], FILTER)?;
-        self.nft(Where::Node, &["-f", "-"], MASQUERADE).map(drop)
+        for node in [Where::Node, Where::Second] {
+            // Without a default route kubelet guesses no address.
+            ip(&["-n", &self.namespace(node), "route", "add", "default", "via", CONTROL], "")?;
+            self.run(node, || Ok(fs::write("/proc/sys/net/ipv4/ip_forward", "1")?))?;
+            self.nft(node, &["-f", "-"], MASQUERADE)?;
+        }
+        self.nft(Where::Control, &["-f", "-"], FILTER).map(drop)
     }
 
     /// How many packets of new connections of the control plane were dropped.
@@ -175,9 +189,9 @@ impl Place {
         format!("nsenter --net=/run/netns/{}", self.namespace(place))
     }
 
-    /// What the path of each of its cgroups holds.
-    pub(crate) fn cgroup_name(&self) -> String {
-        format!("nodeguard-lab-{}/node", self.id)
+    /// What the path of each cgroup of a node holds.
+    pub(crate) fn cgroup_name(&self, node: Where) -> String {
+        format!("nodeguard-lab-{}/{}", self.id, node.name())
     }
 
     /// A descriptor of a network namespace.
@@ -188,7 +202,10 @@ impl Place {
 
     /// A command in a namespace: the node's in the node's cgroups, the others' in one that is not guarded. It ends with this process.
     pub(crate) fn command(&self, program: &Path, place: Where) -> Result<Command> {
-        let part = if place == Where::Node { "node" } else { "control" };
+        let part = match place {
+            Where::Node | Where::Second => place.name(),
+            Where::Control | Where::Neighbour => "control",
+        };
         let below = format!("nodeguard-lab-{}/{part}/cgroup.procs", self.id);
         let open = |path: PathBuf| File::options().write(true).open(&path).with_context(|| path.display().to_string());
         let cgroups: Vec<File> =

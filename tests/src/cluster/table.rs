@@ -22,6 +22,11 @@ impl Table {
         Ok(Table { filter: filter.map(str::to_owned), expected: 0, other: Vec::new() })
     }
 
+    /// Whether any line of somebody may be wanted: what only these need is not built without.
+    pub(crate) fn wants(&self, who: &str) -> bool {
+        self.filter.as_ref().is_none_or(|filter| who.contains(filter.as_str()) || filter.contains(who))
+    }
+
     /// Runs one check and shows its line.
     pub(crate) fn check(
         &mut self,

@@ -59,8 +59,8 @@ pub(crate) fn dials(cluster: &Cluster<'_>, egress: Egress, table: &mut Table) ->
         Dial {
             what: "a Node with another host's address",
             path: of_node("elsewhere"),
-            words: "no entry of tunnel.dial names this address",
-            reason: "address-not-named",
+            words: "--proxy-strategies=destHost",
+            reason: "another-node",
         },
         Dial {
             what: "a Node's name that is 169.254.169.254 there",

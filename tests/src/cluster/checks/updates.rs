@@ -167,7 +167,7 @@ fn container(cluster: &Cluster<'_>) -> Result<Option<String>> {
 
 /// The daemon's process: the one in this node's cgroup whose program is the image's.
 fn guard_process(cluster: &Cluster<'_>) -> Result<i32> {
-    let own = cluster.place.cgroup_name();
+    let own = cluster.place.cgroup_name(Where::Node);
     for entry in fs::read_dir("/proc")?.flatten() {
         let Some(id) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
         let program = fs::read_link(entry.path().join("exe")).unwrap_or_default();
