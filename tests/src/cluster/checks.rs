@@ -42,11 +42,13 @@ pub(crate) fn all(
             operators::streams(cluster, egress, stream, table)?;
         }
         refused::dials(cluster, egress, table)?;
+        refused::webhook(cluster, egress, table)?;
     }
     table.check("control plane", "new connections past the tunnel", "packet filter", "0 packets", || {
         Ok(format!("{} packets", cluster.place.refused_by_filter()? - before))
     })?;
     direct::attempts(cluster, table)?;
+    direct::edited(cluster, table)?;
     direct::probes(cluster, table)?;
     edits::edits(cluster, node, table)?;
     updates::replaced(cluster, table)?;
@@ -63,11 +65,12 @@ fn audit(cluster: &Cluster<'_>, table: &mut Table) -> Result<()> {
         "direct",
         "connected, reported",
         || {
+            let since = std::time::SystemTime::now();
             ensure!(
                 direct::connects(cluster, crate::place::Where::Neighbour, NEIGHBOUR, &format!("{NODE}:10250"))?,
                 "no answer"
             );
-            direct::reported(cluster, NEIGHBOUR, NODE, 10250, "no-selector")?;
+            direct::reported(cluster, since, NEIGHBOUR, NODE, 10250, "no-selector")?;
             Ok("connected, reported".to_owned())
         },
     )

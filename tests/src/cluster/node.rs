@@ -59,15 +59,15 @@ state = "/run/containerd"
 
 const CNI: &str = r#"{"cniVersion": "1.0.0", "name": "lab", "plugins": [
   {"type": "ptp", "ipMasq": false, "ipam": {"type": "host-local", "dataDir": "@/cni-addresses",
-   "ranges": [[{"subnet": "10.244.%.0/24"}]], "routes": [{"dst": "0.0.0.0/0"}]}}]}
+   "ranges": [[{"subnet": "10.244.#.0/24"}]], "routes": [{"dst": "0.0.0.0/0"}]}}]}
 "#;
 
 const KUBELET: &str = "apiVersion: kubelet.config.k8s.io/v1beta1
 kind: KubeletConfiguration
 authentication: {anonymous: {enabled: false}, webhook: {enabled: true, cacheTTL: 30s}, x509: {clientCAFile: '@/../pki/ca.crt'}}
 authorization: {mode: Webhook}
-tlsCertFile: '@/../pki/kubelet-%-tls.crt'
-tlsPrivateKeyFile: '@/../pki/kubelet-%-tls.key'
+tlsCertFile: '@/../pki/kubelet-#-tls.crt'
+tlsPrivateKeyFile: '@/../pki/kubelet-#-tls.key'
 containerRuntimeEndpoint: unix:///run/containerd/containerd.sock
 cgroupDriver: cgroupfs
 failCgroupV1: false
@@ -98,14 +98,19 @@ impl Node {
         {
             let path = directory.join(file);
             fs::create_dir_all(path.parent().context("a file stands in a directory")?)?;
-            fs::write(path, content.replace('%', number).replace('@', &text(&directory)?))?;
+            fs::write(path, content.replace('#', number).replace('@', &text(&directory)?))?;
         }
         fs::write(directory.join("resolv.conf"), "")?;
         fs::write(directory.join("hosts"), HOSTS)?;
         ensure!(pki.path(&format!("{name}.kubeconfig")).is_file(), "no kubeconfig for kubelet");
         let mut command = place.command(Path::new("/usr/bin/unshare"), node)?;
         command.args(["--mount", "--uts", "--ipc", "--cgroup", "--pid", "--fork", "--kill-child", "--"]);
-        command.arg(std::env::current_exe()?).args(["node", name, address]).arg(&place.directory).args(images);
+        // By the process, not by the path: a build may have put another file there since this run began.
+        command
+            .arg(format!("/proc/{}/exe", std::process::id()))
+            .args(["node", name, address])
+            .arg(&place.directory)
+            .args(images);
         let process = Process::start(name, command, &place.directory.join(format!("{name}.log")))?;
         let mut node = Node { process, directory };
         until("containerd and kubelet run", PATIENCE, || {
@@ -146,8 +151,7 @@ pub(crate) fn inside(name: &str, address: &str, lab: &Path, images: &[String]) -
         let output = import.output().context("ctr")?;
         ensure!(output.status.success(), "ctr images import {image}: {}", String::from_utf8_lossy(&output.stderr));
     }
-    let kubeconfig =
-        |user: &str| format!("--kubeconfig={}", directory.join(format!("pki/{user}.kubeconfig")).display());
+    let kubeconfig = |user: &str| format!("--kubeconfig={}", lab.join(format!("pki/{user}.kubeconfig")).display());
     let kubelet = [
         format!("--config={}", directory.join("kubelet.yaml").display()),
         kubeconfig(name),

@@ -5,7 +5,7 @@
 use std::{
     io::ErrorKind,
     net::SocketAddr,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context, Result, bail};
@@ -13,8 +13,9 @@ use serde_json::Value;
 use socket2::{Domain, Socket, Type};
 
 use crate::{
-    install::Cluster,
-    place::{CONTROL_DIRECT, NEIGHBOUR, NODE, SCRAPER, Where},
+    checks::edits::since_1970,
+    install::{Cluster, policy},
+    place::{CONTROL, CONTROL_DIRECT, NEIGHBOUR, NODE, SCRAPER, Where},
     table::Table,
 };
 
@@ -47,8 +48,15 @@ fn pod_connects(cluster: &Cluster<'_>, pod: &str, host: &str, port: &str) -> Res
     }
 }
 
-/// Waits until the guard reports a denial of this.
-pub(crate) fn reported(cluster: &Cluster<'_>, source: &str, destination: &str, port: u16, reason: &str) -> Result<()> {
+/// Waits until the guard reports a denial of this, of now and not of an attempt before.
+pub(crate) fn reported(
+    cluster: &Cluster<'_>,
+    since: SystemTime,
+    source: &str,
+    destination: &str,
+    port: u16,
+    reason: &str,
+) -> Result<()> {
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
         let status = cluster.status()?;
@@ -57,8 +65,9 @@ pub(crate) fn reported(cluster: &Cluster<'_>, source: &str, destination: &str, p
             let text = |name: &str| {
                 event.get(name).map(|value| value.to_string().trim_matches('"').to_owned()).unwrap_or_default()
             };
+            let told = since_1970(&text("time")).is_some_and(|time| UNIX_EPOCH + time >= since);
             let from = text("source").parse::<SocketAddr>().map(|source| source.ip().to_string()).unwrap_or_default();
-            from == source
+            told && from == source
                 && text("destination") == destination
                 && text("port") == port.to_string()
                 && text("reason") == reason
@@ -77,11 +86,12 @@ pub(crate) fn reported(cluster: &Cluster<'_>, source: &str, destination: &str, p
 pub(crate) fn attempts(cluster: &Cluster<'_>, table: &mut Table) -> Result<()> {
     let web = cluster.address("web")?;
     let (bystander, kubelet) = (cluster.address("bystander")?, (NODE, 10250));
-    let denied = |answered: bool, source: &str, (host, port): (&str, u16)| {
-        if answered {
+    let denied = |attempt: &dyn Fn() -> Result<bool>, source: &str, (host, port): (&str, u16)| {
+        let since = SystemTime::now();
+        if attempt()? {
             return Ok("connected".to_owned());
         }
-        reported(cluster, source, host, port, "no-selector")?;
+        reported(cluster, since, source, host, port, "no-selector")?;
         Ok("denied, no-selector".to_owned())
     };
     for (who, from, source) in
@@ -89,23 +99,23 @@ pub(crate) fn attempts(cluster: &Cluster<'_>, table: &mut Table) -> Result<()> {
     {
         for (what, host, port) in [("kubelet 10250", NODE, 10250), ("web pod 8080", &*web, 8080)] {
             table.check(who, what, "direct", "denied, no-selector", || {
-                denied(connects(cluster, from, source, &format!("{host}:{port}"))?, source, (host, port))
+                denied(&|| connects(cluster, from, source, &format!("{host}:{port}")), source, (host, port))
             })?;
         }
     }
     for (what, host, port) in [("kubelet 10250", NODE, 10250), ("web pod 8080", &*web, 8080)] {
         table.check("another pod", what, "direct", "denied, no-selector", || {
-            denied(pod_connects(cluster, "bystander", host, &port.to_string())?, &bystander, (host, port))
+            denied(&|| pod_connects(cluster, "bystander", host, &port.to_string()), &bystander, (host, port))
         })?;
     }
     table.check("hostNetwork pod", "kubelet 10250", "direct", "denied, no-selector", || {
-        denied(pod_connects(cluster, "host", NODE, "10250")?, NODE, kubelet)
+        denied(&|| pod_connects(cluster, "host", NODE, "10250"), NODE, kubelet)
     })?;
     table.check("process on the node", "kubelet 10250", "direct", "denied, no-selector", || {
-        denied(node_process_connects(cluster, NODE, 10250)?, NODE, kubelet)
+        denied(&|| node_process_connects(cluster, NODE, 10250), NODE, kubelet)
     })?;
     table.check("process on the node", "kubelet 10250 on loopback", "direct", "denied, no-selector", || {
-        denied(node_process_connects(cluster, "127.0.0.1", 10250)?, "127.0.0.1", ("127.0.0.1", 10250))
+        denied(&|| node_process_connects(cluster, "127.0.0.1", 10250), "127.0.0.1", ("127.0.0.1", 10250))
     })?;
     let letting_in = |answered: bool| Ok(if answered { "connected" } else { "no answer" }.to_owned());
     table.check("scraper (ipBlock)", "kubelet 10250", "direct", "connected", || {
@@ -122,8 +132,37 @@ pub(crate) fn attempts(cluster: &Cluster<'_>, table: &mut Table) -> Result<()> {
     })?;
     table.check("another pod", "web pod at its ClusterIP", "direct", "denied, no-selector", || {
         let service = cluster.kubectl.run(&["get", "service", "web", "-o", "jsonpath={.spec.clusterIP}"])?;
-        denied(pod_connects(cluster, "bystander", &service, "80")?, &bystander, (&web, 8080))
+        denied(&|| pod_connects(cluster, "bystander", &service, "80"), &bystander, (&web, 8080))
     })
+}
+
+/// What only an edit of the policy lets in, and where pods may not go.
+pub(crate) fn edited(cluster: &Cluster<'_>, table: &mut Table) -> Result<()> {
+    if !table.wants("scraper pod") && !table.wants("hub rule") {
+        return Ok(());
+    }
+    let scraper = format!("        - ipBlock: {{cidr: {}/32}}\n    - name: web\n", cluster.address("bystander")?);
+    let hub = format!("  controlPlane: {{addresses: [{CONTROL}/32], ports: [6443, 8132]}}\n");
+    cluster.enforce(&(policy("Enforce").replace("    - name: web\n", &scraper) + &hub))?;
+    table.check("scraper pod", "kubelet 10250 (ipBlock)", "direct", "connected", || {
+        Ok(if pod_connects(cluster, "bystander", NODE, "10250")? { "connected" } else { "no answer" }.to_owned())
+    })?;
+    for (what, host, port, expected) in [
+        ("API server at its ClusterIP", "10.96.0.1", "443", "connected"),
+        ("API server at its address", CONTROL, "6443", "connected"),
+        ("etcd's port of the control plane", CONTROL, "2379", "not permitted"),
+    ] {
+        table.check("pod, hub rule", what, "direct", expected, || {
+            let command = format!("nc -w 3 {host} {port} </dev/null 2>&1; echo ended $?");
+            let said = cluster.kubectl.run(&["exec", "bystander", "--", "sh", "-c", &command])?;
+            Ok(match (said.contains("ended 0"), said.contains("Operation not permitted")) {
+                (true, _) => "connected".to_owned(),
+                (false, true) => "not permitted".to_owned(),
+                (false, false) => said,
+            })
+        })?;
+    }
+    cluster.enforce(&policy("Enforce"))
 }
 
 /// A process in the node's cgroup and network namespace, outside any pod.

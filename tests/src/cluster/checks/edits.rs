@@ -85,7 +85,7 @@ fn in_force(line: &str, after: u64) -> Option<Duration> {
 }
 
 /// `2026-11-24T20:18:42.123456Z`.
-fn since_1970(time: &str) -> Option<Duration> {
+pub(super) fn since_1970(time: &str) -> Option<Duration> {
     let (date, clock) = time.trim_end_matches('Z').split_once('T')?;
     let mut parts = date.split('-').map(|part| part.parse::<i64>().ok());
     let (year, month, day) = (parts.next()??, parts.next()??, parts.next()??);

@@ -4,6 +4,7 @@
 
 use std::{
     fs,
+    io::{BufRead, BufReader},
     net::SocketAddr,
     process::Stdio,
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -55,7 +56,10 @@ fn under_load(cluster: &Cluster<'_>, way: Way) -> Result<String> {
     let kubelet: SocketAddr = format!("{NODE}:10250").parse()?;
     let before = container(cluster)?.context("the guard has no running container")?;
     let mut log = cluster.kubectl.command(Stream::WebSocket, &["logs", "-f", "web", "-c", "ticks", "--tail=1"])?;
-    let mut log = log.stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
+    let mut log = log.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    // It is open once a line came; what comes later stays in the pipe, which holds minutes of it.
+    let mut lines = BufReader::new(log.stdout.take().context("stdout")?);
+    lines.read_line(&mut String::new())?;
     let (stop, made) = (AtomicBool::new(false), AtomicUsize::new(0));
     let started = Instant::now();
     let outcome = std::thread::scope(|scope| -> Result<_> {
