@@ -76,14 +76,20 @@ impl Collector for Snapshot {
             "Number of things that weaken protection right now.",
             weakened.len() as i64,
         )?;
-        let connected = tunnel.get("streams").and_then(serde_json::Value::as_array).map_or(0, |streams| {
-            streams
-                .iter()
-                .filter(|stream| stream.get("state").and_then(|state| state.as_str()) == Some("connected"))
-                .count()
-        });
-        gauge(&mut encoder, "nodeguard_tunnel_streams", "Tunnel streams that are connected.", connected as i64)?;
-
+        let streams =
+            tunnel.get("streams").and_then(serde_json::Value::as_array).map(Vec::as_slice).unwrap_or_default();
+        let mut family = encoder.encode_descriptor(
+            "nodeguard_tunnel_streams",
+            "Streams to proxy-servers (connected, draining) and addresses that should have one (connecting, waiting).",
+            None,
+            MetricType::Gauge,
+        )?;
+        for state in ["connected", "draining", "connecting", "waiting"] {
+            let is_so =
+                |stream: &&serde_json::Value| stream.get("state").and_then(|state| state.as_str()) == Some(state);
+            let count = streams.iter().filter(is_so).count();
+            ConstGauge::new(count as i64).encode(family.encode_family(&[("state", state)])?)?;
+        }
         let material = |name: &str| tunnel.get("material").and_then(|material| material.get(name));
         gauge(
             &mut encoder,
@@ -175,5 +181,23 @@ mod tests {
         assert!(text.contains(line), "{text}");
         assert!(text.contains("\n# TYPE nodeguard_packets_total counter\n"), "{text}");
         assert!(!text.contains("# EOF"));
+    }
+
+    #[test]
+    fn every_stream_and_every_address_without_one_counts_by_its_state() {
+        let streams =
+            ["connected", "connected", "draining", "waiting"].map(|state| serde_json::json!({"state": state}));
+        let tunnel = serde_json::json!({"streams": streams, "material": {"failures": 2, "broken": "no key"}});
+        let text = encode(Status { tunnel, ..Status::default() }).unwrap();
+        for line in [
+            r#"nodeguard_tunnel_streams{state="connected"} 2"#,
+            r#"nodeguard_tunnel_streams{state="draining"} 1"#,
+            r#"nodeguard_tunnel_streams{state="connecting"} 0"#,
+            r#"nodeguard_tunnel_streams{state="waiting"} 1"#,
+            "nodeguard_tunnel_material_broken 1",
+            "nodeguard_tunnel_material_failures_total 2",
+        ] {
+            assert!(text.lines().any(|each| each == line), "{line}: {text}");
+        }
     }
 }

@@ -8,6 +8,7 @@
 )]
 
 mod audit;
+mod beside;
 mod bytes;
 mod certificates;
 mod dropin;

@@ -17,6 +17,7 @@ use lab::{
     fleet::{Agent, Spec, Steady},
     kube_api::KubeApi,
 };
+use nix::sys::signal::Signal;
 use rustls::pki_types::{CertificateDer, pem::PemObject};
 use tokio::{net::TcpListener, time::timeout};
 
@@ -93,6 +94,14 @@ fn a_client_certificate_rotates_under_load_and_nothing_is_cut() {
             swapped(place, round)?;
             slowest = slowest.max(replaced(&mut agent, round + 1).await?);
         }
+        // SIGHUP reads everything anew, which changes nothing here.
+        agent.process.signal(Signal::SIGHUP)?;
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while !agent.process.printed().contains("SIGHUP: files are read again") {
+            ensure!(Instant::now() < deadline, "SIGHUP is not heard");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        replaced(&mut agent, rounds() + 1).await?;
         // Half a rotation is none: told, weakened, and the old pair stays in use.
         place.certs.agent()?;
         std::fs::copy(place.certs.path("agent.crt"), secret.join("..data/tls.crt"))?;
