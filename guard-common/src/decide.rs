@@ -96,25 +96,24 @@ pub fn decide<B: PacketBytes + ?Sized, T: Tables>(bytes: &B, listener: Listener,
     }
 
     let list = list_bytes(generation, port.list);
-    let pinhole = match packet.ports {
-        Some(_) => tables.pinhole(listener.protocol, &flow),
-        None => None,
+    // None is one that nothing opened, and not an `Option`: the kernel's verifier loses track of what has no value on some way.
+    let Pinhole { via, cgroup, .. } = match packet.ports {
+        Some(_) => tables.pinhole(listener.protocol, &flow).unwrap_or_default(),
+        None => Pinhole::default(),
     };
-    if let Some(Pinhole { via, cgroup, .. }) = pinhole {
-        if via & Pinhole::REPLY != 0 {
-            return conclude(Reason::Reply, port.rule, port, flow);
-        }
-        if via & Pinhole::TUNNEL != 0 && port.flags & PortValue::ALLOW_TUNNEL != 0 {
-            return conclude(Reason::Tunnel, port.tunnel_rule, port, flow);
-        }
-        if via & Pinhole::NODE != 0 && port.flags & PortValue::ALLOW_NODE != 0 {
-            return conclude(Reason::Node, port.node_rule, port, flow);
-        }
-        if via & Pinhole::CALLER != 0
-            && let Some(caller) = tables.caller(&CallerKey { cgroup, list, reserved: 0 })
-        {
-            return conclude(Reason::Caller, caller.rule as u16, port, flow);
-        }
+    if via & Pinhole::REPLY != 0 {
+        return conclude(Reason::Reply, port.rule, port, flow);
+    }
+    if via & Pinhole::TUNNEL != 0 && port.flags & PortValue::ALLOW_TUNNEL != 0 {
+        return conclude(Reason::Tunnel, port.tunnel_rule, port, flow);
+    }
+    if via & Pinhole::NODE != 0 && port.flags & PortValue::ALLOW_NODE != 0 {
+        return conclude(Reason::Node, port.node_rule, port, flow);
+    }
+    if via & Pinhole::CALLER != 0
+        && let Some(caller) = tables.caller(&CallerKey { cgroup, list, reserved: 0 })
+    {
+        return conclude(Reason::Caller, caller.rule as u16, port, flow);
     }
     let peer = if packet.is_v4 {
         tables.peer_v4(&PeerKey4 { list, address: unmapped(&packet.source) })
@@ -124,7 +123,7 @@ pub fn decide<B: PacketBytes + ?Sized, T: Tables>(bytes: &B, listener: Listener,
     match peer {
         Some(PeerValue { rule, kind: PeerValue::ALLOW }) => conclude(Reason::IpBlock, rule, port, flow),
         Some(PeerValue { rule, kind: PeerValue::EXCEPT }) => conclude(Reason::Except, rule, port, flow),
-        Some(_) | None if opened(pinhole) => conclude(Reason::PinholeNotAllowed, port.rule, port, flow),
+        Some(_) | None if opened(via) => conclude(Reason::PinholeNotAllowed, port.rule, port, flow),
         Some(_) | None => conclude(Reason::NoSelector, port.rule, port, flow),
     }
 }
@@ -207,6 +206,6 @@ fn scope_of(
 
 /// Whether a pinhole tells of somebody who opened the connection on this node.
 #[inline(always)]
-fn opened(pinhole: Option<Pinhole>) -> bool {
-    pinhole.is_some_and(|pinhole| pinhole.via != Pinhole::SERVED)
+fn opened(via: u32) -> bool {
+    via & !Pinhole::SERVED != 0
 }

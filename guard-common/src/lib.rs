@@ -23,12 +23,14 @@
 
 pub mod abi;
 pub mod decide;
+pub mod edge;
 pub mod in_force;
 pub mod packet;
 pub mod reach;
 pub mod verdict;
 
 pub use decide::{Listener, Scope, Tables, decide};
+pub use edge::{denied_at_the_edge, edge};
 pub use in_force::{InForce, in_force};
 pub use packet::{Packet, PacketBytes, Ports, parse};
 pub use reach::{Caller, Destination, DestinationTables, Reached, reach};

@@ -42,6 +42,10 @@ pub enum Reason {
     CompanionDestination = 11,
     /// The port is guarded by the tables' copies alone, or no generation of them is whole: somebody else wrote to them.
     TableDamaged = 12,
+    /// As [`Reason::NoSelector`], already at the network interface.
+    EdgeNoSelector = 13,
+    /// As [`Reason::Except`], already at the network interface.
+    EdgeExcept = 14,
 }
 
 impl Reason {
@@ -49,7 +53,7 @@ impl Reason {
     pub const SLOTS: u32 = 16;
 
     /// Every reason, in the order of its discriminant.
-    pub const ALL: [Reason; 13] = [
+    pub const ALL: [Reason; 15] = [
         Reason::NotGuarded,
         Reason::Tunnel,
         Reason::Node,
@@ -63,6 +67,8 @@ impl Reason {
         Reason::ControlPlanePort,
         Reason::CompanionDestination,
         Reason::TableDamaged,
+        Reason::EdgeNoSelector,
+        Reason::EdgeExcept,
     ];
 
     /// The stable name: a metric label, a word in events and in `status`.
@@ -81,6 +87,8 @@ impl Reason {
             Reason::ControlPlanePort => "control-plane-port",
             Reason::CompanionDestination => "companion-destination",
             Reason::TableDamaged => "table-damaged",
+            Reason::EdgeNoSelector => "edge-no-selector",
+            Reason::EdgeExcept => "edge-except",
         }
     }
 
@@ -96,7 +104,9 @@ impl Reason {
             | Reason::BadHeader
             | Reason::ControlPlanePort
             | Reason::CompanionDestination
-            | Reason::TableDamaged => Verdict::Deny,
+            | Reason::TableDamaged
+            | Reason::EdgeNoSelector
+            | Reason::EdgeExcept => Verdict::Deny,
         }
     }
 

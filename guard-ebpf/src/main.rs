@@ -1,11 +1,13 @@
 //! Owns the kernel programs: `ingress` judges packets to listeners, `sockops` opens and closes pinholes, `connect` judges where a
-//! process may go, `egress` remembers who opened a UDP conversation.
+//! process may go, `egress` remembers who opened a UDP conversation, `edge` drops strangers before the stack where a policy asks for it.
 //! Called by the kernel, from the links that the daemon pins.
 //! Must never decide by itself: the rule is `guard_common::decide`, and doubt denies.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 #[cfg(target_arch = "bpf")]
 mod connect;
+#[cfg(target_arch = "bpf")]
+mod edge;
 #[cfg(target_arch = "bpf")]
 mod egress;
 #[cfg(target_arch = "bpf")]

@@ -3,18 +3,23 @@
 //! Must never be in the object that the daemon loads.
 
 use aya_ebpf::{
-    macros::{cgroup_skb, map},
+    bindings::{
+        tcx_action_base::{TCX_DROP, TCX_PASS},
+        xdp_action::{XDP_DROP, XDP_PASS},
+    },
+    macros::{cgroup_skb, classifier, map, xdp},
     maps::Array,
-    programs::SkBuffContext,
+    programs::{SkBuffContext, TcContext, XdpContext},
 };
 use guard_common::{
-    Listener, PacketBytes, Scope, Tables, Verdict,
+    Decision, Listener, PacketBytes, Scope, Tables, Verdict,
     abi::{FlowKey, PeerKey4, PeerKey6, PortKey, PortValue, Probe, list_bytes},
     decide,
     packet::{is_mapped, mapped, unmapped},
 };
 
 use crate::{
+    edge::{Frame, SkbFrame, XdpFrame, judge},
     maps::{ACTIVE, KernelTables},
     report::{count, report},
     window::Window,
@@ -33,6 +38,28 @@ fn probe_direct(ctx: SkBuffContext) -> i32 {
 #[cgroup_skb(ingress)]
 fn probe_helper(ctx: SkBuffContext) -> i32 {
     probe(&ctx, true)
+}
+
+/// What the edge would drop if there is a listener, by direct access.
+#[xdp(frags)]
+fn probe_edge(ctx: XdpContext) -> u32 {
+    if probe_frame(&XdpFrame { ctx: &ctx }) { XDP_DROP } else { XDP_PASS }
+}
+
+/// The same by helper loads alone.
+#[classifier]
+fn probe_edge_tc(ctx: TcContext) -> i32 {
+    if probe_frame(&SkbFrame { ctx: &ctx, helper_only: true }) { TCX_DROP } else { TCX_PASS }
+}
+
+#[inline(always)]
+fn probe_frame<F: Frame>(frame: &F) -> bool {
+    judge(frame, |decision| {
+        let Some(slot) = PROBE.get_ptr_mut(0) else { return false };
+        // SAFETY: an array slot; tests run one packet at a time.
+        answer(unsafe { &mut *slot }, decision);
+        true
+    })
 }
 
 /// The cost of a test run that does nothing but take its question.
@@ -128,13 +155,18 @@ fn probe(ctx: &SkBuffContext, helper_only: bool) -> i32 {
     };
     let listener = Listener { scope, port: slot.port, protocol: slot.protocol, in_pods: slot.in_pods != 0 };
     let decision = decide(&Window { ctx, helper_only }, listener, &KernelTables);
+    answer(slot, &decision);
+    match decision.verdict {
+        Verdict::Allow => 1,
+        Verdict::Deny => 0,
+    }
+}
+
+#[inline(always)]
+fn answer(slot: &mut Probe, decision: &Decision) {
     slot.flow = decision.flow;
     slot.epoch = decision.epoch;
     slot.rule = decision.rule;
     slot.reason = decision.reason as u8;
     slot.audited = u8::from(decision.audited);
-    match decision.verdict {
-        Verdict::Allow => 1,
-        Verdict::Deny => 0,
-    }
 }

@@ -27,6 +27,7 @@ use crate::{
     connections::Connections,
     dial::Dialer,
     drain::drain,
+    edge,
     hold::hold,
     kernel::{
         apply::{Apply, InForce},
@@ -35,6 +36,7 @@ use crate::{
         follow::Follower,
         load::{self, Loaded},
         pinholes::KernelPinholes,
+        usage::Usage,
     },
     lock::lock,
     policy::watch::{self, Edit},
@@ -50,8 +52,19 @@ pub(crate) const GOODBYE: Duration = Duration::from_secs(8);
 
 /// Runs until SIGTERM or SIGINT, then drains.
 pub async fn run(config: Config, colour: bool) -> anyhow::Result<()> {
-    let Config { policy, location, admin_socket, health, drain_timeout, node, tunnel, advertise_pods, audit, limits } =
-        config;
+    let Config {
+        policy,
+        location,
+        program_stats,
+        admin_socket,
+        health,
+        drain_timeout,
+        node,
+        tunnel,
+        advertise_pods,
+        audit,
+        limits,
+    } = config;
     let own_identifiers = tunnel.identifiers.clone();
     let admin_listener =
         admin::bind_admin(&admin_socket).with_context(|| format!("cannot listen on {}", admin_socket.display()))?;
@@ -87,7 +100,11 @@ pub async fn run(config: Config, colour: bool) -> anyhow::Result<()> {
             current.rejected(rejected);
         }
     }
-    for before in programs.attach()? {
+    let predecessors = programs.attach()?;
+    if let Some(ruleset) = &current.ruleset {
+        programs.take_edge(&predecessors, &ruleset.tables.edge);
+    }
+    for before in predecessors {
         apply.carry(&before.counts()?)?;
         before.remove()?;
     }
@@ -115,12 +132,15 @@ pub async fn run(config: Config, colour: bool) -> anyhow::Result<()> {
         apply: Mutex::new(apply),
         lost,
         in_force: Arc::new(ArcSwap::from_pointee(in_force)),
+        usage: Mutex::new(Usage::open(&location.bpffs, program_stats)?),
+        edge: ArcSwap::default(),
         denials: Arc::new(DenialLog::default()),
         connections: Arc::clone(&connections),
         dialer,
         tunnel: Arc::clone(&tunnel),
     });
 
+    edge::hold(&guard);
     // Connections from before the guard are judged like those from before an edit.
     let cutter = Arc::clone(&guard);
     tokio::task::spawn_blocking(move || cut(&cutter));
@@ -221,6 +241,8 @@ async fn take_edit(guard: &Arc<Guard>, edit: Edit) -> anyhow::Result<()> {
     lock(&guard.current).took(&loaded);
     let cutter = Arc::clone(guard);
     tokio::task::spawn_blocking(move || cut(&cutter));
+    let holder = Arc::clone(guard);
+    tokio::task::spawn_blocking(move || edge::hold(&holder));
     tracing::info!(
         policy = loaded.ruleset.name,
         epoch,

@@ -113,6 +113,10 @@ pub struct RunArgs {
     /// How long open dials may go on after SIGTERM.
     #[arg(long, value_parser = duration, default_value = "25s")]
     pub drain_timeout: Duration,
+    /// Has the kernel measure how long its programs run, for `status` and the metrics. Costs some nanoseconds a packet, of every
+    /// eBPF program on the node, and takes CAP_SYS_ADMIN.
+    #[arg(long)]
+    pub program_stats: bool,
     /// How the log is written.
     #[arg(long, value_enum, default_value_t)]
     pub log_format: LogFormat,

@@ -38,6 +38,8 @@ pub struct Config {
     pub policy: PathBuf,
     /// Where the kernel half lives.
     pub location: Location,
+    /// Whether the kernel is to measure its programs.
+    pub program_stats: bool,
     /// Where `status` asks.
     pub admin_socket: PathBuf,
     /// The health port.
@@ -120,6 +122,7 @@ pub fn resolve(args: RunArgs) -> Result<Config, ConfigError> {
     Ok(Config {
         policy: args.policy,
         location: Location { cgroup, bpffs: args.bpffs },
+        program_stats: args.program_stats,
         admin_socket: args.admin_socket,
         health,
         drain_timeout: args.drain_timeout,

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{app::cut, kernel::apply::Look, lock::lock, snapshot::Guard};
+use crate::{app::cut, edge, kernel::apply::Look, lock::lock, snapshot::Guard};
 
 /// How often it is looked whether every program is attached and the right epoch active: a dozen system calls.
 const GLANCE: Duration = Duration::from_millis(100);
@@ -78,6 +78,9 @@ fn at_a_glance(guard: &Guard) -> bool {
 
 fn mend(guard: &Guard, look: Look) -> anyhow::Result<Vec<String>> {
     let mut mended = lock(&guard.programs).mend()?;
+    if look == Look::All {
+        mended.extend(edge::hold(guard));
+    }
     let mut apply = lock(&guard.apply);
     if apply.mend(look)? {
         guard.in_force.store(Arc::new(apply.in_force()));

@@ -11,7 +11,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use crate::{konnectivity, status::Status};
+use crate::{edge, konnectivity, status::Status, usage};
 
 /// What a scraper is told about the text.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -52,6 +52,7 @@ struct Snapshot(Status);
 impl Collector for Snapshot {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let Status { policy, programs, counters, health, cut, mended, weakened, tunnel, mode, .. } = &self.0;
+        let Status { edge, map_use, program_use, .. } = &self.0;
         gauge(
             &mut encoder,
             "nodeguard_policy_epoch",
@@ -115,6 +116,8 @@ impl Collector for Snapshot {
             let labels = [("program", program.name.as_str())];
             ConstGauge::new(i64::from(program.attached)).encode(family.encode_family(&labels)?)?;
         }
+        edge::encode(edge, &mut encoder)?;
+        usage::encode(map_use, program_use, &mut encoder)?;
         let mut family = encoder.encode_descriptor(
             "nodeguard_packets",
             "Packets to guarded ports that reached a listener or were denied, by rule and reason.",

@@ -19,11 +19,14 @@ use crate::{
     connections::Connections,
     dial::Dialer,
     dialling::Dialling,
+    edge::{self, EdgeLink},
     kernel::{
+        self,
         apply::{Apply, InForce},
         events::DenialLog,
         load::{Programs, attachments, pinned_maps},
         maps::Maps,
+        usage::Usage,
     },
     lock::lock,
     policy::{
@@ -33,6 +36,7 @@ use crate::{
     },
     status::{Counter, Health, Policy, Rule, Status},
     tunnel::Tunnel,
+    usage,
 };
 
 /// The policy as the daemon knows it.
@@ -92,6 +96,10 @@ pub struct Guard {
     pub lost: PerCpuArray<MapData, u64>,
     /// What is in force in the kernel.
     pub in_force: Arc<ArcSwap<InForce>>,
+    /// How full the maps are.
+    pub usage: Mutex<Usage>,
+    /// The edge tier, as it was found last.
+    pub edge: ArcSwap<Vec<EdgeLink>>,
     /// The last denials.
     pub denials: Arc<DenialLog>,
     /// The dials.
@@ -106,11 +114,13 @@ impl Snapshots for Guard {
     fn status(&self) -> Status {
         let current = lock(&self.current);
         let ruleset = current.ruleset.as_deref();
-        let (in_force, counters, pods_unknown) = {
+        let (in_force, counters, pods_unknown, mut map_use) = {
             let apply = lock(&self.apply);
-            (apply.in_force(), counters(&apply), pods_unknown(&apply))
+            (apply.in_force(), counters(&apply), pods_unknown(&apply), apply.usage())
         };
+        map_use.extend(lock(&self.usage).tables());
         let programs = attachments(&self.bpffs);
+        let edge = edge::now(&self.edge.load(), kernel::edge::links(&self.bpffs));
         let health: Vec<Health> = guard_common::abi::Health::ALL
             .iter()
             .map(|lost| Health {
@@ -135,6 +145,8 @@ impl Snapshots for Guard {
                     .to_owned(),
             );
         }
+        weakened.extend(edge::weakened(&edge));
+        weakened.extend(usage::weakened(&map_use));
         if self.uncut.load(Ordering::Relaxed) {
             weakened
                 .push("connections may be open that the policy in force does not admit (the log says why)".to_owned());
@@ -175,6 +187,9 @@ impl Snapshots for Guard {
             programs,
             namespace_by: if self.netns_helper { "cookie" } else { "address" }.to_owned(),
             maps: pinned_maps(&self.bpffs),
+            edge,
+            map_use,
+            program_use: kernel::usage::programs(&self.bpffs),
             tunnel: self.tunnel.snapshot(),
             counters,
             health,
@@ -229,6 +244,9 @@ pub fn from_pins(bpffs: &Path) -> Status {
         policy: Policy { epoch: in_force.epoch, rules, ..Policy::default() },
         programs,
         maps: pinned_maps(bpffs),
+        edge: kernel::edge::links(bpffs),
+        map_use: apply.as_ref().map(Apply::usage).unwrap_or_default(),
+        program_use: kernel::usage::programs(bpffs),
         counters: apply.as_ref().map(counters).unwrap_or_default(),
         weakened,
         ..Status::default()

@@ -8,8 +8,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     dialling::Dialling,
+    edge::{self, EdgeLink},
     kernel::load::{Attachment, PinnedMap},
     table::{Table, age},
+    usage::{self, MapUse, ProgramUse},
 };
 
 /// Everything the guard knows of itself at one moment.
@@ -28,6 +30,15 @@ pub struct Status {
     pub namespace_by: String,
     /// The pinned maps.
     pub maps: Vec<PinnedMap>,
+    /// The edge tier, an interface each.
+    #[serde(default)]
+    pub edge: Vec<EdgeLink>,
+    /// How full the maps are.
+    #[serde(default)]
+    pub map_use: Vec<MapUse>,
+    /// How long the programs ran, where the kernel measures it.
+    #[serde(default)]
+    pub program_use: Vec<ProgramUse>,
     /// The tunnel.
     pub tunnel: serde_json::Value,
     /// Packets to guarded ports, by rule and reason; zeros are left out of the tables, not of the JSON.
@@ -116,6 +127,8 @@ impl Status {
         }
         self.render_summary(out)?;
         self.render_programs(out)?;
+        edge::render(&self.edge, out)?;
+        usage::render(&self.map_use, &self.program_use, out)?;
         self.render_tunnel(out)?;
         self.render_rules(out)?;
         self.render_counters(out)?;

@@ -50,6 +50,8 @@ fn every_program_of(name: &str) {
             aya::programs::Program::CgroupSkb(program) => program.load().unwrap(),
             aya::programs::Program::CgroupSockAddr(program) => program.load().unwrap(),
             aya::programs::Program::SockOps(program) => program.load().unwrap(),
+            aya::programs::Program::Xdp(program) => program.load().unwrap(),
+            aya::programs::Program::SchedClassifier(program) => program.load().unwrap(),
             other => panic!("{program_name} is a {:?}", other.prog_type()),
         }
         let info = program.info().unwrap();
@@ -59,7 +61,7 @@ fn every_program_of(name: &str) {
             info.size_translated().unwrap_or_default()
         );
     }
-    for program in nodeguard::kernel::object::PROGRAMS {
+    for program in nodeguard::kernel::object::PROGRAMS.into_iter().chain(nodeguard::kernel::edge::EDGE_PROGRAMS) {
         assert!(ebpf.program(program).is_some(), "the object has no {program}");
     }
 }

@@ -20,14 +20,14 @@ use nix::sys::signal::Signal;
 const WITHIN: Duration = Duration::from_secs(1);
 
 /// A connection that says nothing and stays.
-fn hold(lab: &Lab, who: Who, to: SocketAddr) -> TcpStream {
+pub(crate) fn hold(lab: &Lab, who: Who, to: SocketAddr) -> TcpStream {
     let stream = lab.net.run(who, || Ok(TcpStream::connect_timeout(&to, Duration::from_secs(2))?)).unwrap();
     stream.set_read_timeout(Some(WITHIN)).unwrap();
     stream
 }
 
 /// Whether the other end has gone, waiting for it at most a second.
-fn is_cut(mut stream: &TcpStream) -> bool {
+pub(crate) fn is_cut(mut stream: &TcpStream) -> bool {
     match stream.read(&mut [0; 1]) {
         Ok(0) => true,
         Ok(_) => panic!("nobody speaks first here"),

@@ -18,7 +18,7 @@ use nodeguard::status::Status;
 /// SYNs a second at most, of all senders together.
 const RATE: u32 = 110_000;
 
-fn seconds() -> u32 {
+pub(crate) fn seconds() -> u32 {
     if std::env::var_os("NODEGUARD_SOAK").is_some() { 30 } else { 3 }
 }
 
@@ -64,7 +64,7 @@ fn syn(number: u32) -> [u8; 40] {
 }
 
 /// Sends for so long, at most at the rate; how many went out.
-fn send(seconds: u32) -> u64 {
+pub(crate) fn send(seconds: u32) -> u64 {
     // An IP_HDRINCL socket: the kernel fills in the header's checksum.
     let raw = socket(
         nix::sys::socket::AddressFamily::Inet,

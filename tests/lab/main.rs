@@ -9,8 +9,10 @@
 
 mod all_pods;
 mod callers;
+mod capabilities;
 mod companion;
 mod drift;
+mod edge;
 mod edits;
 mod established;
 mod flips;
@@ -24,3 +26,4 @@ mod sweep;
 mod udp;
 mod unpin;
 mod upgrade;
+mod usage;

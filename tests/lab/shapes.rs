@@ -15,6 +15,7 @@ use lab::{
     lab::Lab,
     net::Who,
     process::{command, output},
+    rights::Rights,
     shapes::{all, flow_of},
     wire::{Wire, hardware},
 };
@@ -51,7 +52,13 @@ pub(crate) fn silent(who: Who, v6: bool) -> std::net::IpAddr {
 
 /// A guarded node and pod with echo servers, and neighbours that are known without asking.
 pub(crate) fn lab() -> Lab {
+    lab_with(Rights::Root)
+}
+
+/// The same with a guard that may do this.
+pub(crate) fn lab_with(rights: Rights) -> Lab {
     let mut lab = Lab::bare().unwrap();
+    lab.rights = rights;
     lab.start_in(Who::Node, "", &["pod", &format!("[::]:{HTTP}")]).unwrap();
     for who in [Who::Node, Who::Pod] {
         lab.start_in(who, "", &["echo", &format!("[::]:{ECHO}")]).unwrap();

@@ -8,12 +8,12 @@ use std::{collections::BTreeMap, path::Path, sync::Arc};
 use aya::{
     Ebpf, EbpfLoader,
     maps::{Array, HashMap, MapData},
-    programs::{CgroupSkb, TestRun, TestRunOptions},
+    programs::{CgroupSkb, SchedClassifier, TestRun, TestRunOptions, Xdp},
 };
 use guard_common::{
     Decision, Listener, Reason, Scope, Verdict,
     abi::{FlowKey, Pinhole, Probe, UDP_FLOW_SECONDS},
-    decide,
+    decide, denied_at_the_edge,
 };
 use nodeguard::{
     kernel::{
@@ -75,6 +75,9 @@ pub fn compare(object: &[u8], rulesets: usize, packets: usize) -> Tally {
             for program in ["probe_direct", "probe_helper"] {
                 pair.compare_one(program, &sample, listener, &mut tally);
             }
+            for program in ["probe_edge", "probe_edge_tc"] {
+                pair.compare_edge(program, &sample, &mut tally);
+            }
         }
     }
     tally
@@ -87,6 +90,8 @@ impl Pair {
             let program: &mut CgroupSkb = ebpf.program_mut(program).unwrap().try_into().unwrap();
             program.load().unwrap();
         }
+        <&mut Xdp>::try_from(ebpf.program_mut("probe_edge").unwrap()).unwrap().load().unwrap();
+        <&mut SchedClassifier>::try_from(ebpf.program_mut("probe_edge_tc").unwrap()).unwrap().load().unwrap();
         Pair {
             probe: Array::try_from(ebpf.take_map("PROBE").unwrap()).unwrap(),
             pinholes: HashMap::try_from(ebpf.take_map("PINHOLES").unwrap()).unwrap(),
@@ -168,6 +173,39 @@ impl Pair {
         }
     }
 
+    /// The same for the edge: what it would drop, and what for.
+    fn compare_edge(&mut self, name: &str, sample: &Sample, tally: &mut Tally) {
+        self.probe.set(0, Probe::default(), 0).unwrap();
+        let frame = frame(sample);
+        let options = TestRunOptions { data_in: Some(&frame), ..TestRunOptions::new() };
+        let program = self.ebpf.program_mut(name).unwrap();
+        // XDP_DROP is 1, TCX_DROP is 2.
+        let (result, drops) = match <&mut Xdp>::try_from(&mut *program) {
+            Ok(program) => (program.test_run(options), 1),
+            Err(_) => (<&mut SchedClassifier>::try_from(program).unwrap().test_run(options), 2),
+        };
+        let Ok(result) = result else {
+            assert!(sample.bytes.len() < 40, "the kernel refused {}: {:?}", sample.name, sample.bytes);
+            tally.too_short += 1;
+            return;
+        };
+        let answer = self.probe.get(&0, 0).unwrap();
+        let kernel = (result.return_value == drops).then(|| {
+            let reason = Reason::from_index(answer.reason).unwrap();
+            (reason, answer.rule, answer.epoch, answer.flow)
+        });
+        let denied = denied_at_the_edge(sample.bytes.as_slice(), &self.model);
+        let host = denied.map(|Decision { reason, rule, epoch, flow, .. }| (reason, rule, epoch, flow));
+        tally.compared += 1;
+        if let Some((reason, ..)) = host {
+            *tally.reasons.entry(reason.name()).or_default() += 1;
+        }
+        if kernel != host {
+            let Sample { name: what, bytes } = sample;
+            tally.differences.push(format!("{name}, {what} {bytes:02x?}: kernel {kernel:?}, host {host:?}"));
+        }
+    }
+
     fn compare_one(&mut self, program: &str, sample: &Sample, listener: Listener, tally: &mut Tally) {
         let scope = match listener.scope {
             Scope::Node => 0,
@@ -182,10 +220,7 @@ impl Pair {
             ..Probe::default()
         };
         self.probe.set(0, question, 0).unwrap();
-        // A test run takes an Ethernet frame and steps over its header.
-        let mut frame = vec![0u8; 12];
-        frame.extend(if sample.bytes.first().is_some_and(|byte| byte >> 4 == 6) { [0x86, 0xdd] } else { [0x08, 0x00] });
-        frame.extend(&sample.bytes);
+        let frame = frame(sample);
         let prepared: &mut CgroupSkb = self.ebpf.program_mut(program).unwrap().try_into().unwrap();
         let options = TestRunOptions { data_in: Some(&frame), ..TestRunOptions::new() };
         let Ok(result) = prepared.test_run(options) else {
@@ -213,6 +248,14 @@ impl Pair {
                 .push(format!("{program}, {name} {bytes:02x?} for {listener:?}: kernel {kernel:?}, host {host:?}"));
         }
     }
+}
+
+/// A test run takes an Ethernet frame; a cgroup's program begins behind its header.
+fn frame(sample: &Sample) -> Vec<u8> {
+    let mut frame = vec![0u8; 12];
+    frame.extend(if sample.bytes.first().is_some_and(|byte| byte >> 4 == 6) { [0x86, 0xdd] } else { [0x08, 0x00] });
+    frame.extend(&sample.bytes);
+    frame
 }
 
 /// Loads an object that was built for tests.

@@ -17,6 +17,7 @@ use crate::{
     lab::target,
     net::{Net, Who},
     process::{Process, command, output, until},
+    rights::Rights,
 };
 
 /// A running guard.
@@ -40,6 +41,10 @@ pub struct Place<'a> {
     pub build: Build,
     /// Where it looks for the proxy-server.
     pub agent_port: u16,
+    /// What it may do.
+    pub rights: Rights,
+    /// More of its options.
+    pub options: &'a [&'static str],
 }
 
 /// A build of the guard.
@@ -115,6 +120,9 @@ impl Daemon {
         run.args(["--sync-interval", "100ms", "--sync-interval-cap", "500ms"])
             .env("RUST_BACKTRACE", "1")
             .env_remove("RUST_LOG");
+        run.args(place.options);
+        place.rights.own(place.directory)?;
+        place.rights.give(&mut run);
         Ok(run)
     }
 

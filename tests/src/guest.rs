@@ -9,6 +9,7 @@
 )]
 
 use std::{
+    collections::BTreeSet,
     fs,
     io::Write,
     net::{IpAddr, SocketAddr, TcpListener, TcpStream},
@@ -19,6 +20,7 @@ use std::{
 
 use aya::include_bytes_aligned;
 use guard_common::{
+    Reason,
     abi::Pinhole,
     packet::{TCP, UDP},
 };
@@ -33,6 +35,7 @@ use nix::mount::{MsFlags, mount};
 use nodeguard::{
     kernel::{
         apply::Apply,
+        edge::EDGE_PROGRAMS,
         load::{self, Loaded, Location},
         object::PROGRAMS,
         pinholes::KernelPinholes,
@@ -135,7 +138,27 @@ fn try_all(cgroup: &Path, bpffs: &Path) {
     }
     assert_eq!(load::attachments(bpffs).iter().filter(|program| program.attached).count(), PROGRAMS.len());
     say(&format!("NAMESPACE {}", if programs.netns_helper { "cookie" } else { "address" }));
-    connections(&KernelPinholes::new(cookies).unwrap(), cgroup);
+    let pinholes = KernelPinholes::new(cookies).unwrap();
+    connections(&pinholes, cgroup);
+    // The same with the edge tier before it, by whatever way this kernel has: loopback has no driver for XDP.
+    let tier = programs.hold_edge(&["lo".to_owned()].into());
+    let hook = tier.links.first().filter(|link| link.attached).map_or("none", |link| link.hook.as_str());
+    say(&format!("EDGE {hook}"));
+    check("edge-attached", hook != "none", true);
+    for program in EDGE_PROGRAMS {
+        say(&format!("PROGRAM {program} loaded {}", programs.verified(program)));
+    }
+    let before = dropped(&apply);
+    connections(&pinholes, cgroup);
+    check("edge-counts", dropped(&apply) > before, true);
+    programs.hold_edge(&BTreeSet::new());
+    let after = dropped(&apply);
+    check(
+        "stranger-without-edge",
+        reached(connect([127, 0, 0, 3], SocketAddr::from(([127, 0, 0, 1], 10250)), None)),
+        false,
+    );
+    check("edge-removed", dropped(&apply) == after, true);
 
     shapes(&apply, bpffs);
 
@@ -145,6 +168,12 @@ fn try_all(cgroup: &Path, bpffs: &Path) {
     let (compared, differences) = (tally.compared, tally.differences.len());
     say(&format!("CORPUS {compared} {differences}"));
     assert!(tally.differences.is_empty(), "{:#?}", tally.differences.first());
+}
+
+/// What the edge tier has dropped.
+fn dropped(apply: &Apply) -> u64 {
+    let of_edge = |reason| matches!(reason, Reason::EdgeNoSelector | Reason::EdgeExcept);
+    apply.counters().unwrap().iter().filter(|(_, reason, ..)| of_edge(*reason)).map(|(.., packets)| packets).sum()
 }
 
 /// Real connections on loopback.

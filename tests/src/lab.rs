@@ -22,6 +22,7 @@ use crate::{
     helper::Answer,
     net::{Net, Who},
     process::{Process, command, output, until},
+    rights::Rights,
     server::{AGENT_PORT, ProxyServer},
     sweep,
 };
@@ -80,6 +81,10 @@ pub struct Lab {
     pub build: Build,
     /// Where the next guard that is started looks for the proxy-server.
     pub agent_port: u16,
+    /// What the next guard that is started may do.
+    pub rights: Rights,
+    /// More options of the next guard that is started.
+    pub options: Vec<&'static str>,
     cgroup: PathBuf,
     node_cgroup: PathBuf,
     helpers: Vec<Process>,
@@ -108,7 +113,13 @@ impl Lab {
 
     /// The whole: proxy-server and guard with this policy, the tunnel connected.
     pub fn new(policy: &str) -> Result<Lab> {
+        Lab::with(policy, Rights::Root)
+    }
+
+    /// The same with a guard that may do this.
+    pub fn with(policy: &str, rights: Rights) -> Result<Lab> {
         let mut lab = Lab::bare()?;
+        lab.rights = rights;
         lab.write_policy(policy)?;
         lab.start_server(ServerCert::Good)?;
         lab.start_daemon()?.connected()?;
@@ -134,6 +145,8 @@ impl Lab {
             daemon: None,
             build: Build::Own,
             agent_port: AGENT_PORT,
+            rights: Rights::Root,
+            options: Vec::new(),
             cgroup,
             node_cgroup,
             helpers: Vec::new(),
@@ -186,6 +199,8 @@ impl Lab {
             directory: &self.directory,
             build: self.build,
             agent_port: self.agent_port,
+            rights: self.rights,
+            options: &self.options,
         }
     }
 

@@ -3,7 +3,7 @@
 //! Called by the tests and by the demo.
 //! Must never send a packet outside the namespaces it made, and never leave anything behind.
 //!
-//! Reading order: `lab` (what stands where) -> `net`, `process`, `certs`, `server`, `daemon` (its parts) -> `client` (attempts and what
+//! Reading order: `lab` (what stands where) -> `net`, `process`, `certs`, `server`, `daemon` (its parts), `rights` (what the guard may do) -> `client` (attempts and what
 //! became of them) -> `helper` (what runs in the node and in pods) -> `attempts` (the main job, line by line). `isolated` is the small
 //! way: loopback only; in it `bare` (agents without a kernel half), `endpoint` (what they dial), `load` (what the control plane does),
 //! `fleet` (several real servers, a balancer), `kube_api` (what an API server says of tokens and leases), `fake` (a server that is not the
@@ -30,6 +30,7 @@ pub mod load;
 pub mod net;
 pub mod packets;
 pub mod process;
+pub mod rights;
 pub mod server;
 pub mod shapes;
 pub mod sweep;

@@ -159,6 +159,13 @@ impl Net {
         File::open(&path).with_context(|| path.display().to_string())
     }
 
+    /// An `ip` command in a namespace.
+    pub fn ip(&self, who: Who, arguments: &[&str]) -> Result<()> {
+        let namespace = self.namespace(who);
+        let all: Vec<&str> = ["-n", namespace.as_str()].into_iter().chain(arguments.iter().copied()).collect();
+        ip(&all, "")
+    }
+
     /// Runs code in a namespace, on a thread of its own.
     pub fn run<T: Send>(&self, who: Who, code: impl FnOnce() -> Result<T> + Send) -> Result<T> {
         let namespace = self.open(who)?;

@@ -170,7 +170,8 @@ fn on_this_machine(guest: &Path) -> Result<Row> {
 
 impl Row {
     fn read(said: &str) -> Result<Row> {
-        let words = ["KERNEL ", "PROGRAM ", "NAMESPACE ", "CONNECTION ", "SHAPE ", "DETAIL ", "CORPUS ", "TRIED "];
+        let words =
+            ["KERNEL ", "PROGRAM ", "NAMESPACE ", "EDGE ", "CONNECTION ", "SHAPE ", "DETAIL ", "CORPUS ", "TRIED "];
         let lines: Vec<String> = said
             .lines()
             .filter_map(|line| words.iter().find_map(|word| line.find(word).map(|at| line[at..].trim().to_owned())))
@@ -188,7 +189,7 @@ impl Row {
     /// How many checks held and how many did not.
     fn checks(&self) -> (usize, usize) {
         let held = |good: bool| if good { (1, 0) } else { (0, 1) };
-        let programs = self.of("PROGRAM").map(|words| held(words.get(1) == Some(&"attached")));
+        let programs = self.of("PROGRAM").map(|words| held(matches!(words.get(1), Some(&"attached" | &"loaded"))));
         let connections = self.of("CONNECTION").map(|words| held(words.get(1) == Some(&"as-expected")));
         let corpus = self.of("CORPUS").map(|words| held(words.get(1) == Some(&"0")));
         let shapes = self.of("SHAPE").map(|words| held(words.first() == Some(&"as-expected")));
@@ -199,7 +200,11 @@ impl Row {
 fn table(rows: &[Row]) {
     for row in rows {
         let namespace = row.of("NAMESPACE").flatten().next().unwrap_or("?");
-        say(format!("\n{}  (a listener's namespace is told by its {namespace})", row.kernel));
+        let edge = row.of("EDGE").flatten().next().unwrap_or("?");
+        say(format!(
+            "\n{}  (a listener's namespace is told by its {namespace}; edge tier on loopback by {edge})",
+            row.kernel
+        ));
         for words in row.of("PROGRAM") {
             let [name, state, verified] = words[..] else { continue };
             say(format!("  {name:<16} loads, {state:<9} {verified:>7} instructions verified"));

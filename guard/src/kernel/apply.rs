@@ -20,8 +20,9 @@ use super::{
     plan::{Entries, Followed, Image, Op, PlanError, plan, step},
     sys,
     upgrade::Count,
+    usage::of_image,
 };
-use crate::policy::ruleset::Ruleset;
+use crate::{policy::ruleset::Ruleset, usage::MapUse};
 
 /// Why a ruleset did not come into force. The one before it is still whole.
 #[derive(Debug, thiserror::Error)]
@@ -121,6 +122,11 @@ impl Apply {
 
     fn find(&self, ruleset: &Ruleset) -> Cgroups {
         self.base.as_ref().map(|base| Cgroups::find(base, ruleset)).unwrap_or_default()
+    }
+
+    /// How full the tables are.
+    pub fn usage(&self) -> Vec<MapUse> {
+        self.image.as_ref().map(of_image).unwrap_or_default()
     }
 
     /// What the maps hold, for judging what is not a packet.

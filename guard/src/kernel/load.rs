@@ -123,6 +123,7 @@ pub struct Programs {
     pub(super) pinned: Vec<(String, MapData)>,
     /// The same for every link: without it, removing a pin would detach the program.
     pub(super) links: Vec<Held>,
+    pub(super) edge: super::edge::Held,
     /// Whether cgroup_skb programs can ask for the network namespace here (kernel 6.15).
     pub netns_helper: bool,
 }
@@ -173,7 +174,14 @@ pub fn open(location: &Location) -> Result<Loaded, LoadError> {
         health: PerCpuArray::try_from(take(&mut ebpf, "HEALTH")?)?,
         events: RingBuf::try_from(take(&mut ebpf, "EVENTS")?)?,
         cookies: HashMap::try_from(take(&mut ebpf, "COOKIES")?)?,
-        programs: Programs { ebpf, location: location.clone(), pinned, links: Vec::new(), netns_helper },
+        programs: Programs {
+            ebpf,
+            location: location.clone(),
+            pinned,
+            links: Vec::new(),
+            edge: Default::default(),
+            netns_helper,
+        },
     })
 }
 
@@ -322,7 +330,7 @@ fn load_program(program: &mut Program) -> Result<(), ProgramError> {
 }
 
 /// The end of a verifier log says what was refused; the rest is thousands of lines of how it got there.
-fn verifier_tail(error: &ProgramError) -> String {
+pub(super) fn verifier_tail(error: &ProgramError) -> String {
     let text = error.to_string();
     let lines: Vec<&str> = text.lines().collect();
     lines[lines.len().saturating_sub(12)..].join("\n")
@@ -375,7 +383,7 @@ fn adopt(
     replace_pin(program, program_pin)
 }
 
-fn replace_pin(program: &mut Program, pin: &Path) -> Result<(), LoadError> {
+pub(super) fn replace_pin(program: &mut Program, pin: &Path) -> Result<(), LoadError> {
     match fs::remove_file(pin) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(at(pin)(error)),
         Ok(()) | Err(_) => {}

@@ -3,10 +3,11 @@
 //! Must never write a map outside `apply` and `pinholes`, and never detach anything but on `unpin`.
 //!
 //! Reading order: `load` (open or adopt the pinned state) -> `plan` (have and want to operations) -> `apply` (carry them out) ->
-//! `follow` (cgroups come and go) -> `established` (cut what is no longer admitted) -> `events` (what the programs say) -> `mend` (hold it) -> `pinholes` (one for each dial) -> `unpin`.
+//! `follow` (cgroups come and go) -> `established` (cut what is no longer admitted) -> `events` (what the programs say) -> `mend` (hold it) -> `edge` (links on the uplinks) -> `pinholes` (one for each dial) -> `unpin`.
 
 pub mod apply;
 pub mod cgroup;
+pub mod edge;
 pub mod established;
 pub mod events;
 pub mod follow;
@@ -24,3 +25,4 @@ pub(crate) mod sock_diag;
 pub(crate) mod sys;
 pub mod unpin;
 pub mod upgrade;
+pub mod usage;

@@ -416,6 +416,7 @@ mod tests {
                 destination_ports: [DestinationPort { set, protocol: 6, port: 1 }].into(),
                 has_udp: all_pods,
                 audit: false,
+                edge: BTreeSet::new(),
             };
             let (name, digest, dial) = (String::new(), String::new(), Vec::new());
             Ruleset { name, digest, mode: Mode::Enforce, rules, tables, dial }

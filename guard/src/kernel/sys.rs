@@ -16,7 +16,13 @@ use std::{
 const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
+const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_LINK_UPDATE: libc::c_long = 29;
+
+// Attach types of `enum bpf_attach_type`.
+pub(super) const BPF_XDP: u32 = 37;
+pub(super) const BPF_TCX_INGRESS: u32 = 46;
 
 /// For `BPF_OBJ_PIN` and `BPF_OBJ_GET`.
 #[repr(C)]
@@ -44,22 +50,41 @@ struct LinkUpdate {
     old_prog_fd: u32,
 }
 
-/// The start of `struct bpf_link_info` for a cgroup link.
+/// For links of an interface; the rest of the union is zero: no other link is meant.
+#[repr(C)]
+#[derive(Default)]
+struct LinkCreate {
+    prog_fd: u32,
+    target_ifindex: u32,
+    attach_type: u32,
+    flags: u32,
+    rest: [u64; 2],
+}
+
+/// The start of `struct bpf_link_info` for a cgroup link or one of an interface.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct CgroupLinkInfo {
+pub(super) struct LinkInfo {
     kind: u32,
     /// The link's id.
     pub(super) id: u32,
     /// The attached program's id.
     pub(super) program_id: u32,
     reserved: u32,
-    /// The cgroup's id: the inode number of its directory. 0 once the cgroup is gone.
+    /// The cgroup's id: the inode number of its directory. 0 once the cgroup is gone. Of an interface's link, its index in the first half.
     pub(super) cgroup_id: u64,
     attach_type: u32,
     padding: u32,
     /// Room for what newer kernels say.
     rest: [u64; 24],
+}
+
+impl LinkInfo {
+    /// Of an interface's link: its index. 0 once the link is detached or the interface gone.
+    pub(super) fn interface(&self) -> u32 {
+        let [a, b, c, d, ..] = self.cgroup_id.to_ne_bytes();
+        u32::from_ne_bytes([a, b, c, d])
+    }
 }
 
 /// Opens a pinned object.
@@ -78,16 +103,80 @@ pub(super) fn obj_pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     bpf(BPF_OBJ_PIN, &attr).map(drop)
 }
 
-/// What the kernel knows of a cgroup link.
-pub(super) fn link_info(link: BorrowedFd<'_>) -> io::Result<CgroupLinkInfo> {
-    let mut info = CgroupLinkInfo::default();
+/// What the kernel knows of a link.
+pub(super) fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
+    let mut info = LinkInfo::default();
     let attr = InfoByFd {
         bpf_fd: link.as_raw_fd() as u32,
-        info_len: size_of::<CgroupLinkInfo>() as u32,
+        info_len: size_of::<LinkInfo>() as u32,
         info: (&raw mut info) as u64,
     };
     bpf(BPF_OBJ_GET_INFO_BY_FD, &attr)?;
     Ok(info)
+}
+
+/// Attaches a program to an interface.
+pub(super) fn link_create(
+    program: BorrowedFd<'_>,
+    interface: u32,
+    attach_type: u32,
+    flags: u32,
+) -> io::Result<OwnedFd> {
+    let prog_fd = program.as_raw_fd() as u32;
+    let attr = LinkCreate { prog_fd, target_ifindex: interface, attach_type, flags, ..LinkCreate::default() };
+    let fd = bpf(BPF_LINK_CREATE, &attr)?;
+    // SAFETY: the kernel has just given this descriptor to us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// For `BPF_MAP_LOOKUP_BATCH`.
+#[repr(C)]
+#[derive(Default)]
+struct MapBatch {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    elem_flags: u64,
+    flags: u64,
+}
+
+/// What one batch brought.
+pub(super) struct Batch {
+    /// How many entries.
+    pub(super) count: u32,
+    /// Where to go on; `None` at the end.
+    pub(super) next: Option<u32>,
+}
+
+/// Reads many entries of a hash table (5.6), from where the batch before ended. Both buffers have room for `most` entries.
+pub(super) fn map_batch(
+    map: BorrowedFd<'_>,
+    from: Option<u32>,
+    keys: &mut [u8],
+    values: &mut [u8],
+    most: u32,
+) -> io::Result<Batch> {
+    let (mut at, mut next) = (from.unwrap_or_default(), 0u32);
+    let mut attr = MapBatch {
+        in_batch: if from.is_some() { (&raw mut at) as u64 } else { 0 },
+        out_batch: (&raw mut next) as u64,
+        keys: keys.as_mut_ptr() as u64,
+        values: values.as_mut_ptr() as u64,
+        count: most,
+        map_fd: map.as_raw_fd() as u32,
+        ..MapBatch::default()
+    };
+    // SAFETY: as for `bpf` below; the kernel also writes `count`, and no more entries than it says.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, BPF_MAP_LOOKUP_BATCH, &raw mut attr, size_of::<MapBatch>()) };
+    if result == 0 {
+        return Ok(Batch { count: attr.count, next: Some(next) });
+    }
+    let error = io::Error::last_os_error();
+    // The end: what it brought counts all the same.
+    if error.raw_os_error() == Some(libc::ENOENT) { Ok(Batch { count: attr.count, next: None }) } else { Err(error) }
 }
 
 /// Puts another program into a link, in one step: packets meet the old one or the new one, and the link's id stays.

@@ -96,6 +96,20 @@ impl Predecessor {
         }
     }
 
+    /// The directory of its links.
+    pub(super) fn links(&self) -> PathBuf {
+        self.directory.join("links")
+    }
+
+    /// The same for a link of the edge tier, whose pin has the same name here.
+    pub(super) fn hand_over_edge(&self, program: BorrowedFd<'_>, pin: &Path) -> Result<(), LoadError> {
+        let Some(name) = pin.file_name().filter(|_| !pin.exists()) else { return Ok(()) };
+        let old = self.links().join(name);
+        let link = sys::obj_get(&old).map_err(at(&old))?;
+        sys::link_update(link.as_fd(), program).map_err(at(&old))?;
+        fs::rename(&old, pin).map_err(at(&old))
+    }
+
     /// Copies the pinholes of handshakes that are under way.
     pub(super) fn carry_pinholes(&self, pins: &Path) -> Result<(), LoadError> {
         if !self.can_read("PINHOLES") {

@@ -13,6 +13,7 @@ use ipnet::IpNet;
 use super::{
     diagnostic::{Diagnostic, Severity, Source},
     document::{Document, decode, span},
+    edge::read_edge,
     read::{Read, check_pods_cgroups, read_companion, read_control_plane, read_dial, read_rule},
     ruleset::{DialRule, Mode, Rule, Ruleset, Tables},
     tables::{Parts, tables},
@@ -59,6 +60,7 @@ pub fn compile(source: &Source, node: &NodeFacts) -> Result<(Ruleset, Vec<Diagno
     let companion =
         document.spec.tunnel.companion.as_ref().and_then(|companion| read_companion(companion, &mut findings));
     let control_plane = document.spec.control_plane.as_ref().map(|hub| read_control_plane(hub, node, &mut findings));
+    let edge = document.spec.edge.as_ref().map(|edge| read_edge(edge, &rules, &mut findings)).unwrap_or_default();
     check_pods_cgroups(&document, &rules, &mut findings);
 
     // Tables of a document that is rejected anyway would only repeat its errors.
@@ -66,7 +68,7 @@ pub fn compile(source: &Source, node: &NodeFacts) -> Result<(Ruleset, Vec<Diagno
     if broken(&findings) {
         return Err(findings.0);
     }
-    let parts = Parts { rules: &rules, dial: &dial, companion, control_plane, audit: mode == Mode::Audit };
+    let parts = Parts { rules: &rules, dial: &dial, companion, control_plane, audit: mode == Mode::Audit, edge };
     let tables = tables(&parts, node);
     let place = span(&document.kind);
     for (what, have, most) in sizes(&rules, &tables) {

@@ -49,6 +49,9 @@ fn every_mistake_has_its_own_id() {
     let cases = [
         (GOOD.replace("v1alpha1", "v2"), "NG004"),
         (GOOD.replace("mode: Enforce", "mode: enforce"), "NG005"),
+        (format!("{GOOD}  edge: {{interfaces: []}}\n"), "NG019"),
+        (format!("{GOOD}  edge: {{interfaces: [eth0, eth/1]}}\n"), "NG019"),
+        (format!("{}  edge: {{interfaces: [eth0]}}\n", GOOD.replace("mode: Enforce", "mode: Audit")), "NG105"),
         (rule("{name: a, node: {ports: [102500]}, allow: [tunnel: {}]}"), "NG006"),
         (rule("{name: a, node: {ports: [0]}, allow: [tunnel: {}]}"), "NG006"),
         (rule("{name: a, node: {ports: [90-80]}, allow: [tunnel: {}]}"), "NG006"),

@@ -43,6 +43,16 @@ pub struct Spec {
     pub tunnel: Tunnel,
     /// The hub rule.
     pub control_plane: Option<ControlPlane>,
+    /// The edge tier.
+    pub edge: Option<Edge>,
+}
+
+/// `spec.edge`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Edge {
+    /// The uplinks on which strangers' opening packets are dropped before the stack.
+    pub interfaces: Spanned<Vec<Spanned<String>>>,
 }
 
 /// An entry of `spec.guard`.

@@ -7,6 +7,7 @@ pub mod compile;
 mod destinations;
 pub mod diagnostic;
 pub mod document;
+mod edge;
 mod last_hop;
 mod peers;
 mod read;

@@ -86,6 +86,8 @@ pub struct Tables {
     pub has_udp: bool,
     /// Whether nothing is denied.
     pub audit: bool,
+    /// The interfaces that the edge tier is on.
+    pub edge: BTreeSet<String>,
 }
 
 /// How the cgroup that pods live in is found.

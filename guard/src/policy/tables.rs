@@ -22,6 +22,7 @@ pub(super) struct Parts<'a> {
     pub(super) companion: Option<Companion>,
     pub(super) control_plane: Option<ControlPlane>,
     pub(super) audit: bool,
+    pub(super) edge: BTreeSet<String>,
 }
 
 /// The rules (indices) that guard a port together, and the number of their peer list.
@@ -30,7 +31,7 @@ type Lists = BTreeMap<Vec<usize>, u32>;
 /// The kernel's tables.
 pub(super) fn tables(parts: &Parts<'_>, node: &NodeFacts) -> Tables {
     let rules = parts.rules;
-    let mut tables = Tables { audit: parts.audit, ..Tables::default() };
+    let mut tables = Tables { audit: parts.audit, edge: parts.edge.clone(), ..Tables::default() };
     let mut lists = Lists::new();
     let all: Vec<usize> = (0..rules.len()).collect();
     let of = |index: &usize| rules.get(*index);

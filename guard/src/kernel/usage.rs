@@ -1,0 +1,151 @@
+//! Owns how full the maps are and how long the programs ran.
+//! Called by `snapshot`, for `status` and the metrics.
+//! Must never cost what it measures: what the daemon wrote is known, the rest is counted in batches and not on every scrape.
+
+use std::{
+    io,
+    os::fd::{AsFd, OwnedFd},
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use aya::{maps::MapData, programs::ProgramInfo};
+use guard_common::abi::{
+    FlowKey, MAX_CALLERS, MAX_COOKIES, MAX_DESTINATIONS, MAX_PEERS, MAX_PINHOLES, MAX_PORTS, MAX_RULES, MAX_SCOPES,
+    MAX_UDP_FLOWS, Pinhole, UDP_FLOW_SECONDS,
+};
+use zerocopy::FromBytes;
+
+use super::{
+    edge::EDGE_PROGRAMS,
+    load::{LoadError, at, pins},
+    object::PROGRAMS,
+    plan::Image,
+    sys,
+};
+use crate::usage::{MapUse, ProgramUse};
+
+/// How old a count may be.
+const FRESH: Duration = Duration::from_secs(5);
+/// Entries of one batch.
+const BATCH: usize = 4096;
+
+/// The tables that the programs write, and how many entries each has.
+pub struct Usage {
+    tables: Vec<Table>,
+    counted: Option<(Instant, Vec<MapUse>)>,
+    /// Keeps the kernel measuring its programs.
+    _measuring: Option<OwnedFd>,
+}
+
+struct Table {
+    name: &'static str,
+    map: OwnedFd,
+    key: usize,
+    capacity: u32,
+    /// Whether entries run out by their age alone.
+    ages: bool,
+}
+
+impl Usage {
+    /// Opens the pinned tables. `measure` has the kernel measure its programs, where it lets this process ask for that.
+    pub fn open(bpffs: &Path, measure: bool) -> Result<Usage, LoadError> {
+        let cookie = size_of::<u64>();
+        let tables = [
+            ("PINHOLES", size_of::<FlowKey>(), MAX_PINHOLES, false),
+            ("COOKIES", cookie, MAX_COOKIES, false),
+            ("CONNECTING", cookie, MAX_COOKIES, false),
+            ("UDP_FLOWS", size_of::<FlowKey>(), MAX_UDP_FLOWS, true),
+        ];
+        let open = |(name, key, capacity, ages)| {
+            let path = pins(bpffs).join("maps").join(name);
+            let map = MapData::from_pin(&path)?.fd().as_fd().try_clone_to_owned().map_err(at(&path))?;
+            Ok(Table { name, map, key, capacity, ages })
+        };
+        let tables = tables.into_iter().map(open).collect::<Result<_, LoadError>>()?;
+        let measuring = measure.then(|| aya::sys::enable_stats(aya::sys::Stats::RunTime)).and_then(|measuring| {
+            let told = measuring.inspect_err(|error| {
+                tracing::warn!(%error, "--program-stats: the kernel does not measure its programs (it takes CAP_SYS_ADMIN, or the sysctl kernel.bpf_stats_enabled)");
+            });
+            told.ok()
+        });
+        Ok(Usage { tables, counted: None, _measuring: measuring })
+    }
+
+    /// How full the tables are that the programs write, counted at most every few seconds.
+    pub fn tables(&mut self) -> Vec<MapUse> {
+        if let Some((at, counted)) = &self.counted
+            && at.elapsed() < FRESH
+        {
+            return counted.clone();
+        }
+        let now = seconds();
+        let count = |table: &Table| {
+            let entries = table.count(now).inspect_err(|error| tracing::warn!(map = table.name, %error, "not counted"));
+            Some(MapUse { name: table.name.to_owned(), entries: entries.ok()?, capacity: table.capacity.into() })
+        };
+        let counted: Vec<MapUse> = self.tables.iter().filter_map(count).collect();
+        self.counted = Some((Instant::now(), counted.clone()));
+        counted
+    }
+}
+
+impl Table {
+    /// The entries, but those that have run out.
+    fn count(&self, now: u32) -> io::Result<u64> {
+        let value = size_of::<Pinhole>();
+        let (mut keys, mut values) = (vec![0; self.key * BATCH], vec![0; value * BATCH]);
+        let (mut entries, mut from) = (0, None);
+        // Entries come and go meanwhile: no more rounds than a full table takes.
+        for _ in 0..=self.capacity as usize / BATCH * 2 {
+            let batch = sys::map_batch(self.map.as_fd(), from, &mut keys, &mut values, BATCH as u32)?;
+            let lives = |bytes: &&[u8]| {
+                !self.ages
+                    || Pinhole::read_from_bytes(bytes).is_ok_and(|flow| now.wrapping_sub(flow.at) <= UDP_FLOW_SECONDS)
+            };
+            entries += values.chunks_exact(value).take(batch.count as usize).filter(lives).count() as u64;
+            match batch.next {
+                Some(next) => from = Some(next),
+                None => break,
+            }
+        }
+        Ok(entries)
+    }
+}
+
+/// How full the ruleset's tables are: the half of each that one ruleset may use.
+pub fn of_image(image: &Image) -> Vec<MapUse> {
+    let entries = &image.entries;
+    let followed = &entries.followed;
+    let tables = [
+        ("RULE_NAMES", image.names.len(), MAX_RULES),
+        ("PORTS", entries.ports.len(), MAX_PORTS / 2),
+        ("SCOPES", entries.scopes.len(), MAX_SCOPES / 2),
+        ("PEERS_V4", entries.peers_v4.len(), MAX_PEERS / 2),
+        ("PEERS_V6", entries.peers_v6.len(), MAX_PEERS / 2),
+        ("CALLERS", followed.callers.len(), MAX_CALLERS / 2),
+        ("CGROUPS", followed.cgroups.len(), MAX_CALLERS / 2),
+        ("DESTINATIONS", entries.destinations.len(), MAX_DESTINATIONS / 2),
+    ];
+    let table = |(name, entries, capacity): (&str, usize, u32)| MapUse {
+        name: name.to_owned(),
+        entries: entries as u64,
+        capacity: capacity.into(),
+    };
+    tables.map(table).into()
+}
+
+/// How often and how long each pinned program ran; nothing where the kernel does not measure.
+pub fn programs(bpffs: &Path) -> Vec<ProgramUse> {
+    let directory = pins(bpffs).join("programs");
+    let of = |name: &str| {
+        let info = ProgramInfo::from_pin(directory.join(name)).ok().filter(|info| info.run_count() > 0)?;
+        Some(ProgramUse { name: name.to_owned(), runs: info.run_count(), seconds: info.run_time().as_secs_f64() })
+    };
+    PROGRAMS.into_iter().chain(EDGE_PROGRAMS).filter_map(of).collect()
+}
+
+/// Seconds of `CLOCK_MONOTONIC`, as the programs read them.
+fn seconds() -> u32 {
+    nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).map(|now| now.tv_sec() as u32).unwrap_or_default()
+}

@@ -1,0 +1,77 @@
+//! A guard with `CAP_BPF`, `CAP_NET_ADMIN` and `CAP_PERFMON`, as a user that can gain nothing more, does all that docs/capabilities.md says.
+
+use std::net::SocketAddr;
+
+use lab::{
+    attempts::main_job,
+    lab::{KUBELET, Lab, POLICY},
+    net::Who,
+    rights::{Rights, USER},
+};
+
+use crate::{drift, edge, edits, established, kill, shapes};
+
+fn three(policy: &str) -> Lab {
+    checked(Lab::with(policy, Rights::Three).unwrap())
+}
+
+/// That it has these rights and no others.
+fn checked(mut lab: Lab) -> Lab {
+    let id = lab.daemon().unwrap().process().id();
+    let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap();
+    let line = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().to_owned();
+    assert_eq!(line("Uid:").split_whitespace().next(), Some(USER.to_string().as_str()));
+    let three = "000000c000001000";
+    for set in ["CapEff:", "CapPrm:", "CapBnd:", "CapAmb:"] {
+        assert_eq!(line(set), three, "{set}");
+    }
+    assert_eq!(line("NoNewPrivs:"), "1");
+    lab
+}
+
+#[test]
+fn the_main_job_needs_no_more() {
+    let mut lab = three(POLICY);
+    let lines = main_job(&mut lab, |_| Ok(())).unwrap();
+    let wrong: Vec<String> = lines
+        .iter()
+        .filter(|line| !line.ok)
+        .map(|line| format!("{} -> {}: wanted {}, saw {} {}", line.who, line.to, line.expected, line.seen, line.reason))
+        .collect();
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    let weakened = lab.daemon().unwrap().status().unwrap().weakened;
+    assert_eq!(weakened.len(), 1, "{weakened:?}");
+    assert!(weakened[0].contains("CAP_SYS_ADMIN and CAP_SYS_PTRACE"), "{weakened:?}");
+    println!("three capabilities: {0} of {0} attempts of the main job as expected", lines.len());
+}
+
+#[test]
+fn a_kill_and_an_adoption_need_no_more() {
+    kill::around_a_kill_9(three(POLICY));
+}
+
+#[test]
+fn mending_drift_needs_no_more() {
+    drift::is_mended(checked(shapes::lab_with(Rights::Three)));
+}
+
+#[test]
+fn edits_need_no_more() {
+    edits::come_into_force(three(POLICY));
+}
+
+#[test]
+fn the_edge_tier_needs_no_more() {
+    edge::drops_strangers(three(&edge::with_edge(POLICY, "eth0")));
+}
+
+#[test]
+fn cutting_in_the_nodes_own_namespace_needs_no_more() {
+    let mut lab = three(&POLICY.replace(", except: [10.0.8.66/32]", ""));
+    let kubelet = SocketAddr::new(Who::Node.v4().into(), KUBELET);
+    let [excepted, peer] = [Who::Excepted, Who::Peer].map(|who| established::hold(&lab, who, kubelet));
+    lab.write_policy(POLICY).unwrap();
+    assert!(established::is_cut(&excepted), "a withdrawn peer goes on");
+    assert!(!established::is_cut(&peer), "the other one was cut");
+    assert_eq!(lab.daemon().unwrap().status().unwrap().cut, 1);
+}

@@ -1,0 +1,318 @@
+//! The edge tier: strangers are dropped on the uplink and counted, and everybody who may come, or was asked to, comes as before.
+
+use std::{
+    fs,
+    io::{Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
+    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    sync::atomic::AtomicUsize,
+    time::Duration,
+};
+
+use aya::programs::{
+    Xdp,
+    xdp::{XdpLinkId, XdpMode},
+};
+use lab::{
+    attempts::main_job,
+    client::{Outcome, https, knock, tcp, through},
+    lab::{KUBELET, Lab, POD_PORTS, POLICY},
+    net::Who,
+    process::{output, until},
+};
+use nix::sys::signal::Signal;
+use nodeguard::{edge::EdgeLink, status::Status};
+
+use crate::flood;
+
+const WITHIN: Duration = Duration::from_secs(10);
+
+/// The lab's policy with the edge tier on these interfaces.
+pub(crate) fn with_edge(policy: &str, interfaces: &str) -> String {
+    format!("{policy}  edge: {{interfaces: [{interfaces}]}}\n")
+}
+
+fn count(status: &Status, reason: &str) -> u64 {
+    status.counters.iter().filter(|counter| counter.reason == reason).map(|counter| counter.packets).sum()
+}
+
+/// The tier on an interface.
+fn on(status: &Status, interface: &str) -> EdgeLink {
+    status.edge.iter().find(|link| link.interface == interface).cloned().unwrap_or_default()
+}
+
+fn kubelet(v6: bool) -> SocketAddr {
+    SocketAddr::new(Who::Node.address(v6), KUBELET)
+}
+
+/// Who comes when the tier is on the uplink, by whatever hook.
+fn who_comes(lab: &mut Lab) {
+    let ca = lab.certs.path("ca.crt");
+    let before = lab.daemon().unwrap().status().unwrap();
+    let from =
+        |lab: &Lab, who: Who, v6: bool| lab.net.run(who, || Ok(https(tcp(kubelet(v6)), "/healthz", &ca))).unwrap();
+    for v6 in [false, true] {
+        assert_eq!(from(lab, Who::Stranger, v6), Outcome::NoAnswer);
+        assert_eq!(from(lab, Who::Excepted, v6), Outcome::NoAnswer);
+        assert_eq!(from(lab, Who::Peer, v6), Outcome::Http(200));
+        let to = kubelet(v6).to_string();
+        assert_eq!(https(through(lab.server().unwrap(), &to), "/healthz", &ca), Outcome::Http(200));
+        // A pod's port of an unguarded number, and a pod's guarded one: neither is the node's.
+        let [guarded, open] = POD_PORTS.map(|port| SocketAddr::new(Who::Pod.address(v6), port));
+        let pod = |to| lab.net.run(Who::Stranger, || Ok(lab::client::http(tcp(to), "/"))).unwrap();
+        assert_eq!((pod(guarded), pod(open)), (Outcome::NoAnswer, Outcome::Http(200)));
+    }
+    // Not from the uplink: the guard denies it.
+    assert_eq!(from(lab, Who::Pod, false), Outcome::NoAnswer);
+    let after = lab.daemon().unwrap().status().unwrap();
+    let moved = |reason| count(&after, reason) - count(&before, reason);
+    // A SYN is sent once within the patience of an attempt.
+    assert_eq!((moved("edge-no-selector"), moved("edge-except")), (2, 2), "{:?}", after.counters);
+    assert_eq!(moved("except"), 0, "what is dropped at the edge does not come to the guard");
+    assert_eq!(moved("no-selector"), 3, "two to a pod's port, one from the pod");
+    let told = after.last_denies.iter().any(|event| {
+        event.get("reason").and_then(|reason| reason.as_str()) == Some("edge-no-selector")
+            && event
+                .get("source")
+                .and_then(|source| source.as_str())
+                .is_some_and(|source| source.starts_with("10.0.0.3:"))
+    });
+    assert!(told, "{:?}", after.last_denies);
+}
+
+#[test]
+fn strangers_are_dropped_at_the_edge_and_nobody_else() {
+    drops_strangers(Lab::new(&with_edge(POLICY, "eth0")).unwrap());
+}
+
+/// Whatever the guard of the lab may do.
+pub(crate) fn drops_strangers(mut lab: Lab) {
+    let status = lab.daemon().unwrap().status().unwrap();
+    let link = on(&status, "eth0");
+    assert_eq!((link.hook.as_str(), link.attached, link.note.as_str()), ("xdp", true, ""), "{:?}", status.edge);
+    assert!(lab.daemon().unwrap().status_text().unwrap().contains("eth0   yes        xdp"));
+    who_comes(&mut lab);
+
+    // In audit nothing is dropped anywhere, and no packet is counted as the edge's.
+    lab.write_policy(&with_edge(&POLICY.replace("mode: Enforce", "mode: Audit"), "eth0")).unwrap();
+    let daemon = lab.daemon.as_ref().unwrap();
+    until("audit is in force", WITHIN, || Ok(daemon.status()?.policy.epoch > status.policy.epoch)).unwrap();
+    let before = daemon.status().unwrap();
+    let ca = lab.certs.path("ca.crt");
+    let stranger = lab.net.run(Who::Stranger, || Ok(https(tcp(kubelet(false)), "/healthz", &ca))).unwrap();
+    assert_eq!(stranger, Outcome::Http(200));
+    let after = daemon.status().unwrap();
+    assert_eq!(count(&before, "edge-no-selector"), count(&after, "edge-no-selector"));
+    assert!(count(&after, "no-selector") > count(&before, "no-selector"));
+}
+
+#[test]
+fn connections_that_began_before_and_those_of_the_node_itself_are_not_disturbed() {
+    let lab = Lab::new(POLICY).unwrap();
+    let peer = lab.net.run(Who::Peer, || Ok(TcpStream::connect_timeout(&kubelet(false), WITHIN)?)).unwrap();
+    let ca = lab.certs.path("ca.crt");
+    let held = through(lab.server().unwrap(), "10.0.0.2:10250").map_err(|outcome| format!("{outcome:?}")).unwrap();
+    lab.write_policy(&with_edge(
+        &POLICY.replace("node: {ports: [10250]}\n      allow", "node: {ports: [10250-10251]}\n      allow"),
+        "eth0",
+    ))
+    .unwrap();
+    let daemon = lab.daemon.as_ref().unwrap();
+    until("the tier is on eth0", WITHIN, || Ok(on(&daemon.status()?, "eth0").attached)).unwrap();
+    assert!(lab::client::upgraded_echo(held, &ca).unwrap() > 60_000, "a dial from before");
+    let stream: Box<dyn lab::client::Stream> = Box::new(peer);
+    assert_eq!(https(Ok(stream), "/healthz", &ca), Outcome::Http(200), "a peer's connection from before");
+
+    // Where nobody listens the kernel refuses, as without the tier: the destination may yet be translated.
+    let nobody = SocketAddr::new(Who::Node.v4().into(), KUBELET + 1);
+    let answer = lab.net.run(Who::Stranger, || Ok(tcp(nobody).map(|_| ()))).unwrap();
+    assert!(matches!(&answer, Err(Outcome::Error(text)) if text.contains("refused")), "{answer:?}");
+
+    // The node asks a stranger, from a port that is guarded on the node: what comes back is an answer, to the last byte.
+    let to = SocketAddr::new(Who::Stranger.v4().into(), 7777);
+    let listener = lab.net.run(Who::Stranger, || Ok(TcpListener::bind(to)?)).unwrap();
+    let answering = std::thread::spawn(move || {
+        let (mut stream, from) = listener.accept().unwrap();
+        let sent = vec![7u8; 1 << 20];
+        stream.write_all(&sent).unwrap();
+        from
+    });
+    let from = SocketAddr::new(Who::Node.v4().into(), KUBELET + 1);
+    let got = lab
+        .net
+        .run(Who::Node, || {
+            let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
+            socket.bind(&from.into())?;
+            socket.connect_timeout(&to.into(), Duration::from_secs(2))?;
+            let mut stream = TcpStream::from(socket);
+            stream.set_read_timeout(Some(WITHIN))?;
+            let mut got = Vec::new();
+            stream.read_to_end(&mut got)?;
+            Ok(got.len())
+        })
+        .unwrap();
+    assert_eq!(got, 1 << 20);
+    assert_eq!(answering.join().unwrap(), from);
+}
+
+#[test]
+fn the_main_job_ends_the_same_but_for_who_counts_the_strangers() {
+    let mut lab = Lab::new(&with_edge(POLICY, "eth0")).unwrap();
+    let mut wrong = Vec::new();
+    let lines = main_job(&mut lab, |_| Ok(())).unwrap();
+    for line in &lines {
+        let at_the_edge = line.reason.strip_prefix("edge-").is_some_and(|reason| line.expected.ends_with(reason));
+        let as_before = line.seen.starts_with("no answer") && line.expected.starts_with("no answer");
+        if !(line.ok || at_the_edge && as_before) {
+            wrong.push(format!(
+                "{} -> {}: wanted {}, saw {} {}",
+                line.who, line.to, line.expected, line.seen, line.reason
+            ));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    let at_the_edge = lines.iter().filter(|line| line.reason.starts_with("edge-")).count();
+    assert_eq!(at_the_edge, 6, "stranger, control plane and excepted to kubelet, of both families");
+}
+
+/// An XDP program of somebody else on the node's uplink, as long as this is held.
+fn occupy(lab: &Lab) -> (aya::Ebpf, XdpLinkId) {
+    let object = fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/bpf/guard.o")).unwrap();
+    let mut other = lab::agree::load(&object);
+    let program = <&mut Xdp>::try_from(other.program_mut("guard_edge").unwrap()).unwrap();
+    program.load().unwrap();
+    let id = lab.net.run(Who::Node, || Ok(program.attach("eth0", XdpMode::Driver)?)).unwrap();
+    (other, id)
+}
+
+#[test]
+fn where_xdp_is_taken_it_falls_back_to_tcx_and_says_so() {
+    let mut lab = Lab::bare().unwrap();
+    let others = occupy(&lab);
+    lab.write_policy(&with_edge(POLICY, "eth0")).unwrap();
+    lab.start_server(lab::certs::ServerCert::Good).unwrap();
+    lab.start_daemon().unwrap().connected().unwrap();
+    let link = on(&lab.daemon().unwrap().status().unwrap(), "eth0");
+    assert_eq!((link.hook.as_str(), link.attached), ("tcx", true), "{link:?}");
+    assert!(link.note.contains("xdp:"), "{link:?}");
+    let daemon = lab.daemon.as_ref().unwrap();
+    assert!(daemon.printed().contains("edge tier, by the next best way"), "{}", daemon.printed());
+    assert!(daemon.status().unwrap().weakened.iter().all(|line| !line.contains("edge")));
+    who_comes(&mut lab);
+    drop(others);
+}
+
+#[test]
+fn interfaces_come_and_go_and_a_killed_daemon_leaves_the_tier() {
+    let mut lab = Lab::new(&with_edge(POLICY, "eth0, later0")).unwrap();
+    let status = |lab: &Lab| lab.daemon.as_ref().unwrap().status().unwrap();
+    let first = on(&status(&lab), "eth0");
+    let waits = on(&status(&lab), "later0");
+    assert!(first.attached && !waits.attached && waits.note.contains("not there"), "{waits:?}");
+    let told = |status: &Status| status.weakened.iter().any(|line| line.contains("later0"));
+    assert!(told(&status(&lab)), "{:?}", status(&lab).weakened);
+
+    // It comes, and is taken; it goes, and is told.
+    lab.net.ip(Who::Node, &["link", "add", "later0", "type", "veth", "peer", "name", "later1"]).unwrap();
+    until("later0 is taken", WITHIN, || Ok(on(&status(&lab), "later0").attached)).unwrap();
+    assert!(!told(&status(&lab)));
+    lab.net.ip(Who::Node, &["link", "delete", "later0"]).unwrap();
+    until("later0 is told", WITHIN, || Ok(told(&status(&lab)))).unwrap();
+
+    // Killed: the tier stays, as it was.
+    let before = status(&lab);
+    lab.daemon.take().unwrap().kill().unwrap();
+    let stranger = lab.net.open(Who::Stranger).unwrap();
+    let made = AtomicUsize::new(0);
+    assert_eq!(knock(stranger, kubelet(false), 200, &made).unwrap(), 0);
+    lab.start_daemon().unwrap().connected().unwrap();
+    let after = status(&lab);
+    assert_eq!(on(&after, "eth0").link_id, first.link_id, "the link is adopted");
+    assert!(count(&after, "edge-no-selector") >= count(&before, "edge-no-selector") + 200, "counted meanwhile");
+    assert_eq!(count(&after, "no-selector"), count(&before, "no-selector"));
+
+    // Somebody takes the pin, then detaches the link.
+    let pin = nodeguard::kernel::load::pins(&lab.directory.join("bpf/nodeguard")).join("links/edge_xdp_eth0");
+    let mended = after.mended;
+    fs::remove_file(&pin).unwrap();
+    until("the pin is mended", WITHIN, || Ok(pin.exists() && status(&lab).mended > mended)).unwrap();
+    assert_eq!(on(&status(&lab), "eth0").link_id, first.link_id);
+    let mended = status(&lab).mended;
+    detach(&pin);
+    until("the link is mended", WITHIN, || Ok(on(&status(&lab), "eth0").attached && status(&lab).mended > mended))
+        .unwrap();
+    assert_ne!(on(&status(&lab), "eth0").link_id, first.link_id, "a detached link cannot be attached again");
+
+    // An edit that names it no more, and one that does again.
+    lab.write_policy(POLICY).unwrap();
+    until("the tier is removed", WITHIN, || Ok(status(&lab).edge.is_empty() && !pin.exists())).unwrap();
+    let before = status(&lab);
+    let stranger = lab.net.open(Who::Stranger).unwrap();
+    assert_eq!(knock(stranger, kubelet(false), 50, &AtomicUsize::new(0)).unwrap(), 0, "the guard is still there");
+    assert_eq!(count(&status(&lab), "edge-no-selector"), count(&before, "edge-no-selector"));
+    lab.write_policy(&with_edge(POLICY, "eth0")).unwrap();
+    until("the tier is back", WITHIN, || Ok(on(&status(&lab), "eth0").attached)).unwrap();
+
+    // `unpin` takes it with the rest.
+    let process = lab.daemon().unwrap().process();
+    process.signal(Signal::SIGTERM).unwrap();
+    process.wait(WITHIN).unwrap();
+    let said = output(lab.daemon().unwrap().command_of("unpin", &[]).unwrap()).unwrap();
+    assert!(said.status.success());
+    let ca = lab.certs.path("ca.crt");
+    let stranger = lab.net.run(Who::Stranger, || Ok(https(tcp(kubelet(false)), "/healthz", &ca))).unwrap();
+    assert_eq!(stranger, Outcome::Http(200));
+}
+
+/// `BPF_OBJ_GET` and `BPF_LINK_DETACH`, as `bpftool link detach` does it.
+fn detach(pin: &std::path::Path) {
+    let bpf = |command: libc::c_long, attr: &[u64; 2]| {
+        // SAFETY: `attr` is the start of `union bpf_attr` for these commands, and lives through the call.
+        let result = unsafe { libc::syscall(libc::SYS_bpf, command, attr.as_ptr(), size_of_val(attr)) };
+        assert!(result >= 0, "{}", std::io::Error::last_os_error());
+        result as i32
+    };
+    let path = std::ffi::CString::new(pin.as_os_str().as_encoded_bytes()).unwrap();
+    // SAFETY: the kernel has just given this descriptor to us.
+    let link = unsafe { OwnedFd::from_raw_fd(bpf(7, &[path.as_ptr() as u64, 0])) };
+    bpf(34, &[link.as_raw_fd() as u64, 0]);
+}
+
+#[test]
+fn a_build_of_another_abi_takes_the_tier_over() {
+    let mut lab = Lab::new(&with_edge(POLICY, "eth0")).unwrap();
+    let before = on(&lab.daemon().unwrap().status().unwrap(), "eth0");
+    let process = lab.daemon().unwrap().process();
+    process.signal(Signal::SIGTERM).unwrap();
+    process.wait(WITHIN).unwrap();
+    lab.build = lab.build.other();
+    lab.start_daemon().unwrap().connected().unwrap();
+    let after = on(&lab.daemon().unwrap().status().unwrap(), "eth0");
+    assert!(
+        after.attached && after.link_id == before.link_id && after.program_id != before.program_id,
+        "{before:?} {after:?}"
+    );
+    let ca = lab.certs.path("ca.crt");
+    let stranger = lab.net.run(Who::Stranger, || Ok(https(tcp(kubelet(false)), "/healthz", &ca))).unwrap();
+    assert_eq!(stranger, Outcome::NoAnswer);
+    assert_eq!(count(&lab.daemon().unwrap().status().unwrap(), "edge-no-selector"), 1);
+}
+
+#[test]
+fn every_packet_of_a_flood_is_counted_at_the_edge() {
+    let lab = Lab::new(&with_edge(POLICY, "eth0")).unwrap();
+    lab.net.run(Who::Stranger, || Ok(flood::send(1))).unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    let daemon = lab.daemon.as_ref().unwrap();
+    let before = daemon.status().unwrap();
+    let sent = lab.net.run(Who::Stranger, || Ok(flood::send(flood::seconds()))).unwrap();
+    let dropped = || count(&daemon.status().unwrap(), "edge-no-selector") - count(&before, "edge-no-selector");
+    until("all have arrived", Duration::from_secs(5), || Ok(dropped() >= sent)).ok();
+    println!("edge flood: {sent} SYNs sent, {} dropped and counted", dropped());
+    assert_eq!(dropped(), sent);
+    assert_eq!(
+        count(&daemon.status().unwrap(), "no-selector"),
+        count(&before, "no-selector"),
+        "none came to the guard"
+    );
+}
