@@ -123,6 +123,7 @@ pub struct Programs {
     pub(super) pinned: Vec<(String, MapData)>,
     /// The same for every link: without it, removing a pin would detach the program.
     pub(super) links: Vec<Held>,
+    /// The same for the edge tier's.
     pub(super) edge: super::edge::Held,
     /// Whether cgroup_skb programs can ask for the network namespace here (kernel 6.15).
     pub netns_helper: bool,
@@ -169,19 +170,13 @@ pub fn open(location: &Location) -> Result<Loaded, LoadError> {
     super::program_log::start(&mut ebpf);
     let handle = |name: &String| Ok((name.clone(), MapData::from_pin(pins.join("maps").join(name))?));
     let pinned = map_names.iter().map(handle).collect::<Result<_, MapError>>()?;
+    let (links, edge) = (Vec::new(), super::edge::Held::default());
     Ok(Loaded {
         maps: Maps::take(&mut ebpf)?,
         health: PerCpuArray::try_from(take(&mut ebpf, "HEALTH")?)?,
         events: RingBuf::try_from(take(&mut ebpf, "EVENTS")?)?,
         cookies: HashMap::try_from(take(&mut ebpf, "COOKIES")?)?,
-        programs: Programs {
-            ebpf,
-            location: location.clone(),
-            pinned,
-            links: Vec::new(),
-            edge: Default::default(),
-            netns_helper,
-        },
+        programs: Programs { ebpf, location: location.clone(), pinned, links, edge, netns_helper },
     })
 }
 
