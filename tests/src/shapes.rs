@@ -300,3 +300,16 @@ pub fn flow_of(shape: &Shape, flow: Flow) -> Flow {
         _ => flow,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_document_names_every_shape() {
+        let document = include_str!("../../docs/packets.md");
+        for shape in all() {
+            assert!(document.contains(&format!("`{}`", shape.name)), "docs/packets.md does not name {:?}", shape.name);
+        }
+    }
+}
