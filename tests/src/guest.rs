@@ -123,7 +123,9 @@ fn try_all(cgroup: &Path, bpffs: &Path) {
     let location = Location { cgroup: cgroup.to_path_buf(), bpffs: bpffs.to_path_buf() };
     let Loaded { maps, cookies, mut programs, .. } = load::open(&location).unwrap();
     let source = Source { path: "guest".into(), text: POLICY.to_owned() };
-    let node = NodeFacts { addresses: vec!["127.0.0.1".parse().unwrap()], names: Vec::new() };
+    // By these a kernel without the namespace helper tells the node's listeners from pods'.
+    let addresses = ["127.0.0.1", "fd00::1"].map(|address| address.parse().unwrap()).into();
+    let node = NodeFacts { addresses, names: Vec::new() };
     let ruleset = compile_policy(&source, &node).unwrap_or_else(|found| panic!("{}", source.render(&found, false))).0;
     let mut apply = Apply::new(maps).unwrap().below(cgroup);
     apply.apply(&Arc::new(ruleset)).unwrap();
