@@ -57,7 +57,7 @@ pub const V4_PREFIX: [u8; 12] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
-#[repr(C)]
+#[repr(C, align(4))]
 pub struct FlowKey {
     /// Who connects.
     pub source: Address,
@@ -149,7 +149,7 @@ impl Generation {
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
-#[repr(C)]
+#[repr(C, align(4))]
 pub struct ScopeKey {
     /// The generation, as 4 bytes so that nothing pads.
     pub generation: [u8; 4],
@@ -229,7 +229,7 @@ impl PortValue {
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
-#[repr(C)]
+#[repr(C, align(4))]
 pub struct PeerKey4 {
     /// The peer list with its generation in the highest bit, network order.
     pub list: [u8; 4],
@@ -241,7 +241,7 @@ pub struct PeerKey4 {
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
-#[repr(C)]
+#[repr(C, align(4))]
 pub struct PeerKey6 {
     /// The peer list with its generation in the highest bit, network order.
     pub list: [u8; 4],
@@ -320,7 +320,7 @@ impl CgroupValue {
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
-#[repr(C)]
+#[repr(C, align(4))]
 pub struct DestinationKey {
     /// [`DestinationKey::CONTROL_PLANE`] or [`DestinationKey::COMPANION`] with the generation, by [`list_bytes`].
     pub list: [u8; 4],

@@ -64,7 +64,7 @@ pub trait Tables {
 #[inline(always)]
 pub fn decide<B: PacketBytes + ?Sized, T: Tables>(bytes: &B, listener: Listener, tables: &T) -> Decision {
     let in_force @ InForce { epoch, .. } = tables.in_force();
-    let mut flow = FlowKey { destination_port: listener.port.to_be_bytes(), ..FlowKey::default() };
+    let unread = FlowKey { destination_port: listener.port.to_be_bytes(), ..FlowKey::default() };
     let conclude = |reason: Reason, rule: u16, port: PortValue, flow: FlowKey| {
         let audited = matches!(reason.verdict(), Verdict::Deny) && port.flags & PortValue::AUDIT != 0;
         let verdict = if audited { Verdict::Allow } else { reason.verdict() };
@@ -77,14 +77,17 @@ pub fn decide<B: PacketBytes + ?Sized, T: Tables>(bytes: &B, listener: Listener,
         Scope::Pod | Scope::Unknown => Guarded::NOT,
     };
     if matches!((listener.scope, found.by), (Scope::Node, By::Nothing)) {
-        return conclude(Reason::NotGuarded, NO_RULE, PortValue::default(), flow);
+        return conclude(Reason::NotGuarded, NO_RULE, PortValue::default(), unread);
     }
     let Some(packet) = parse(bytes, listener.protocol) else {
-        return conclude(Reason::BadHeader, found.port.rule, found.port, flow);
+        return conclude(Reason::BadHeader, found.port.rule, found.port, unread);
     };
-    flow.source = packet.source;
-    flow.destination = packet.destination;
-    flow.source_port = packet.ports.map_or([0; 2], |ports| ports.source);
+    let flow = FlowKey {
+        source: packet.source,
+        destination: packet.destination,
+        source_port: packet.ports.map_or([0; 2], |ports| ports.source),
+        destination_port: listener.port.to_be_bytes(),
+    };
     if !matches!(listener.scope, Scope::Node) {
         found = guarded(listener, Some(&packet), in_force, tables);
     }

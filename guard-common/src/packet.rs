@@ -22,8 +22,9 @@ impl PacketBytes for [u8] {
     }
 }
 
-/// What a decision needs to know of a packet.
+/// What a decision needs to know of a packet. Aligned, so that addresses are copied by words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C, align(4))]
 pub struct Packet {
     /// The sender, IPv4 in mapped form.
     pub source: Address,

@@ -13,9 +13,9 @@ use aya_ebpf::{
 };
 use guard_common::{
     Decision, Listener, PacketBytes, Scope, Tables, Verdict,
-    abi::{FlowKey, PeerKey4, PeerKey6, PortKey, PortValue, Probe, list_bytes},
+    abi::{FlowKey, PeerKey4, PeerKey6, PeerValue, PortKey, PortValue, Probe, list_bytes},
     decide,
-    packet::{is_mapped, mapped, unmapped},
+    packet::{TCP, mapped},
 };
 
 use crate::{
@@ -89,20 +89,13 @@ fn bench_floor_port(_ctx: SkBuffContext) -> i32 {
 /// The same for one that a pinhole admits: and is there a pinhole, and a counter?
 #[cgroup_skb(ingress)]
 fn bench_floor_pinhole(ctx: SkBuffContext) -> i32 {
-    floor_pinhole(&ctx).map_or(1, |_| 0)
+    floor(&ctx, false)
 }
 
 /// The same for one that a prefix of the peer list admits or that nothing does: and is there a peer?
 #[cgroup_skb(ingress)]
 fn bench_floor_peer(ctx: SkBuffContext) -> i32 {
-    let Some((port, flow, generation)) = floor_pinhole(&ctx) else { return 1 };
-    let list = list_bytes(generation, port.list);
-    let peer = if is_mapped(&flow.source) {
-        KernelTables.peer_v4(&PeerKey4 { list, address: unmapped(&flow.source) })
-    } else {
-        KernelTables.peer_v6(&PeerKey6 { list, address: flow.source })
-    };
-    i32::from(peer.is_some())
+    floor(&ctx, true)
 }
 
 #[inline(always)]
@@ -115,21 +108,31 @@ fn floor_port() -> Option<(PortValue, Listener, u8)> {
 
 /// The headers are read where they stand in a packet without options: nothing is checked.
 #[inline(always)]
-fn floor_pinhole(ctx: &SkBuffContext) -> Option<(PortValue, FlowKey, u8)> {
-    let (port, listener, generation) = floor_port()?;
+fn floor(ctx: &SkBuffContext, with_peer: bool) -> i32 {
+    let Some((port, listener, generation)) = floor_port() else { return 1 };
     let window = Window { ctx, helper_only: false };
-    let mut flow = FlowKey { destination_port: listener.port.to_be_bytes(), ..FlowKey::default() };
-    if window.at::<1>(0)?[0] >> 4 == 4 {
-        let head = window.at::<24>(0)?;
-        flow.source = mapped([head[12], head[13], head[14], head[15]]);
-        flow.destination = mapped([head[16], head[17], head[18], head[19]]);
-        flow.source_port = [head[20], head[21]];
+    let list = list_bytes(generation, port.list);
+    let destination_port = listener.port.to_be_bytes();
+    let Some(head) = window.at::<20>(0) else { return 1 };
+    let (has_pinhole, has_peer);
+    let allows = |peer: PeerValue| peer.kind == PeerValue::ALLOW;
+    if head[0] >> 4 == 4 {
+        let Some(source_port) = window.at(20) else { return 1 };
+        let address = [head[12], head[13], head[14], head[15]];
+        let destination = mapped([head[16], head[17], head[18], head[19]]);
+        let flow = FlowKey { source: mapped(address), destination, source_port, destination_port };
+        has_pinhole = KernelTables.pinhole(TCP, &flow).is_some_and(|pinhole| pinhole.via != 0);
+        has_peer = with_peer && KernelTables.peer_v4(&PeerKey4 { list, address }).is_some_and(allows);
     } else {
-        (flow.source, flow.destination, flow.source_port) = (window.at(8)?, window.at(24)?, window.at(40)?);
+        let (Some(source), Some(destination), Some(source_port)) = (window.at(8), window.at(24), window.at(40)) else {
+            return 1;
+        };
+        let flow = FlowKey { source, destination, source_port, destination_port };
+        has_pinhole = KernelTables.pinhole(TCP, &flow).is_some_and(|pinhole| pinhole.via != 0);
+        has_peer = with_peer && KernelTables.peer_v6(&PeerKey6 { list, address: source }).is_some_and(allows);
     }
-    let _ = core::hint::black_box(KernelTables.pinhole(listener.protocol, &flow));
     count(port.rule);
-    Some((port, flow, generation))
+    i32::from(has_pinhole || has_peer)
 }
 
 #[inline(always)]

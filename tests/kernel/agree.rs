@@ -66,7 +66,7 @@ fn every_program_of(name: &str) {
     }
 }
 
-fn object(name: &str) -> Vec<u8> {
+pub(crate) fn object(name: &str) -> Vec<u8> {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/bpf").join(name);
     std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error} (run `cargo xtask build-ebpf`)", path.display()))
 }

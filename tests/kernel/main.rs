@@ -9,3 +9,4 @@
 )]
 
 mod agree;
+mod bulk;

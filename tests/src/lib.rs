@@ -13,6 +13,7 @@
 pub mod agree;
 pub mod attempts;
 pub mod bare;
+pub mod bench;
 pub mod certs;
 pub mod client;
 pub mod craft;

@@ -80,6 +80,9 @@ fn system_packages(what: For) -> Result<()> {
         need("nft", "nftables");
         need("qemu-system-x86_64", "qemu-system-x86");
         need("strip", "binutils");
+        // What the kernel bench measures the guard against.
+        need("nft", "nftables");
+        need("ipset", "ipset");
     }
     if what == For::Cluster {
         need("containerd", "containerd");

@@ -4,20 +4,26 @@
 
 use std::{
     collections::BTreeMap,
+    mem::discriminant,
     path::{Path, PathBuf},
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use aya::maps::{MapError, PerCpuValues, lpm_trie::Key};
 use guard_common::{
     Reason,
-    abi::{Active, Generation, MAX_PORT_WORDS, NO_RULE, RULE_SLOTS, counter_index},
+    abi::{
+        Active, DestinationKey, DestinationValue, Generation, MAX_PORT_WORDS, NO_RULE, PeerKey4, PeerKey6, PeerValue,
+        PortKey, PortValue, RULE_SLOTS, ScopeKey, ScopeValue, counter_index,
+    },
 };
 
 use super::{
+    bulk::Bulk,
     follow::Cgroups,
     maps::{Maps, rule_name},
-    plan::{Entries, Followed, Image, Op, PlanError, plan, step},
+    plan::{Followed, Image, Op, PlanError, plan, step},
     sys,
     upgrade::Count,
     usage::of_image,
@@ -58,6 +64,18 @@ pub struct Apply {
     base: Option<PathBuf>,
     /// The cgroups that there were when the maps were written.
     cgroups: Cgroups,
+    took: Took,
+}
+
+/// What the steps of the last switch took.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Took {
+    /// Writing the new generation beside the old one.
+    pub write: Duration,
+    /// The store that makes it the one in force.
+    pub flip: Duration,
+    /// Waiting for the last run with the old one, and removing that.
+    pub sweep: Duration,
 }
 
 /// A ruleset that is in force.
@@ -73,7 +91,14 @@ impl Apply {
     /// Reads what the pinned maps hold.
     pub fn new(maps: Maps) -> Result<Apply, ApplyError> {
         let image = read(&maps, None)?;
-        Ok(Apply { maps, image: Some(image), wanted: None, base: None, cgroups: Cgroups::default() })
+        Ok(Apply {
+            maps,
+            image: Some(image),
+            wanted: None,
+            base: None,
+            cgroups: Cgroups::default(),
+            took: Took::default(),
+        })
     }
 
     /// Looks below this cgroup for those that a policy names; without it none is ever there.
@@ -95,14 +120,30 @@ impl Apply {
         };
         let cgroups = self.find(ruleset);
         let plan = plan(&image, ruleset, &cgroups)?;
-        for op in &plan.ops {
-            write(&mut self.maps, op)?;
-            step(&mut image, op);
+        let started = Instant::now();
+        let mut took = Took::default();
+        for ops in plan.ops.chunk_by(|one, next| discriminant(one) == discriminant(next)) {
+            let before = started.elapsed();
+            write(&mut self.maps, ops)?;
+            ops.iter().for_each(|op| step(&mut image, op));
+            if matches!(ops, [Op::Activate(_), ..]) {
+                took.write = before;
+                took.flip = started.elapsed() - before;
+            }
+        }
+        if took.flip > Duration::ZERO {
+            took.sweep = started.elapsed() - took.write - took.flip;
+            self.took = took;
         }
         self.image = Some(image);
         self.wanted = Some(Arc::clone(ruleset));
         self.cgroups = cgroups;
         Ok(self.in_force())
+    }
+
+    /// What the last switch took.
+    pub fn took(&self) -> Took {
+        self.took
     }
 
     /// Brings the cgroups into force that came or went since; whether there were any.
@@ -163,7 +204,7 @@ impl Apply {
     /// hold then.
     pub fn carry_out(&mut self, op: &Op) -> Result<(), ApplyError> {
         self.image = None;
-        write(&mut self.maps, op)
+        write(&mut self.maps, std::slice::from_ref(op))
     }
 
     /// Takes over what rules of the same name had counted in maps of another ABI.
@@ -221,8 +262,8 @@ fn read(maps: &Maps, known: Option<&Image>) -> Result<Image, ApplyError> {
         None => read_rest(maps, &mut image)?,
     }
     let entries = &mut image.entries;
-    let Entries { scopes, ports, scopes_copy, ports_copy, .. } = entries;
-    let Entries { peers_v4, peers_v6, destinations, followed, .. } = entries;
+    let super::plan::Entries { scopes, ports, scopes_copy, ports_copy, .. } = entries;
+    let super::plan::Entries { peers_v4, peers_v6, destinations, followed, .. } = entries;
     let Followed { callers, cgroups, generations } = followed;
     for number in 0..2u8 {
         let generation =
@@ -231,19 +272,15 @@ fn read(maps: &Maps, known: Option<&Image>) -> Result<Image, ApplyError> {
             generations.insert(number, generation);
         }
     }
-    collect(maps.destinations.iter(), "DESTINATIONS", |key, value| {
-        destinations.insert((key.prefix_len(), key.data()), value)
-    })?;
     collect(maps.callers.iter(), "CALLERS", |key, value| callers.insert(key, value))?;
     collect(maps.cgroups.iter(), "CGROUPS", |key, value| cgroups.insert(key, value))?;
-    collect(maps.scopes.iter(), "SCOPES", |key, value| scopes.insert((key.prefix_len(), key.data()), value))?;
-    collect(maps.ports.iter(), "PORTS", |key, value| ports.insert(key, value))?;
-    collect(maps.scopes_copy.iter(), "SCOPES_COPY", |key, value| {
-        scopes_copy.insert((key.prefix_len(), key.data()), value)
-    })?;
-    collect(maps.ports_copy.iter(), "PORTS_COPY", |key, value| ports_copy.insert(key, value))?;
-    collect(maps.peers_v4.iter(), "PEERS_V4", |key, value| peers_v4.insert((key.prefix_len(), key.data()), value))?;
-    collect(maps.peers_v6.iter(), "PEERS_V6", |key, value| peers_v6.insert((key.prefix_len(), key.data()), value))?;
+    *destinations = read_lpm(&maps.destinations, "DESTINATIONS")?;
+    *scopes = read_lpm(&maps.scopes, "SCOPES")?;
+    *scopes_copy = read_lpm(&maps.scopes_copy, "SCOPES_COPY")?;
+    *ports = maps.ports.read().map_err(refused("PORTS"))?.into_iter().collect();
+    *ports_copy = maps.ports_copy.read().map_err(refused("PORTS_COPY"))?.into_iter().collect();
+    *peers_v4 = read_lpm(&maps.peers_v4, "PEERS_V4")?;
+    *peers_v6 = read_lpm(&maps.peers_v6, "PEERS_V6")?;
     Ok(image)
 }
 
@@ -264,6 +301,14 @@ fn read_rest(maps: &Maps, image: &mut Image) -> Result<(), ApplyError> {
     Ok(())
 }
 
+fn read_lpm<K: aya::Pod + Ord, V: aya::Pod>(
+    table: &Bulk<Key<K>, V>,
+    name: &'static str,
+) -> Result<BTreeMap<(u32, K), V>, ApplyError> {
+    let entries = table.read().map_err(refused(name))?;
+    Ok(entries.into_iter().map(|(key, value)| ((key.prefix_len(), key.data()), value)).collect())
+}
+
 fn collect<K, V, R>(
     entries: impl Iterator<Item = Result<(K, V), MapError>>,
     map: &'static str,
@@ -276,59 +321,98 @@ fn collect<K, V, R>(
     Ok(())
 }
 
-fn write(maps: &mut Maps, op: &Op) -> Result<(), ApplyError> {
-    match op {
-        Op::Name(slot, name) => {
-            for reason in Reason::ALL {
-                for audited in [false, true] {
-                    zero(maps, counter_index(*slot, reason, audited))?;
+/// Carries out operations of one kind, the big tables' all at once.
+fn write(maps: &mut Maps, ops: &[Op]) -> Result<(), ApplyError> {
+    let mut bulks = Bulks::default();
+    for op in ops {
+        match op {
+            Op::Scope(key, value) => bulks.scopes.push((*key, *value)),
+            Op::PeerV4(key, value) => bulks.peers_v4.push((*key, *value)),
+            Op::PeerV6(key, value) => bulks.peers_v6.push((*key, *value)),
+            Op::Destination(key, value) => bulks.destinations.push((*key, *value)),
+            Op::Port(key, value) => bulks.ports.push((*key, *value)),
+            Op::ScopeCopy(key, value) => bulks.scopes_copy.push((*key, *value)),
+            Op::PortCopy(key, value) => bulks.ports_copy.push((*key, *value)),
+            Op::PortNumbers(index, value) => maps
+                .port_numbers
+                .set(*index, value.unwrap_or_default(), 0)
+                .map_err(|error| ApplyError::Map("PORT_NUMBERS", error))?,
+            Op::Name(slot, name) => {
+                for reason in Reason::ALL {
+                    for audited in [false, true] {
+                        zero(maps, counter_index(*slot, reason, audited))?;
+                    }
                 }
+                set_name(maps, *slot, name)?;
             }
-            maps.names
-                .set(u32::from(*slot), rule_name::write(name), 0)
-                .map_err(|error| ApplyError::Map("RULE_NAMES", error))
+            Op::Unname(slot) => set_name(maps, *slot, "")?,
+            Op::Caller(key, value) => put(&mut maps.callers, "CALLERS", *key, *value)?,
+            Op::Cgroup(key, value) => put(&mut maps.cgroups, "CGROUPS", *key, *value)?,
+            Op::Generation(number, value) => maps
+                .generations
+                .set(u32::from(*number), value.unwrap_or_default(), 0)
+                .map_err(|error| ApplyError::Map("GENERATIONS", error))?,
+            Op::Activate(epoch) => {
+                maps.active.set(0, Active { epoch: *epoch }, 0).map_err(|error| ApplyError::Map("ACTIVE", error))?;
+            }
+            Op::Grace => sys::grace_period().map_err(ApplyError::Grace)?,
         }
-        Op::Unname(slot) => maps
-            .names
-            .set(u32::from(*slot), rule_name::write(""), 0)
-            .map_err(|error| ApplyError::Map("RULE_NAMES", error)),
-        Op::Scope((bits, key), value) => put_lpm(&mut maps.scopes, "SCOPES", *bits, *key, *value),
-        Op::PeerV4((bits, key), value) => put_lpm(&mut maps.peers_v4, "PEERS_V4", *bits, *key, *value),
-        Op::PeerV6((bits, key), value) => put_lpm(&mut maps.peers_v6, "PEERS_V6", *bits, *key, *value),
-        Op::Destination((bits, key), value) => put_lpm(&mut maps.destinations, "DESTINATIONS", *bits, *key, *value),
-        Op::Port(key, value) => put(&mut maps.ports, "PORTS", *key, *value),
-        Op::ScopeCopy((bits, key), value) => put_lpm(&mut maps.scopes_copy, "SCOPES_COPY", *bits, *key, *value),
-        Op::PortCopy(key, value) => put(&mut maps.ports_copy, "PORTS_COPY", *key, *value),
-        Op::PortNumbers(index, value) => maps
-            .port_numbers
-            .set(*index, value.unwrap_or_default(), 0)
-            .map_err(|error| ApplyError::Map("PORT_NUMBERS", error)),
-        Op::Caller(key, value) => put(&mut maps.callers, "CALLERS", *key, *value),
-        Op::Cgroup(key, value) => put(&mut maps.cgroups, "CGROUPS", *key, *value),
-        Op::Generation(number, value) => maps
-            .generations
-            .set(u32::from(*number), value.unwrap_or_default(), 0)
-            .map_err(|error| ApplyError::Map("GENERATIONS", error)),
-        Op::Activate(epoch) => {
-            maps.active.set(0, Active { epoch: *epoch }, 0).map_err(|error| ApplyError::Map("ACTIVE", error))
-        }
-        Op::Grace => sys::grace_period().map_err(ApplyError::Grace),
     }
+    bring_lpm(&maps.scopes, "SCOPES", &bulks.scopes)?;
+    bring_lpm(&maps.peers_v4, "PEERS_V4", &bulks.peers_v4)?;
+    bring_lpm(&maps.peers_v6, "PEERS_V6", &bulks.peers_v6)?;
+    bring_lpm(&maps.destinations, "DESTINATIONS", &bulks.destinations)?;
+    bring_lpm(&maps.scopes_copy, "SCOPES_COPY", &bulks.scopes_copy)?;
+    bring(&maps.ports_copy, "PORTS_COPY", bulks.ports_copy.into_iter())?;
+    bring(&maps.ports, "PORTS", bulks.ports.into_iter())
 }
 
-fn put_lpm<K: aya::Pod, V: aya::Pod>(
-    map: &mut aya::maps::LpmTrie<aya::maps::MapData, K, V>,
+/// Entries of a table: a value to write, or none to remove.
+type Entries<K, V> = Vec<(K, Option<V>)>;
+
+/// What one run of operations does to the big tables.
+#[derive(Default)]
+struct Bulks {
+    scopes: Entries<(u32, ScopeKey), ScopeValue>,
+    peers_v4: Entries<(u32, PeerKey4), PeerValue>,
+    peers_v6: Entries<(u32, PeerKey6), PeerValue>,
+    destinations: Entries<(u32, DestinationKey), DestinationValue>,
+    ports: Entries<PortKey, PortValue>,
+    scopes_copy: Entries<(u32, ScopeKey), ScopeValue>,
+    ports_copy: Entries<PortKey, PortValue>,
+}
+
+fn bring_lpm<K: aya::Pod, V: aya::Pod>(
+    table: &Bulk<Key<K>, V>,
     name: &'static str,
-    bits: u32,
-    key: K,
-    value: Option<V>,
+    entries: &[((u32, K), Option<V>)],
 ) -> Result<(), ApplyError> {
-    let key = Key::new(bits, key);
-    match value {
-        Some(value) => map.insert(&key, value, 0),
-        None => absent_is_fine(map.remove(&key)),
+    bring(table, name, entries.iter().map(|((bits, key), value)| (Key::new(*bits, *key), *value)))
+}
+
+fn bring<K: aya::Pod, V: aya::Pod>(
+    table: &Bulk<K, V>,
+    name: &'static str,
+    entries: impl Iterator<Item = (K, Option<V>)>,
+) -> Result<(), ApplyError> {
+    let (mut gone, mut written) = (Vec::new(), Vec::new());
+    for (key, value) in entries {
+        match value {
+            Some(value) => written.push((key, value)),
+            None => gone.push(key),
+        }
     }
-    .map_err(|error| ApplyError::Map(name, error))
+    // Removals first, as planned: they make room.
+    table.remove(&gone).and_then(|()| table.put(&written)).map_err(refused(name))
+}
+
+fn refused(map: &'static str) -> impl FnOnce(std::io::Error) -> ApplyError {
+    move |error| ApplyError::Map(map, MapError::IoError(error))
+}
+
+fn set_name(maps: &mut Maps, slot: u16, name: &str) -> Result<(), ApplyError> {
+    let result = maps.names.set(u32::from(slot), rule_name::write(name), 0);
+    result.map_err(|error| ApplyError::Map("RULE_NAMES", error))
 }
 
 fn put<K: aya::Pod, V: aya::Pod>(

@@ -6,28 +6,31 @@ use std::path::Path;
 
 use aya::{
     Ebpf,
-    maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuArray},
+    maps::{Array, HashMap, Map, MapData, PerCpuArray, lpm_trie::Key},
 };
 use guard_common::abi::{
     Active, CallerKey, CallerValue, CgroupKey, CgroupValue, DestinationKey, DestinationValue, Generation, PeerKey4,
     PeerKey6, PeerValue, PortKey, PortValue, RuleName, ScopeKey, ScopeValue,
 };
 
-use super::load::{LoadError, pins, take};
+use super::{
+    bulk::Bulk,
+    load::{LoadError, pins, take},
+};
 
 /// The maps.
 pub struct Maps {
     pub(super) active: Array<MapData, Active>,
     pub(super) generations: Array<MapData, Generation>,
-    pub(super) scopes: LpmTrie<MapData, ScopeKey, ScopeValue>,
-    pub(super) ports: HashMap<MapData, PortKey, PortValue>,
+    pub(super) scopes: Bulk<Key<ScopeKey>, ScopeValue>,
+    pub(super) ports: Bulk<PortKey, PortValue>,
     /// The copies that are asked before a port counts as not guarded.
-    pub(super) scopes_copy: LpmTrie<MapData, ScopeKey, ScopeValue>,
-    pub(super) ports_copy: HashMap<MapData, PortKey, PortValue>,
+    pub(super) scopes_copy: Bulk<Key<ScopeKey>, ScopeValue>,
+    pub(super) ports_copy: Bulk<PortKey, PortValue>,
     pub(super) port_numbers: Array<MapData, u64>,
-    pub(super) peers_v4: LpmTrie<MapData, PeerKey4, PeerValue>,
-    pub(super) peers_v6: LpmTrie<MapData, PeerKey6, PeerValue>,
-    pub(super) destinations: LpmTrie<MapData, DestinationKey, DestinationValue>,
+    pub(super) peers_v4: Bulk<Key<PeerKey4>, PeerValue>,
+    pub(super) peers_v6: Bulk<Key<PeerKey6>, PeerValue>,
+    pub(super) destinations: Bulk<Key<DestinationKey>, DestinationValue>,
     pub(super) callers: HashMap<MapData, CallerKey, CallerValue>,
     pub(super) cgroups: HashMap<MapData, CgroupKey, CgroupValue>,
     pub(super) names: Array<MapData, RuleName>,
@@ -52,14 +55,14 @@ impl Maps {
         Ok(Maps {
             active: Array::try_from(map("ACTIVE")?)?,
             generations: Array::try_from(map("GENERATIONS")?)?,
-            scopes: LpmTrie::try_from(map("SCOPES")?)?,
-            ports: HashMap::try_from(map("PORTS")?)?,
-            scopes_copy: LpmTrie::try_from(map("SCOPES_COPY")?)?,
-            ports_copy: HashMap::try_from(map("PORTS_COPY")?)?,
+            scopes: Bulk::of(map("SCOPES")?)?,
+            ports: Bulk::of(map("PORTS")?)?,
+            scopes_copy: Bulk::of(map("SCOPES_COPY")?)?,
+            ports_copy: Bulk::of(map("PORTS_COPY")?)?,
             port_numbers: Array::try_from(map("PORT_NUMBERS")?)?,
-            peers_v4: LpmTrie::try_from(map("PEERS_V4")?)?,
-            peers_v6: LpmTrie::try_from(map("PEERS_V6")?)?,
-            destinations: LpmTrie::try_from(map("DESTINATIONS")?)?,
+            peers_v4: Bulk::of(map("PEERS_V4")?)?,
+            peers_v6: Bulk::of(map("PEERS_V6")?)?,
+            destinations: Bulk::of(map("DESTINATIONS")?)?,
             callers: HashMap::try_from(map("CALLERS")?)?,
             cgroups: HashMap::try_from(map("CGROUPS")?)?,
             names: Array::try_from(map("RULE_NAMES")?)?,

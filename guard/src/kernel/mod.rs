@@ -6,8 +6,10 @@
 //! `follow` (cgroups come and go) -> `established` (cut what is no longer admitted) -> `events` (what the programs say) -> `mend` (hold it) -> `edge` (links on the uplinks) -> `pinholes` (one for each dial) -> `unpin`.
 
 pub mod apply;
+mod bulk;
 pub mod cgroup;
 pub mod edge;
+mod elements;
 pub mod established;
 pub mod events;
 pub mod follow;

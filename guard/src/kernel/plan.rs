@@ -140,7 +140,10 @@ pub fn plan(have: &Image, want: &Ruleset, cgroups: &Cgroups) -> Result<Plan, Pla
         slots.iter().zip(&want.rules).map(|(slot, rule)| (*slot, rule.name.clone())).collect();
 
     let mut ops = Vec::new();
-    if have.in_force().generation.is_some() && have.names == names {
+    if have.in_force().generation.is_some()
+        && have.names == names
+        && holds_peers(&have.entries, want, &slots, generation)
+    {
         let mut current = encode(want, &slots, in_force, cgroups);
         let followed = std::mem::replace(&mut current.followed, have.entries.followed.clone());
         if have.entries == current {
@@ -233,25 +236,16 @@ fn encode(want: &Ruleset, slots: &[u16], epoch: u32, cgroups: &Cgroups) -> Entri
     }
     entries.scopes_copy = entries.scopes.clone();
     entries.ports_copy = entries.ports.clone();
-    for ((list, prefix), Peer { rule, kind }) in &want.tables.peers {
-        let value = PeerValue {
-            rule: slot(*rule),
-            kind: match kind {
-                PeerKind::Allow => PeerValue::ALLOW,
-                PeerKind::Except => PeerValue::EXCEPT,
-            },
-        };
-        let list = list_bytes(generation, *list);
-        let bits = 32 + u32::from(prefix.prefix_len());
-        match prefix {
-            IpNet::V4(net) => {
-                entries.peers_v4.insert((bits, PeerKey4 { list, address: net.network().octets() }), value);
-            }
-            IpNet::V6(net) => {
-                entries.peers_v6.insert((bits, PeerKey6 { list, address: net.network().octets() }), value);
-            }
+    // Sorted at once, and not entry by entry: there may be a hundred thousand.
+    let (mut peers_v4, mut peers_v6) = (Vec::new(), Vec::new());
+    for ((list, prefix), peer) in &want.tables.peers {
+        match peer_entry(*list, prefix, peer, slot, generation) {
+            PeerEntry::V4(key, value) => peers_v4.push((key, value)),
+            PeerEntry::V6(key, value) => peers_v6.push((key, value)),
         }
     }
+    entries.peers_v4 = peers_v4.into_iter().collect();
+    entries.peers_v6 = peers_v6.into_iter().collect();
     for port in &want.tables.destination_ports {
         let scope = ScopeValue::DESTINATIONS | port.set;
         let key = PortKey { scope, port: port.port, protocol: port.protocol, generation };
@@ -264,6 +258,37 @@ fn encode(want: &Ruleset, slots: &[u16], epoch: u32, cgroups: &Cgroups) -> Entri
     }
     entries.followed = encode_followed(want, slot, epoch, cgroups);
     entries
+}
+
+/// An entry of one of the peer tables.
+enum PeerEntry {
+    V4((u32, PeerKey4), PeerValue),
+    V6((u32, PeerKey6), PeerValue),
+}
+
+fn peer_entry(list: u32, prefix: &IpNet, peer: &Peer, slot: impl Fn(usize) -> u16, generation: u8) -> PeerEntry {
+    let value = PeerValue {
+        rule: slot(peer.rule),
+        kind: match peer.kind {
+            PeerKind::Allow => PeerValue::ALLOW,
+            PeerKind::Except => PeerValue::EXCEPT,
+        },
+    };
+    let list = list_bytes(generation, list);
+    let bits = 32 + u32::from(prefix.prefix_len());
+    match prefix {
+        IpNet::V4(net) => PeerEntry::V4((bits, PeerKey4 { list, address: net.network().octets() }), value),
+        IpNet::V6(net) => PeerEntry::V6((bits, PeerKey6 { list, address: net.network().octets() }), value),
+    }
+}
+
+/// Whether every wanted peer is there: the cheap question before the whole comparison, as an edit of a long list ends it early.
+fn holds_peers(have: &Entries, want: &Ruleset, slots: &[u16], generation: u8) -> bool {
+    let slot = |rule: usize| slots.get(rule).copied().unwrap_or(guard_common::abi::NO_RULE);
+    want.tables.peers.iter().all(|((list, prefix), peer)| match peer_entry(*list, prefix, peer, slot, generation) {
+        PeerEntry::V4(key, value) => have.peers_v4.get(&key) == Some(&value),
+        PeerEntry::V6(key, value) => have.peers_v6.get(&key) == Some(&value),
+    })
 }
 
 /// What of a ruleset depends on the cgroups that there are.

@@ -90,8 +90,8 @@ impl LinkInfo {
 /// Opens a pinned object.
 pub(super) fn obj_get(path: &Path) -> io::Result<OwnedFd> {
     let path = CString::new(path.as_os_str().as_bytes()).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
-    let attr = ObjPath { pathname: path.as_ptr() as u64, ..ObjPath::default() };
-    let fd = bpf(BPF_OBJ_GET, &attr)?;
+    let mut attr = ObjPath { pathname: path.as_ptr() as u64, ..ObjPath::default() };
+    let fd = bpf(BPF_OBJ_GET, &mut attr)?;
     // SAFETY: the kernel has just given this descriptor to us.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
@@ -99,19 +99,19 @@ pub(super) fn obj_get(path: &Path) -> io::Result<OwnedFd> {
 /// Pins an object.
 pub(super) fn obj_pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     let path = CString::new(path.as_os_str().as_bytes()).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
-    let attr = ObjPath { pathname: path.as_ptr() as u64, bpf_fd: object.as_raw_fd() as u32, file_flags: 0 };
-    bpf(BPF_OBJ_PIN, &attr).map(drop)
+    let mut attr = ObjPath { pathname: path.as_ptr() as u64, bpf_fd: object.as_raw_fd() as u32, file_flags: 0 };
+    bpf(BPF_OBJ_PIN, &mut attr).map(drop)
 }
 
 /// What the kernel knows of a link.
 pub(super) fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
     let mut info = LinkInfo::default();
-    let attr = InfoByFd {
+    let mut attr = InfoByFd {
         bpf_fd: link.as_raw_fd() as u32,
         info_len: size_of::<LinkInfo>() as u32,
         info: (&raw mut info) as u64,
     };
-    bpf(BPF_OBJ_GET_INFO_BY_FD, &attr)?;
+    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
     Ok(info)
 }
 
@@ -123,8 +123,8 @@ pub(super) fn link_create(
     flags: u32,
 ) -> io::Result<OwnedFd> {
     let prog_fd = program.as_raw_fd() as u32;
-    let attr = LinkCreate { prog_fd, target_ifindex: interface, attach_type, flags, ..LinkCreate::default() };
-    let fd = bpf(BPF_LINK_CREATE, &attr)?;
+    let mut attr = LinkCreate { prog_fd, target_ifindex: interface, attach_type, flags, ..LinkCreate::default() };
+    let fd = bpf(BPF_LINK_CREATE, &mut attr)?;
     // SAFETY: the kernel has just given this descriptor to us.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
@@ -181,12 +181,12 @@ pub(super) fn map_batch(
 
 /// Puts another program into a link, in one step: packets meet the old one or the new one, and the link's id stays.
 pub(super) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
-    let attr = LinkUpdate {
+    let mut attr = LinkUpdate {
         link_fd: link.as_raw_fd() as u32,
         new_prog_fd: program.as_raw_fd() as u32,
         ..LinkUpdate::default()
     };
-    bpf(BPF_LINK_UPDATE, &attr).map(drop)
+    bpf(BPF_LINK_UPDATE, &mut attr).map(drop)
 }
 
 /// Waits until every program run that began before this call has ended (`synchronize_rcu`, membarrier(2)).
@@ -224,8 +224,9 @@ fn socket_u64(socket: BorrowedFd<'_>, option: libc::c_int) -> io::Result<u64> {
     if result == 0 { Ok(value) } else { Err(io::Error::last_os_error()) }
 }
 
-fn bpf<A>(command: libc::c_long, attr: &A) -> io::Result<i32> {
+/// One call of bpf(2). The kernel may write into the attributes.
+pub(super) fn bpf<A>(command: libc::c_long, attr: &mut A) -> io::Result<i32> {
     // SAFETY: `attr` is a `repr(C)` prefix of `union bpf_attr` and lives through the call; the kernel takes a shorter one as zero-filled.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attr), size_of::<A>()) };
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<A>()) };
     if result >= 0 { Ok(result as i32) } else { Err(io::Error::last_os_error()) }
 }

@@ -202,7 +202,7 @@ pub struct Certificate {
     pub pins: Vec<Spanned<String>>,
 }
 
-/// Decodes a document. The first pass knows no types, so that a wrong indent is told as such and not as a missing field.
+/// Decodes a document. One that fails is read once more without types, so that a wrong indent is told as such and not as a missing field.
 pub fn decode(source: &Source) -> Result<Document, Vec<Diagnostic>> {
     let options = || {
         let mut options = serde_saphyr::options! { strict_booleans: true, with_snippet: false };
@@ -211,9 +211,13 @@ pub fn decode(source: &Source) -> Result<Document, Vec<Diagnostic>> {
             serde_saphyr::budget! { max_events: 4_000_000, max_nodes: 2_000_000, max_aliases: 64, max_anchors: 64 };
         options
     };
-    let first = serde_saphyr::from_str_with_options::<serde_json::Value>(&source.text, options());
-    first.map_err(|error| vec![finding(source, "NG002", &error)])?;
-    serde_saphyr::from_str_with_options(&source.text, options()).map_err(|error| vec![finding(source, "NG003", &error)])
+    serde_saphyr::from_str_with_options(&source.text, options()).map_err(|error| {
+        let untyped = serde_saphyr::from_str_with_options::<serde_json::Value>(&source.text, options());
+        vec![match untyped {
+            Err(error) => finding(source, "NG002", &error),
+            Ok(_) => finding(source, "NG003", &error),
+        }]
+    })
 }
 
 /// The bytes that a value was written with.

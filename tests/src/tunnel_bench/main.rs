@@ -6,7 +6,6 @@ mod own;
 
 use std::{
     fs::File,
-    io::Write,
     path::PathBuf,
     process::{Command, Stdio},
     sync::Arc,
@@ -16,25 +15,13 @@ use std::{
 use anyhow::{Context, Result, bail};
 use lab::{
     bare::{Place, SERVER, Who, agent, cpu, memory, server},
+    bench::{self, Goal, Row, median, progress},
     certs::{Certs, ServerCert},
     endpoint,
     isolated::isolated,
     load::{Load, Way, request},
     process::{Process, until},
 };
-use serde::Serialize;
-
-/// One line of the table.
-#[derive(Serialize)]
-struct Row {
-    what: String,
-    unit: &'static str,
-    ours: f64,
-    other: f64,
-    ratio: f64,
-    /// `at least` or `at most` this ratio; none where a figure is only shown.
-    goal: Option<(&'static str, f64)>,
-}
 
 /// How much is done.
 #[derive(Clone, Copy)]
@@ -60,8 +47,8 @@ fn main() -> Result<()> {
             std::io::Write::write_all(&mut std::io::stdout(), b"ready\n")?;
             endpoint::serve(listener).await
         }),
-        [] => bench(FULL),
-        ["--quick"] => bench(QUICK),
+        [] => run(FULL),
+        ["--quick"] => run(QUICK),
         _ => bail!("usage: nodeguard-tunnel-bench [--quick]"),
     }
 }
@@ -72,7 +59,7 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
     Ok(tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?)
 }
 
-fn bench(amount: Amount) -> Result<()> {
+fn run(amount: Amount) -> Result<()> {
     let directory = tempfile::tempdir()?;
     let addresses = [SERVER, Who::Ours.address(), Who::Theirs.address()];
     let rows = isolated(&addresses, || {
@@ -84,9 +71,7 @@ fn bench(amount: Amount) -> Result<()> {
         rows.extend(runtime.block_on(own::without_server(&place, amount))?);
         Ok(rows)
     })?;
-    let mut out = std::io::stdout().lock();
-    serde_json::to_writer(&mut out, &rows)?;
-    Ok(writeln!(out)?)
+    bench::print(&rows)
 }
 
 fn endpoint_process(place: &Place) -> Result<Process> {
@@ -123,20 +108,10 @@ impl Figures {
         }
     }
 
-    fn row(&self, what: impl Into<String>, unit: &'static str, goal: Option<(&'static str, f64)>) -> Row {
+    fn row(&self, what: impl Into<String>, unit: &'static str, goal: Goal) -> Row {
         let (ours, other) = (median(&self.ours), median(&self.other));
         Row { what: what.into(), unit, ours, other, ratio: ours / other, goal }
     }
-}
-
-fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
-}
-
-fn progress(text: &str) {
-    let _ = writeln!(std::io::stderr(), "  {text}");
 }
 
 /// Everything that the real server lets us see.

@@ -13,7 +13,9 @@ use lab::{
     load::latency,
 };
 
-use crate::{Amount, Figures, Row, progress};
+use lab::bench::{Row, progress};
+
+use crate::{Amount, Figures};
 
 const PORT: u16 = 8191;
 const CHUNK: usize = 32 << 10;

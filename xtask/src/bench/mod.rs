@@ -2,22 +2,25 @@
 //! Called as `cargo xtask bench [AREA] [--check] [--quick] [--json FILE]`.
 //! Must never compare figures of two runs: each row has ours and the other of the same one.
 
+mod kernel;
 mod tunnel;
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, process::Stdio};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::{
     setup,
-    shell::{command, find, run, say},
+    shell::{command, find, root, run, say},
 };
 
 /// What is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Area {
+    /// What a packet's verdict and an edit of the policy cost.
+    Kernel,
     /// This agent and the upstream one under the same real proxy-server.
     Tunnel,
 }
@@ -28,11 +31,19 @@ pub(crate) struct Row {
     what: String,
     unit: String,
     ours: f64,
+    /// No number where a figure stands alone.
+    #[serde(deserialize_with = "number")]
     other: f64,
     /// Ours divided by the other.
+    #[serde(deserialize_with = "number")]
     ratio: f64,
     /// `at least` or `at most` this ratio.
     goal: Option<(String, f64)>,
+}
+
+/// JSON has no word for what is no number.
+fn number<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
+    Ok(Option::<f64>::deserialize(from)?.unwrap_or(f64::NAN))
 }
 
 impl Row {
@@ -57,6 +68,7 @@ pub(crate) fn bench(area: Option<Area>, check: bool, quick: bool, json: Option<&
     for each in Area::value_variants().iter().filter(|each| area.is_none_or(|area| area == **each)) {
         say(format!("\n== {}", each.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())));
         let rows = match each {
+            Area::Kernel => kernel::measure(quick)?,
             Area::Tunnel => tunnel::measure(quick)?,
         };
         show(&rows);
@@ -74,6 +86,18 @@ pub(crate) fn bench(area: Option<Area>, check: bool, quick: bool, json: Option<&
     Ok(())
 }
 
+/// Runs a measuring program of the release build; its progress is shown, its output are the rows.
+fn rows_of(program: &str, quick: bool) -> Result<Vec<Row>> {
+    let mut command = command(root().join("target/release").join(program));
+    let output = command
+        .args(quick.then_some("--quick"))
+        .stderr(Stdio::inherit())
+        .output()
+        .with_context(|| program.to_owned())?;
+    ensure!(output.status.success(), "{program} failed ({})", output.status);
+    serde_json::from_slice(&output.stdout).with_context(|| format!("what {program} printed"))
+}
+
 fn show(rows: &[Row]) {
     let width = rows.iter().map(|row| row.what.chars().count()).max().unwrap_or(4);
     say(format!(
@@ -87,8 +111,10 @@ fn show(rows: &[Row]) {
             Some(true) => "yes",
             Some(false) => "NO",
         };
-        let Row { what, unit, ours, other, ratio, .. } = row;
-        say(format!("{what:<width$}  {ours:>9.2}  {other:>9.2}  {unit:<6}  {ratio:>6.2}  {goal:<14}  {ok}"));
+        let text = |number: f64| if number.is_nan() { "-".to_owned() } else { format!("{number:.2}") };
+        let (Row { what, unit, .. }, [ours, other]) = (row, [row.ours, row.other].map(text));
+        let ratio = if row.ratio.is_nan() { "-".to_owned() } else { format!("{:.3}", row.ratio) };
+        say(format!("{what:<width$}  {ours:>9}  {other:>9}  {unit:<6}  {ratio:>6}  {goal:<14}  {ok}"));
     }
 }
 

@@ -1,0 +1,106 @@
+//! Owns a table that may hold a hundred thousand entries: written, removed and read many entries to a system call.
+//! Called by `apply` through `maps`.
+//! Must never depend on the kernel's batch calls: where a kernel has none for a kind of map, it is one call an entry.
+
+use std::{io, marker::PhantomData, os::fd::OwnedFd};
+
+use aya::{
+    Pod,
+    maps::{Map, MapError},
+};
+
+use super::elements::{self, Batch};
+
+/// Entries of one system call.
+const CHUNK: usize = 1 << 14;
+
+/// A hash table or a longest-prefix table.
+pub(super) struct Bulk<K, V> {
+    fd: OwnedFd,
+    of: PhantomData<fn() -> (K, V)>,
+}
+
+impl<K: Pod, V: Pod> Bulk<K, V> {
+    /// Takes a map that has keys and values of this size.
+    pub(super) fn of(map: Map) -> Result<Bulk<K, V>, MapError> {
+        let (Map::LpmTrie(data) | Map::HashMap(data)) = &map else {
+            return Err(MapError::InvalidMapType { map_type: 0 });
+        };
+        let info = data.info()?;
+        for (size, expected) in [(size_of::<K>(), info.key_size()), (size_of::<V>(), info.value_size())] {
+            if size != expected as usize {
+                return Err(MapError::InvalidKeySize { size, expected: expected as usize });
+            }
+        }
+        let fd = std::os::fd::AsFd::as_fd(data.fd()).try_clone_to_owned()?;
+        Ok(Bulk { fd, of: PhantomData })
+    }
+
+    /// Writes entries in this order.
+    pub(super) fn put(&self, entries: &[(K, V)]) -> io::Result<()> {
+        for chunk in entries.chunks(CHUNK) {
+            let (keys, values): (Vec<K>, Vec<V>) = chunk.iter().copied().unzip();
+            match elements::update_batch(&self.fd, &keys, &values) {
+                Batch::Done(_) => {}
+                Batch::Unknown => chunk.iter().try_for_each(|(key, value)| elements::update(&self.fd, key, value))?,
+                Batch::Stopped(_, error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes entries. Somebody else may have removed one before: it is gone, as wanted.
+    pub(super) fn remove(&self, keys: &[K]) -> io::Result<()> {
+        let mut left = keys;
+        while !left.is_empty() {
+            let (now, _) = left.split_at(left.len().min(CHUNK));
+            let done = match elements::delete_batch(&self.fd, now) {
+                Batch::Done(count) => count,
+                // The batch ends at the entry that is not there.
+                Batch::Stopped(count, error) if error.raw_os_error() == Some(libc::ENOENT) => count + 1,
+                Batch::Stopped(_, error) => return Err(error),
+                Batch::Unknown => {
+                    now.iter().try_for_each(|key| absent_is_fine(elements::delete(&self.fd, key)))?;
+                    now.len()
+                }
+            };
+            left = left.get(done.max(1)..).unwrap_or_default();
+        }
+        Ok(())
+    }
+
+    /// Reads every entry.
+    pub(super) fn read(&self) -> io::Result<Vec<(K, V)>> {
+        let mut entries = Vec::new();
+        let mut place: Option<elements::Place<K>> = None;
+        loop {
+            let (found, result) = elements::lookup_batch(&self.fd, &mut place, CHUNK);
+            entries.extend(found);
+            match result {
+                Batch::Done(_) => {}
+                Batch::Stopped(_, error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(entries),
+                // Somebody else changes the table while it is read, or there are no such calls: entry by entry, then.
+                Batch::Stopped(..) | Batch::Unknown => return self.read_singly(),
+            }
+        }
+    }
+
+    fn read_singly(&self) -> io::Result<Vec<(K, V)>> {
+        let mut entries = Vec::new();
+        let mut key = elements::next_key::<K>(&self.fd, None)?;
+        while let Some(at) = key {
+            if let Some(value) = elements::lookup(&self.fd, &at)? {
+                entries.push((at, value));
+            }
+            key = elements::next_key(&self.fd, Some(&at))?;
+        }
+        Ok(entries)
+    }
+}
+
+fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        Ok(()) | Err(_) => result,
+    }
+}

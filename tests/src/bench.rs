@@ -1,0 +1,77 @@
+//! Owns what the measuring programs share: a line of the table, medians, progress on stderr, rows as JSON on stdout.
+//! Called by `nodeguard-tunnel-bench` and `nodeguard-kernel-bench`.
+//! Must never print anything but rows on stdout: `cargo xtask bench` reads them.
+
+use std::io::Write;
+
+use anyhow::Result;
+use serde::Serialize;
+
+/// `at least` or `at most` this ratio; none where a figure is only shown.
+pub type Goal = Option<(&'static str, f64)>;
+
+/// One line of the table.
+#[derive(Clone, Debug, Serialize)]
+pub struct Row {
+    /// What is measured.
+    pub what: String,
+    /// In which unit.
+    pub unit: &'static str,
+    /// This project's figure.
+    pub ours: f64,
+    /// The other's in the same run, or what is allowed.
+    pub other: f64,
+    /// Ours divided by the other, unless it says so: the median of the ratios of each round.
+    pub ratio: f64,
+    /// What the ratio has to be.
+    pub goal: Goal,
+}
+
+impl Row {
+    /// A figure that has nothing to stand beside.
+    pub fn alone(what: impl Into<String>, unit: &'static str, ours: f64) -> Row {
+        Row::beside(what, unit, ours, f64::NAN, None)
+    }
+
+    /// Two figures and their ratio.
+    pub fn beside(what: impl Into<String>, unit: &'static str, ours: f64, other: f64, goal: Goal) -> Row {
+        Row { what: what.into(), unit, ours, other, ratio: ours / other, goal }
+    }
+}
+
+/// Figures of two sides, one pair a round.
+#[derive(Clone, Debug, Default)]
+pub struct Pairs(Vec<(f64, f64)>);
+
+impl Pairs {
+    /// Adds a round: ours and the other.
+    pub fn add(&mut self, ours: f64, other: f64) {
+        self.0.push((ours, other));
+    }
+
+    /// Medians of both, and the median of the rounds' ratios: what disturbs a whole round does not disturb its ratio.
+    pub fn row(&self, what: impl Into<String>, unit: &'static str, goal: Goal) -> Row {
+        let each = |of: fn(&(f64, f64)) -> f64| median(&self.0.iter().map(of).collect::<Vec<f64>>());
+        let (ours, other) = (each(|pair| pair.0), each(|pair| pair.1));
+        Row { what: what.into(), unit, ours, other, ratio: each(|pair| pair.0 / pair.1), goal }
+    }
+}
+
+/// The middle value; no number where there is none.
+pub fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+/// Says on stderr what is being done.
+pub fn progress(text: &str) {
+    let _ = writeln!(std::io::stderr(), "  {text}");
+}
+
+/// Prints the rows.
+pub fn print(rows: &[Row]) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    serde_json::to_writer(&mut out, rows)?;
+    Ok(writeln!(out)?)
+}

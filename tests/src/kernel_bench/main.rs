@@ -1,0 +1,64 @@
+//! Owns the kernel bench: what a packet's verdict and an edit cost, each beside another in one run, in turns.
+//! Called by `cargo xtask bench kernel`, which shows the rows that this prints as JSON.
+//! Must never compare figures of different runs, and never send a packet outside the namespaces it made.
+//!
+//! Reading order: `paths` (a packet's verdict, by test run) -> `edit` (from text to in force, and kernel memory, beside the `rivals`).
+
+mod edit;
+mod paths;
+mod prefixes;
+mod rivals;
+
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use lab::bench;
+
+/// How much is done.
+#[derive(Clone, Copy)]
+struct Amount {
+    /// Rounds of everything that takes turns.
+    rounds: usize,
+    /// Repetitions of a test run.
+    repeat: u32,
+}
+
+const FULL: Amount = Amount { rounds: 10, repeat: 20_000 };
+const QUICK: Amount = Amount { rounds: 3, repeat: 5_000 };
+
+/// A part of the bench.
+type Measure = fn(Amount) -> Result<Vec<bench::Row>>;
+
+fn main() -> Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let (amount, parts) = match words[..] {
+        ["--quick", ref parts @ ..] => (QUICK, parts.to_vec()),
+        ref parts => (FULL, parts.to_vec()),
+    };
+    let all: [(&str, Measure); 2] = [("paths", paths::measure), ("edit", edit::measure)];
+    if let Some(unknown) = parts.iter().find(|part| all.iter().all(|(name, _)| name != *part)) {
+        bail!("`{unknown}`? usage: nodeguard-kernel-bench [--quick] [paths] [edit]");
+    }
+    // What one thread computes is measured undisturbed by what else the machine does.
+    undisturbed()?;
+    let mut rows = Vec::new();
+    for (_, measure) in all.iter().filter(|(name, _)| parts.is_empty() || parts.contains(name)) {
+        rows.extend(measure(amount)?);
+    }
+    bench::print(&rows)
+}
+
+/// Gives the calling thread, and what it starts, precedence over everything ordinary.
+fn undisturbed() -> Result<()> {
+    let parameter = libc::sched_param { sched_priority: 1 };
+    // SAFETY: the parameter is ours and lives through the call.
+    let result = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const parameter) };
+    if result == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()).context("sched_setscheduler") }
+}
+
+/// The object with the test-run entry points.
+fn object() -> Result<Vec<u8>> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/bpf/guard-dev.o");
+    std::fs::read(&path).with_context(|| format!("{} (run `cargo xtask build-ebpf`)", path.display()))
+}

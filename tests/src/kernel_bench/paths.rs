@@ -1,0 +1,205 @@
+//! Owns the cost of a verdict, by test run: each path through the guard beside a floor that does only the look-ups it cannot do without.
+//! Called by `main`.
+//! Must never call a floor what another design with the same tables could do cheaper.
+//!
+//! Both sides are runs of the same packet under the same tables, less the run of an empty program. The floor takes the generation, the
+//! port, the pinhole, the peer and one counter, in this order, and reads the addresses where they stand in a packet without options: no check
+//! of the header, no scope, no audit, no event. The guard's side is all of `decide` and all of `report`: also the header's checks, and for a
+//! denial the clock, and whether this one is told (one of a kind a second, by a table of what was told last). The first of a kind is told in
+//! the first of the repeated runs, so that what is measured is a denial in a flood. Twelve sources take turns, so that no figure is one
+//! lucky path of a trie. A test run's socket is a dummy in state CLOSE: `early exit` is the whole program up to where it finds that, which
+//! is one look-up more than for an established socket.
+
+use std::{net::IpAddr, sync::Arc};
+
+use anyhow::{Context, Result};
+use aya::{
+    Ebpf,
+    maps::{Array, HashMap, MapData},
+    programs::{CgroupSkb, TestRun, TestRunOptions},
+};
+use guard_common::{
+    abi::{FlowKey, Pinhole, Probe},
+    packet::mapped,
+};
+use ipnet::IpNet;
+use lab::{
+    agree::load,
+    bench::{Goal, Pairs, Row, progress},
+    net::Who,
+};
+use nodeguard::kernel::{apply::Apply, maps::Maps};
+
+use crate::{
+    Amount, object,
+    prefixes::{PORT, SIZES, compiled, document, inside, outside, prefixes},
+};
+
+const PROGRAMS: [&str; 6] =
+    ["guard_ingress", "bench_empty", "bench_guard", "bench_floor_port", "bench_floor_pinhole", "bench_floor_peer"];
+/// Sources that take turns.
+const SOURCES: usize = 12;
+/// A port that no rule names.
+const OTHER_PORT: u16 = 10_300;
+
+/// The programs on tables with so many prefixes of each family.
+struct Bench {
+    ebpf: Ebpf,
+    probe: Array<MapData, Probe>,
+    pinholes: HashMap<MapData, FlowKey, Pinhole>,
+    amount: Amount,
+}
+
+pub(crate) fn measure(amount: Amount) -> Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    let mut denials: Vec<(usize, [f64; 2])> = Vec::new();
+    for size in SIZES {
+        progress(&format!("verdicts at {size} prefixes"));
+        let nets = [prefixes(false, size, 1), prefixes(true, size, 1)];
+        let mut bench = Bench::new(&nets, amount)?;
+        let (v4, v6) = (inside(&nets[0], SOURCES), inside(&nets[1], SOURCES));
+        let strangers = [outside(&nets[0], false, SOURCES), outside(&nets[1], true, SOURCES)];
+        if size == 1 {
+            rows.push(bench.early_exit(&v4)?);
+            rows.push(bench.row("port not guarded", &strangers[0], OTHER_PORT, "bench_floor_port", 1, None)?);
+        }
+        let goal = Some(("at most", 1.5));
+        bench.open(&strangers[0])?;
+        let name = |what: &str| format!("{what}, {size} CIDRs");
+        rows.push(bench.row(name("allowed by pinhole"), &strangers[0], PORT, "bench_floor_pinhole", 1, goal)?);
+        bench.close(&strangers[0])?;
+        rows.push(bench.row(name("allowed by CIDR, IPv4"), &v4, PORT, "bench_floor_peer", 1, goal)?);
+        rows.push(bench.row(name("allowed by CIDR, IPv6"), &v6, PORT, "bench_floor_peer", 1, goal)?);
+        let mut denied = [0.0; 2];
+        for ((family, sources), denied) in ["IPv4", "IPv6"].iter().zip(&strangers).zip(&mut denied) {
+            let row =
+                bench.row(name(&format!("denied by no rule, {family}")), sources, PORT, "bench_floor_peer", 0, goal)?;
+            *denied = row.ours;
+            rows.push(row);
+        }
+        denials.push((size, denied));
+    }
+    let at = |size: usize| denials.iter().find(|(of, _)| *of == size).map_or([f64::NAN; 2], |(_, denied)| *denied);
+    for ((family, one), many) in ["IPv4", "IPv6"].iter().zip(at(1)).zip(at(10_000)) {
+        let what = format!("denied by no rule, {family}: 10,000 CIDRs | one");
+        rows.push(Row::beside(what, "ns", many, one, Some(("at most", 2.5))));
+    }
+    Ok(rows)
+}
+
+impl Bench {
+    fn new(nets: &[Vec<IpNet>; 2], amount: Amount) -> Result<Bench> {
+        let mut ebpf = load(&object()?);
+        for name in PROGRAMS {
+            let program: &mut CgroupSkb = ebpf.program_mut(name).context(name)?.try_into()?;
+            program.load().with_context(|| name.to_owned())?;
+        }
+        let probe = Array::try_from(ebpf.take_map("PROBE").context("PROBE")?)?;
+        let pinholes = HashMap::try_from(ebpf.take_map("PINHOLES").context("PINHOLES")?)?;
+        let mut apply = Apply::new(Maps::take(&mut ebpf)?)?;
+        apply.apply(&Arc::new(compiled(document(nets.iter().flatten()))?))?;
+        Ok(Bench { ebpf, probe, pinholes, amount })
+    }
+
+    fn open(&mut self, sources: &[IpAddr]) -> Result<()> {
+        sources
+            .iter()
+            .try_for_each(|source| Ok(self.pinholes.insert(flow(*source), Pinhole::of(Pinhole::TUNNEL), 0)?))
+    }
+
+    fn close(&mut self, sources: &[IpAddr]) -> Result<()> {
+        sources.iter().try_for_each(|source| Ok(self.pinholes.remove(&flow(*source))?))
+    }
+
+    fn early_exit(&mut self, sources: &[IpAddr]) -> Result<Row> {
+        let mut pairs = Pairs::default();
+        for _ in 0..self.amount.rounds {
+            let (mut guard, mut empty) = (0.0, 0.0);
+            for source in sources {
+                let frame = frame(*source);
+                empty += self.run("bench_empty", &frame, 1)?;
+                guard += self.run("guard_ingress", &frame, 1)?;
+            }
+            pairs.add(guard / SOURCES as f64, empty / SOURCES as f64);
+        }
+        Ok(pairs.row("early exit | empty program, both gross", "ns", None))
+    }
+
+    /// The guard's cost beside the floor's, both net of the empty program.
+    fn row(
+        &mut self,
+        what: impl Into<String>,
+        sources: &[IpAddr],
+        port: u16,
+        floor: &str,
+        verdict: u32,
+        goal: Goal,
+    ) -> Result<Row> {
+        self.probe.set(0, Probe { port, protocol: 6, ..Probe::default() }, 0)?;
+        let frames: Vec<Vec<u8>> = sources.iter().copied().map(frame).collect();
+        let mut pairs = Pairs::default();
+        for round in 0..self.amount.rounds {
+            let (mut ours, mut other) = (0.0, 0.0);
+            for (turn, frame) in frames.iter().enumerate() {
+                let empty = self.run("bench_empty", frame, 1)?;
+                let sides =
+                    if (round + turn).is_multiple_of(2) { ["bench_guard", floor] } else { [floor, "bench_guard"] };
+                for side in sides {
+                    let net = self.run(side, frame, verdict)? - empty;
+                    *(if side == floor { &mut other } else { &mut ours }) += net;
+                }
+            }
+            pairs.add(ours / SOURCES as f64, other / SOURCES as f64);
+        }
+        Ok(pairs.row(what, "ns", goal))
+    }
+
+    /// Nanoseconds of one run; the best of three series, as an interrupt lengthens one and nothing shortens it.
+    fn run(&mut self, name: &str, frame: &[u8], verdict: u32) -> Result<f64> {
+        let program: &mut CgroupSkb = self.ebpf.program_mut(name).context("a program")?.try_into()?;
+        let mut best = f64::INFINITY;
+        for _ in 0..3 {
+            let repeat = self.amount.repeat / 3;
+            let result = program.test_run(TestRunOptions { data_in: Some(frame), repeat, ..TestRunOptions::new() })?;
+            anyhow::ensure!(result.return_value == verdict, "{name} said {}", result.return_value);
+            best = best.min(result.duration.as_nanos() as f64);
+        }
+        Ok(best)
+    }
+}
+
+fn flow(source: IpAddr) -> FlowKey {
+    let address = |address: IpAddr| match address {
+        IpAddr::V4(v4) => mapped(v4.octets()),
+        IpAddr::V6(v6) => v6.octets(),
+    };
+    FlowKey {
+        source: address(source),
+        destination: address(Who::Node.address(source.is_ipv6())),
+        source_port: 40_000u16.to_be_bytes(),
+        destination_port: PORT.to_be_bytes(),
+    }
+}
+
+/// A SYN from a source to the node, as a test run takes it: behind an Ethernet header.
+fn frame(source: IpAddr) -> Vec<u8> {
+    let mut frame = vec![0u8; 12];
+    match source {
+        IpAddr::V4(source) => {
+            frame.extend([0x08, 0x00]);
+            frame.extend([0x45, 0, 0, 40, 0, 0, 0, 0, 64, 6, 0, 0]);
+            frame.extend(source.octets());
+            frame.extend(Who::Node.v4().octets());
+        }
+        IpAddr::V6(source) => {
+            frame.extend([0x86, 0xdd]);
+            frame.extend([0x60, 0, 0, 0, 0, 20, 6, 64]);
+            frame.extend(source.octets());
+            frame.extend(Who::Node.v6().octets());
+        }
+    }
+    frame.extend(40_000u16.to_be_bytes());
+    frame.extend(PORT.to_be_bytes());
+    frame.extend([0, 0, 0, 1, 0, 0, 0, 0, 0x50, 0x02, 0xff, 0xff, 0, 0, 0, 0]);
+    frame
+}
