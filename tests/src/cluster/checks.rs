@@ -3,6 +3,7 @@
 //! Must never take an outcome for right by its appearance alone: a denial has its event and its reason, a transfer its checksum.
 
 mod direct;
+pub(crate) mod drop_in;
 mod edits;
 mod operators;
 mod refused;

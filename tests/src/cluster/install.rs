@@ -24,7 +24,7 @@ pub(crate) struct Cluster<'a> {
 }
 
 /// What `cargo xtask image` calls it.
-const IMAGE: &str = concat!("localhost/nodeguard:", env!("CARGO_PKG_VERSION"));
+pub(crate) const IMAGE: &str = concat!("localhost/nodeguard:", env!("CARGO_PKG_VERSION"));
 
 /// Who may ask the API server about tokens: konnectivity's documentation has the same binding.
 const ACCESS: &str = "apiVersion: rbac.authorization.k8s.io/v1

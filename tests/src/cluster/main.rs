@@ -79,12 +79,13 @@ fn run(place: &Place, pki: &Pki, filter: Option<&str>, stay: bool, started: Inst
     let cluster = Cluster { place, kubectl: &kubectl };
     cluster.access()?;
     cluster.node_ready(node::NAME, &mut node)?;
-    say(&format!("node ready after {:.0?}", started.elapsed()))?;
+    say(&format!("node ready after {:.0?}\n", started.elapsed()))?;
+    let mut table = Table::new(filter)?;
+    checks::drop_in::example(&cluster, &mut table)?;
     cluster.install_guard()?;
     cluster.pods()?;
-    say(&format!("guard and pods ready after {:.0?}\n", started.elapsed()))?;
+    say(&format!("guard and pods ready after {:.0?}", started.elapsed()))?;
 
-    let mut table = Table::new(filter)?;
     checks::all(&cluster, &mut control, &mut node, pki, &mut table)?;
     let (expected, other) = table.sum()?;
     if stay {

@@ -65,7 +65,9 @@ pub(crate) fn reported(
             let text = |name: &str| {
                 event.get(name).map(|value| value.to_string().trim_matches('"').to_owned()).unwrap_or_default()
             };
-            let told = since_1970(&text("time")).is_some_and(|time| UNIX_EPOCH + time >= since);
+            // An event's time is cut to the millisecond.
+            let told =
+                since_1970(&text("time")).is_some_and(|time| UNIX_EPOCH + time + Duration::from_millis(1) >= since);
             let from = text("source").parse::<SocketAddr>().map(|source| source.ip().to_string()).unwrap_or_default();
             told && from == source
                 && text("destination") == destination
