@@ -83,13 +83,13 @@ pub(crate) fn example(cluster: &Cluster<'_>, table: &mut Table) -> Result<()> {
     let rollout = cluster.kubectl.all(Stream::WebSocket, &rollout, Vec::new(), Duration::from_secs(120))?;
     table.check("drop-in", "nodes/proxy healthz, logs of the agent", "upstream's example", "answered", || {
         ensure!(rollout.code == 0, "{}", rollout.error.trim());
-        // It is ready without having a tunnel: the example has no such probe.
+        // It is ready without having a tunnel: the example has no such probe. And its log is there once kubelet has told of it.
         lab::process::until("the tunnel is up", Duration::from_secs(30), || {
             let path = format!("/api/v1/nodes/{NAME}/proxy/healthz");
-            Ok(cluster.kubectl.run(&["get", "--raw", &path]).is_ok_and(|said| said == "ok"))
+            let health = cluster.kubectl.run(&["get", "--raw", &path]);
+            let log = cluster.kubectl.run(&["-n", "kube-system", "logs", "daemonset/konnectivity-agent"]);
+            Ok(health.is_ok_and(|said| said == "ok") && log.is_ok_and(|log| log.contains("tunnel connected")))
         })?;
-        let log = cluster.kubectl.run(&["-n", "kube-system", "logs", "daemonset/konnectivity-agent"])?;
-        ensure!(log.contains("tunnel connected"), "the log says {log}");
         Ok("answered".to_owned())
     })?;
     cluster.kubectl.run(&["-n", "kube-system", "delete", "daemonset", "konnectivity-agent"])?;
