@@ -102,14 +102,21 @@ fn a_revoked_server_gets_no_new_stream_and_a_list_is_taken_when_it_changes() {
             ensure!(Instant::now() < deadline, "{}", agent.process.printed());
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+        let weakened = agent.status().await?.weakened;
+        ensure!(weakened.iter().any(|line| line.contains("is revoked")), "{weakened:?}");
         drop(server);
         refused(&mut agent, "").await?;
         // A list that is over tells nothing.
         place.certs.server(ServerCert::Good)?;
         let server = Spec::new("a", 0, 1).start(place)?;
         agent.connected(&["a"]).await.context("a server with another certificate")?;
-        drop(server);
         std::fs::write(&file, place.certs.revocations(None, 2020)?)?;
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !agent.process.printed().contains("is over") {
+            ensure!(Instant::now() < deadline, "{}", agent.process.printed());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        drop(server);
         let _server = Spec::new("a", 0, 1).start(place)?;
         refused(&mut agent, "is over").await?;
         std::fs::write(&file, place.certs.revocations(None, 4000)?)?;

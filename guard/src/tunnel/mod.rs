@@ -157,12 +157,17 @@ impl Tunnel {
     /// What weakens protection, a sentence each.
     pub fn weakened(&self) -> Vec<String> {
         let broken = self.keeper.broken().filter(|_| self.keeper.number() > 0);
-        broken
-            .map(|error| {
-                format!("the certificates or the token on disk cannot be used, those from before stay in use: {error}")
-            })
-            .into_iter()
-            .collect()
+        let broken = broken.map(|error| {
+            format!("the certificates or the token on disk cannot be used, those from before stay in use: {error}")
+        });
+        let set = lock(&self.set);
+        let outdated = set.outdated().map(|(held, error)| {
+            format!(
+                "the stream to {} was made with older certificates, token or revocation lists, and with those of now there is none: {error}",
+                held.address
+            )
+        });
+        broken.into_iter().chain(outdated).collect()
     }
 
     /// What `status` and the metrics say.

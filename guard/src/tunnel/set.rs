@@ -133,6 +133,14 @@ impl Set {
         held.made_with != self.current || held.expires.is_some_and(|expires| expires <= now)
     }
 
+    /// Live streams that could not be replaced by one that is made with what is current, and why not.
+    pub(super) fn outdated(&self) -> impl Iterator<Item = (&Held, &str)> {
+        self.live().filter(|(_, held)| held.made_with != self.current).filter_map(|(_, held)| {
+            let error = self.endpoints.get(&held.address)?.error.as_deref()?;
+            Some((held, error))
+        })
+    }
+
     /// Whether an address leads to a server that has a stream.
     pub(super) fn is_served(&self, endpoint: &Endpoint) -> bool {
         endpoint.seen.as_deref().is_some_and(|server| self.live_to(server).is_some())

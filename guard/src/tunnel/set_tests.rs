@@ -159,6 +159,24 @@ fn an_old_stream_is_replaced_when_its_time_is_over() {
 }
 
 #[test]
+fn a_stream_that_cannot_be_replaced_is_told() {
+    let mut world = World::new(false, &[&["a"]], 1);
+    world.run(Duration::from_secs(1));
+    assert_eq!(world.set.outdated().count(), 0);
+    world.set.renew(2, world.now);
+    world.behind[0].clear();
+    world.run(Duration::from_secs(1));
+    assert_eq!(
+        world.set.outdated().map(|(held, error)| (held.server.as_str(), error)).collect::<Vec<_>>(),
+        [("a", "refused")]
+    );
+    world.behind[0].push("a".to_owned());
+    world.made_with = 2;
+    world.run(CAP * 2);
+    assert_eq!(world.set.outdated().count(), 0);
+}
+
+#[test]
 fn streams_that_cannot_end_are_bounded() {
     let mut world = World::new(false, &[&["a"]], 1);
     for _ in 0..MOST_DRAINING * 3 {
