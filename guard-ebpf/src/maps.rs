@@ -11,9 +11,10 @@ use guard_common::{
     DestinationTables, InForce, Tables,
     abi::{
         Active, Address, CallerKey, CallerValue, CgroupKey, CgroupValue, DestinationKey, DestinationValue,
-        EVENTS_BYTES, FlowKey, Generation, MAX_CALLERS, MAX_COOKIES, MAX_COUNTERS, MAX_DESTINATIONS, MAX_HEALTH,
-        MAX_PEERS, MAX_PINHOLES, MAX_PORT_WORDS, MAX_PORTS, MAX_SCOPES, MAX_UDP_FLOWS, PeerKey4, PeerKey6, PeerValue,
-        Pinhole, PortKey, PortValue, RULE_SLOTS, RuleName, ScopeKey, ScopeValue, Told, UDP_FLOW_SECONDS, port_word,
+        EVENTS_BYTES, FlowKey, Generation, Judged, MAX_CALLERS, MAX_COOKIES, MAX_COUNTERS, MAX_DESTINATIONS,
+        MAX_HEALTH, MAX_PEERS, MAX_PINHOLES, MAX_PORT_WORDS, MAX_PORTS, MAX_SCOPES, MAX_UDP_FLOWS, PeerKey4, PeerKey6,
+        PeerValue, Pinhole, PortKey, PortValue, RULE_SLOTS, RuleName, ScopeKey, ScopeValue, Told, UDP_FLOW_SECONDS,
+        port_word,
     },
     in_force,
     packet::UDP,
@@ -67,6 +68,9 @@ pub(crate) static CARRIED: Array<u64> = Array::with_max_entries(MAX_COUNTERS, 0)
 pub(crate) static HEALTH: PerCpuArray<u64> = PerCpuArray::with_max_entries(MAX_HEALTH, 0);
 #[map]
 pub(crate) static TOLD: PerCpuArray<Told> = PerCpuArray::with_max_entries(Told::SLOTS + 1, 0);
+/// The packet that this CPU judged last, until the other judging program has seen it.
+#[map]
+pub(crate) static JUDGED: PerCpuArray<Judged> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(EVENTS_BYTES, 0);
 /// Not read by any program: the names of the rule slots, so that counters outlive the daemon with their meaning.

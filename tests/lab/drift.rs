@@ -22,6 +22,7 @@ use lab::{
     net::Who,
     process::until,
 };
+use nodeguard::kernel::object::{JUDGES, PROGRAMS};
 
 use crate::shapes::{ECHO, HTTP, WEB, lab, silent, wire};
 
@@ -101,7 +102,7 @@ pub(crate) fn is_mended(mut lab: Lab) {
     let maps = lab.daemon().unwrap().status().unwrap().maps;
     let (node, pod) = (SocketAddr::new(Who::Node.v4().into(), HTTP), SocketAddr::new(Who::Pod.v4().into(), WEB));
     use Opens::{Nothing, UntilNoticed};
-    let deeds: [(&str, SocketAddr, Opens, &dyn Fn()); 15] = [
+    let deeds: [(&str, SocketAddr, Opens, &dyn Fn()); 17] = [
         ("the pin of a link is removed", node, Nothing, &|| fs::remove_file(pins.join("links/guard_ingress")).unwrap()),
         ("the pin of a map is removed", node, Nothing, &|| fs::remove_file(pins.join("maps/PEERS_V4")).unwrap()),
         ("a guarded port is taken out", node, Nothing, &|| take_ports("PORTS", &|key| key.port == HTTP)),
@@ -124,6 +125,9 @@ pub(crate) fn is_mended(mut lab: Lab) {
         ("everything pinned is removed", node, Nothing, &|| {
             ["links", "programs", "maps"].into_iter().for_each(remove_all)
         }),
+        ("the link that judges is detached", node, Nothing, &|| detach(&pins.join("links/guard_ingress"))),
+        ("the other link that judges is detached", pod, Nothing, &|| detach(&pins.join("links/guard_ingress_too"))),
+        // From here on a SYN-ACK of one deed may come again during the next.
         ("a stranger is written among the peers", node, UntilNoticed, &|| {
             let mut peers: LpmTrie<MapData, PeerKey4, PeerValue> = map("PEERS_V4").try_into().unwrap();
             for list in 0..8 {
@@ -132,7 +136,9 @@ pub(crate) fn is_mended(mut lab: Lab) {
                 peers.insert(&Key::new(64, PeerKey4 { list, address: [10, 0, 0, 33] }), value, 0).unwrap();
             }
         }),
-        ("a link is detached", node, UntilNoticed, &|| detach(&pins.join("links/guard_ingress"))),
+        ("every link is detached", node, UntilNoticed, &|| {
+            PROGRAMS.into_iter().for_each(|name| detach(&pins.join("links").join(name)))
+        }),
     ];
     for (number, (deed, to, opens, act)) in deeds.iter().enumerate() {
         let before = lab.daemon().unwrap().status().unwrap().mended;
@@ -189,7 +195,7 @@ fn who_came_in_while_a_link_was_off_is_cut() {
     let connect = || Ok(TcpStream::connect_timeout(&to, Duration::from_millis(100)).ok());
     // Quick as the guard is, a stranger that waits for it is quicker, or soon will be.
     let came_in = (0..20).find_map(|_| {
-        detach(&pins.join("links/guard_ingress"));
+        JUDGES.into_iter().for_each(|name| detach(&pins.join("links").join(name)));
         let stream = lab.net.run(Who::Stranger, connect).unwrap();
         std::thread::sleep(Duration::from_millis(300));
         stream

@@ -121,7 +121,8 @@ fn try_all(cgroup: &Path, bpffs: &Path) {
     say(&format!("KERNEL {}", nix::sys::utsname::uname().unwrap().release().to_string_lossy()));
     join(&cgroup.join("elsewhere"));
     let location = Location { cgroup: cgroup.to_path_buf(), bpffs: bpffs.to_path_buf() };
-    let Loaded { maps, cookies, mut programs, .. } = load::open(&location).unwrap();
+    // Every map stays open, as in the daemon: the edge tier's programs are loaded later and name the same descriptors.
+    let Loaded { maps, health: _health, events: _events, cookies, mut programs } = load::open(&location).unwrap();
     let source = Source { path: "guest".into(), text: POLICY.to_owned() };
     // By these a kernel without the namespace helper tells the node's listeners from pods'.
     let addresses = ["127.0.0.1", "fd00::1"].map(|address| address.parse().unwrap()).into();
@@ -146,6 +147,9 @@ fn try_all(cgroup: &Path, bpffs: &Path) {
     let tier = programs.hold_edge(&["lo".to_owned()].into());
     let hook = tier.links.first().filter(|link| link.attached).map_or("none", |link| link.hook.as_str());
     say(&format!("EDGE {hook}"));
+    for link in tier.links.iter().filter(|link| !link.note.is_empty()) {
+        say(&format!("DETAIL edge tier on {}: {}", link.interface, link.note.replace('\n', " | ")));
+    }
     check("edge-attached", hook != "none", true);
     for program in EDGE_PROGRAMS {
         say(&format!("PROGRAM {program} loaded {}", programs.verified(program)));
@@ -231,15 +235,19 @@ fn shapes(apply: &Apply, bpffs: &Path) {
     };
     let (node, peer, stranger) = (1, 2, 3);
     [node, peer, stranger].into_iter().for_each(|last| add_to_loopback(address(true, last)));
-    let listener = TcpListener::bind("[::]:10255").unwrap();
-    let echo = std::net::UdpSocket::bind("[::]:10256").unwrap();
-    std::thread::spawn(move || {
-        let mut buffer = [0; 64];
-        while let Ok((count, from)) = echo.recv_from(&mut buffer) {
-            // To port 0 nothing can be sent.
-            let _ = echo.send_to(&buffer[..count], from);
-        }
-    });
+    // At these addresses alone: answers go to the senders' own on the same loopback, and come from where the packet went.
+    let at = |v6: bool, port: u16| SocketAddr::new(address(v6, node), port);
+    let listeners = [false, true].map(|v6| TcpListener::bind(at(v6, 10255)).unwrap());
+    for v6 in [false, true] {
+        let echo = std::net::UdpSocket::bind(at(v6, 10256)).unwrap();
+        std::thread::spawn(move || {
+            let mut buffer = [0; 64];
+            while let Ok((count, from)) = echo.recv_from(&mut buffer) {
+                // To port 0 nothing can be sent.
+                let _ = echo.send_to(&buffer[..count], from);
+            }
+        });
+    }
     let pins = load::pins(bpffs).join("maps/PINHOLES");
     let pinholes = aya::maps::Map::from_map_data(aya::maps::MapData::from_pin(pins).unwrap()).unwrap();
     let mut pinholes: aya::maps::HashMap<_, guard_common::abi::FlowKey, Pinhole> = pinholes.try_into().unwrap();
@@ -253,7 +261,7 @@ fn shapes(apply: &Apply, bpffs: &Path) {
             let port = if shape.protocol == UDP { 10256 } else { 10255 };
             let from = address(shape.v6, if sender == Sender::Peer { peer } else { stranger });
             let own = 20_000 + 4 * number as u16 + sender as u16;
-            let flow = Flow { from: SocketAddr::new(from, own), to: SocketAddr::new(address(shape.v6, node), port) };
+            let flow = Flow { from: SocketAddr::new(from, own), to: at(shape.v6, port) };
             if sender == Sender::Pinhole {
                 pinholes.insert(flow_of(shape, flow).key(), Pinhole::of(Pinhole::TUNNEL), 0).unwrap();
             }
@@ -264,7 +272,7 @@ fn shapes(apply: &Apply, bpffs: &Path) {
         }
         say(&format!("SHAPE {} {}", if wrong.is_empty() { "as-expected" } else { "WRONG" }, shape.name));
     }
-    drop(listener);
+    drop(listeners);
 }
 
 /// Gives loopback another IPv6 address.

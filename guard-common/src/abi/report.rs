@@ -59,6 +59,23 @@ impl Told {
     pub const BUDGET: u32 = 64;
 }
 
+/// The packet that a CPU judged last.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Judged {
+    /// Where the kernel holds it; 0 once both programs have seen it.
+    pub packet: u64,
+    /// Which program judged it.
+    pub by: u64,
+}
+
+impl Judged {
+    /// The one program.
+    pub const FIRST: u64 = 1;
+    /// The other.
+    pub const SECOND: u64 = 2;
+}
+
 /// The name of a rule slot, so that counters can be read by anybody who can read the maps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]

@@ -20,7 +20,7 @@ use aya::{
 use guard_common::abi::{ABI, Pinhole};
 
 use super::{
-    maps::Maps,
+    maps::{self, Maps},
     object::{JUDGES, OBJECT, PROGRAMS},
     shape::Shape,
     sys,
@@ -189,11 +189,12 @@ impl Programs {
         let cgroup = fs::File::open(&self.location.cgroup).map_err(at(&self.location.cgroup))?;
         let cgroup_id = cgroup.metadata().map_err(at(&self.location.cgroup))?.ino();
         self.links.clear();
+        let mut renewed = false;
         for name in PROGRAMS {
             let link_pin = pins.join("links").join(name);
             let program_pin = pins.join("programs").join(name);
             let program = self.ebpf.program_mut(name).ok_or(LoadError::Missing(name))?;
-            if name == JUDGES {
+            if name == JUDGES[0] {
                 // From here on this build's pinholes are those that count.
                 predecessors.iter().try_for_each(|before| before.carry_pinholes(&pins))?;
             }
@@ -210,12 +211,14 @@ impl Programs {
             } else {
                 attach_new(name, program, &cgroup, &link_pin)?;
                 replace_pin(program, &program_pin)?;
+                renewed |= JUDGES.contains(&name);
                 tracing::info!(program = name, cgroup = %self.location.cgroup.display(), "program attached and pinned");
             }
             let fd = sys::obj_get(&link_pin).map_err(at(&link_pin))?;
             let program_id = sys::link_info(fd.as_fd()).map_err(at(&link_pin))?.program_id;
             self.links.push(Held { name, fd, program_id });
         }
+        renewed.then(|| maps::forget_judged(&pins)).transpose()?;
         Ok(predecessors)
     }
 

@@ -6,11 +6,11 @@ use std::path::Path;
 
 use aya::{
     Ebpf,
-    maps::{Array, HashMap, Map, MapData, PerCpuArray, lpm_trie::Key},
+    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues, lpm_trie::Key},
 };
 use guard_common::abi::{
-    Active, CallerKey, CallerValue, CgroupKey, CgroupValue, DestinationKey, DestinationValue, Generation, PeerKey4,
-    PeerKey6, PeerValue, PortKey, PortValue, RuleName, ScopeKey, ScopeValue,
+    Active, CallerKey, CallerValue, CgroupKey, CgroupValue, DestinationKey, DestinationValue, Generation, Judged,
+    PeerKey4, PeerKey6, PeerValue, PortKey, PortValue, RuleName, ScopeKey, ScopeValue,
 };
 
 use super::{
@@ -70,6 +70,14 @@ impl Maps {
             carried: Array::try_from(map("CARRIED")?)?,
         })
     }
+}
+
+/// What one judging program left while it was alone means nothing to the other.
+pub(super) fn forget_judged(pins: &Path) -> Result<(), LoadError> {
+    let map = Map::from_map_data(MapData::from_pin(pins.join("maps/JUDGED"))?)?;
+    let mut judged: PerCpuArray<MapData, Judged> = PerCpuArray::try_from(map)?;
+    let nothing = vec![Judged::default(); judged.get(&0, 0)?.len()];
+    Ok(judged.set(0, PerCpuValues::try_from(nothing).map_err(MapError::IoError)?, 0)?)
 }
 
 /// The names of rules, as the table of names holds them.

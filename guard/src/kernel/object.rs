@@ -7,7 +7,15 @@ pub static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("NODEGUARD_BPF_OBJEC
 
 /// The programs, by name: what has to be attached for the guard to hold. Attached in this order: pinholes must work before
 /// anything is denied.
-pub const PROGRAMS: [&str; 7] =
-    ["guard_connect4", "guard_connect6", "guard_sendmsg4", "guard_sendmsg6", "guard_egress", "guard_sockops", JUDGES];
-/// The program that denies: the last one to be attached.
-pub const JUDGES: &str = "guard_ingress";
+pub const PROGRAMS: [&str; 8] = [
+    "guard_connect4",
+    "guard_connect6",
+    "guard_sendmsg4",
+    "guard_sendmsg6",
+    "guard_egress",
+    "guard_sockops",
+    JUDGES[0],
+    JUDGES[1],
+];
+/// The programs that deny, either of them: the last ones to be attached.
+pub const JUDGES: [&str; 2] = ["guard_ingress", "guard_ingress_too"];
