@@ -2,11 +2,11 @@
 //! Called by `apply` through `maps`.
 //! Must never depend on the kernel's batch calls: where a kernel has none for a kind of map, it is one call an entry.
 
-use std::{io, marker::PhantomData, os::fd::OwnedFd};
+use std::{io, marker::PhantomData};
 
 use aya::{
     Pod,
-    maps::{Map, MapError},
+    maps::{Map, MapData, MapError},
 };
 
 use super::elements::{self, Batch};
@@ -16,33 +16,35 @@ const CHUNK: usize = 1 << 14;
 
 /// A hash table or a longest-prefix table.
 pub(super) struct Bulk<K, V> {
-    fd: OwnedFd,
+    /// The descriptor itself and no copy of it: a program of the same object that is loaded later names its maps by their numbers.
+    map: MapData,
     of: PhantomData<fn() -> (K, V)>,
 }
 
 impl<K: Pod, V: Pod> Bulk<K, V> {
     /// Takes a map that has keys and values of this size.
     pub(super) fn of(map: Map) -> Result<Bulk<K, V>, MapError> {
-        let (Map::LpmTrie(data) | Map::HashMap(data)) = &map else {
+        let (Map::LpmTrie(map) | Map::HashMap(map)) = map else {
             return Err(MapError::InvalidMapType { map_type: 0 });
         };
-        let info = data.info()?;
+        let info = map.info()?;
         for (size, expected) in [(size_of::<K>(), info.key_size()), (size_of::<V>(), info.value_size())] {
             if size != expected as usize {
                 return Err(MapError::InvalidKeySize { size, expected: expected as usize });
             }
         }
-        let fd = std::os::fd::AsFd::as_fd(data.fd()).try_clone_to_owned()?;
-        Ok(Bulk { fd, of: PhantomData })
+        Ok(Bulk { map, of: PhantomData })
     }
 
     /// Writes entries in this order.
     pub(super) fn put(&self, entries: &[(K, V)]) -> io::Result<()> {
         for chunk in entries.chunks(CHUNK) {
             let (keys, values): (Vec<K>, Vec<V>) = chunk.iter().copied().unzip();
-            match elements::update_batch(&self.fd, &keys, &values) {
+            match elements::update_batch(self.map.fd(), &keys, &values) {
                 Batch::Done(_) => {}
-                Batch::Unknown => chunk.iter().try_for_each(|(key, value)| elements::update(&self.fd, key, value))?,
+                Batch::Unknown => {
+                    chunk.iter().try_for_each(|(key, value)| elements::update(self.map.fd(), key, value))?
+                }
                 Batch::Stopped(_, error) => return Err(error),
             }
         }
@@ -54,13 +56,13 @@ impl<K: Pod, V: Pod> Bulk<K, V> {
         let mut left = keys;
         while !left.is_empty() {
             let (now, _) = left.split_at(left.len().min(CHUNK));
-            let done = match elements::delete_batch(&self.fd, now) {
+            let done = match elements::delete_batch(self.map.fd(), now) {
                 Batch::Done(count) => count,
                 // The batch ends at the entry that is not there.
                 Batch::Stopped(count, error) if error.raw_os_error() == Some(libc::ENOENT) => count + 1,
                 Batch::Stopped(_, error) => return Err(error),
                 Batch::Unknown => {
-                    now.iter().try_for_each(|key| absent_is_fine(elements::delete(&self.fd, key)))?;
+                    now.iter().try_for_each(|key| absent_is_fine(elements::delete(self.map.fd(), key)))?;
                     now.len()
                 }
             };
@@ -74,7 +76,7 @@ impl<K: Pod, V: Pod> Bulk<K, V> {
         let mut entries = Vec::new();
         let mut place: Option<elements::Place<K>> = None;
         loop {
-            let (found, result) = elements::lookup_batch(&self.fd, &mut place, CHUNK);
+            let (found, result) = elements::lookup_batch(self.map.fd(), &mut place, CHUNK);
             entries.extend(found);
             match result {
                 Batch::Done(_) => {}
@@ -87,12 +89,12 @@ impl<K: Pod, V: Pod> Bulk<K, V> {
 
     fn read_singly(&self) -> io::Result<Vec<(K, V)>> {
         let mut entries = Vec::new();
-        let mut key = elements::next_key::<K>(&self.fd, None)?;
+        let mut key = elements::next_key::<K>(self.map.fd(), None)?;
         while let Some(at) = key {
-            if let Some(value) = elements::lookup(&self.fd, &at)? {
+            if let Some(value) = elements::lookup(self.map.fd(), &at)? {
                 entries.push((at, value));
             }
-            key = elements::next_key(&self.fd, Some(&at))?;
+            key = elements::next_key(self.map.fd(), Some(&at))?;
         }
         Ok(entries)
     }

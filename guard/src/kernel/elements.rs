@@ -5,10 +5,10 @@
 use std::{
     io,
     mem::MaybeUninit,
-    os::fd::{AsRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd},
 };
 
-use aya::Pod;
+use aya::{Pod, maps::MapFd};
 
 use super::sys::bpf;
 
@@ -68,42 +68,42 @@ pub(super) union Place<K: Pod> {
 }
 
 /// Writes an entry.
-pub(super) fn update<K: Pod, V: Pod>(map: &OwnedFd, key: &K, value: &V) -> io::Result<()> {
+pub(super) fn update<K: Pod, V: Pod>(map: &MapFd, key: &K, value: &V) -> io::Result<()> {
     let value = std::ptr::from_ref(value) as u64;
     bpf(UPDATE_ELEM, &mut Element { value, ..element(map, Some(key)) }).map(drop)
 }
 
 /// Removes an entry.
-pub(super) fn delete<K: Pod>(map: &OwnedFd, key: &K) -> io::Result<()> {
+pub(super) fn delete<K: Pod>(map: &MapFd, key: &K) -> io::Result<()> {
     bpf(DELETE_ELEM, &mut element(map, Some(key))).map(drop)
 }
 
 /// The value of an entry; `None` where there is none.
-pub(super) fn lookup<K: Pod, V: Pod>(map: &OwnedFd, key: &K) -> io::Result<Option<V>> {
+pub(super) fn lookup<K: Pod, V: Pod>(map: &MapFd, key: &K) -> io::Result<Option<V>> {
     answer(LOOKUP_ELEM, map, Some(key))
 }
 
 /// The key that follows, or the first one.
-pub(super) fn next_key<K: Pod>(map: &OwnedFd, key: Option<&K>) -> io::Result<Option<K>> {
+pub(super) fn next_key<K: Pod>(map: &MapFd, key: Option<&K>) -> io::Result<Option<K>> {
     answer(GET_NEXT_KEY, map, key)
 }
 
 /// Writes entries: as many keys as values.
-pub(super) fn update_batch<K: Pod, V: Pod>(map: &OwnedFd, keys: &[K], values: &[V]) -> Batch {
+pub(super) fn update_batch<K: Pod, V: Pod>(map: &MapFd, keys: &[K], values: &[V]) -> Batch {
     let count = keys.len().min(values.len()) as u32;
     let (keys, values) = (keys.as_ptr() as u64, values.as_ptr() as u64);
-    run(UPDATE_BATCH, Elements { keys, values, count, map_fd: map.as_raw_fd() as u32, ..Elements::default() })
+    run(UPDATE_BATCH, Elements { keys, values, count, map_fd: map.as_fd().as_raw_fd() as u32, ..Elements::default() })
 }
 
 /// Removes entries. Ends at one that is not there, with `ENOENT`.
-pub(super) fn delete_batch<K: Pod>(map: &OwnedFd, keys: &[K]) -> Batch {
+pub(super) fn delete_batch<K: Pod>(map: &MapFd, keys: &[K]) -> Batch {
     let (count, keys) = (keys.len() as u32, keys.as_ptr() as u64);
-    run(DELETE_BATCH, Elements { keys, count, map_fd: map.as_raw_fd() as u32, ..Elements::default() })
+    run(DELETE_BATCH, Elements { keys, count, map_fd: map.as_fd().as_raw_fd() as u32, ..Elements::default() })
 }
 
 /// Reads so many entries from a place on, and moves it. Stopped by `ENOENT` at the end of the table: what was found before counts.
 pub(super) fn lookup_batch<K: Pod, V: Pod>(
-    map: &OwnedFd,
+    map: &MapFd,
     place: &mut Option<Place<K>>,
     most: usize,
 ) -> (Vec<(K, V)>, Batch) {
@@ -118,7 +118,7 @@ pub(super) fn lookup_batch<K: Pod, V: Pod>(
             keys: keys.as_mut_ptr() as u64,
             values: values.as_mut_ptr() as u64,
             count: most as u32,
-            map_fd: map.as_raw_fd() as u32,
+            map_fd: map.as_fd().as_raw_fd() as u32,
             ..Elements::default()
         },
     );
@@ -137,15 +137,15 @@ pub(super) fn lookup_batch<K: Pod, V: Pod>(
     (keys.into_iter().zip(values).collect(), result)
 }
 
-fn element<K: Pod>(map: &OwnedFd, key: Option<&K>) -> Element {
+fn element<K: Pod>(map: &MapFd, key: Option<&K>) -> Element {
     Element {
-        map_fd: map.as_raw_fd() as u32,
+        map_fd: map.as_fd().as_raw_fd() as u32,
         key: key.map_or(0, |key| std::ptr::from_ref(key) as u64),
         ..Element::default()
     }
 }
 
-fn answer<K: Pod, A: Pod>(command: libc::c_long, map: &OwnedFd, key: Option<&K>) -> io::Result<Option<A>> {
+fn answer<K: Pod, A: Pod>(command: libc::c_long, map: &MapFd, key: Option<&K>) -> io::Result<Option<A>> {
     let mut answer = MaybeUninit::<A>::uninit();
     match bpf(command, &mut Element { value: answer.as_mut_ptr() as u64, ..element(map, key) }) {
         // SAFETY: the kernel has written the answer, and every pattern of bytes is one.
