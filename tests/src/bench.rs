@@ -75,3 +75,10 @@ pub fn print(rows: &[Row]) -> Result<()> {
     serde_json::to_writer(&mut out, rows)?;
     Ok(writeln!(out)?)
 }
+
+/// Says that a server listens.
+pub fn print_ready() -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "ready")?;
+    Ok(out.flush()?)
+}

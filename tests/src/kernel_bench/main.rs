@@ -1,13 +1,16 @@
-//! Owns the kernel bench: what a packet's verdict and an edit cost, each beside another in one run, in turns.
+//! Owns the kernel bench: what a packet's verdict, an edit and what is let through cost, each pair in one run, in turns.
 //! Called by `cargo xtask bench kernel`, which shows the rows that this prints as JSON.
 //! Must never compare figures of different runs, and never send a packet outside the namespaces it made.
 //!
-//! Reading order: `paths` (a packet's verdict, by test run) -> `edit` (from text to in force, and kernel memory, beside the `rivals`).
+//! Reading order: `paths` (a packet's verdict, by test run) -> `edit` (from text to in force, and kernel memory, beside the `rivals`)
+//! -> `wire` (established traffic and new connections).
 
 mod edit;
 mod paths;
 mod prefixes;
 mod rivals;
+mod traffic;
+mod wire;
 
 use std::path::Path;
 
@@ -21,10 +24,12 @@ struct Amount {
     rounds: usize,
     /// Repetitions of a test run.
     repeat: u32,
+    /// Seconds of one side in one round, of what goes over the wire.
+    seconds: f64,
 }
 
-const FULL: Amount = Amount { rounds: 10, repeat: 20_000 };
-const QUICK: Amount = Amount { rounds: 3, repeat: 5_000 };
+const FULL: Amount = Amount { rounds: 10, repeat: 20_000, seconds: 1.0 };
+const QUICK: Amount = Amount { rounds: 3, repeat: 5_000, seconds: 0.2 };
 
 /// A part of the bench.
 type Measure = fn(Amount) -> Result<Vec<bench::Row>>;
@@ -33,27 +38,33 @@ fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let (amount, parts) = match words[..] {
+        ["serve", address] => return traffic::serve(address.parse()?),
+        ["serve", address, "--precedence"] => {
+            undisturbed(true)?;
+            return traffic::serve(address.parse()?);
+        }
         ["--quick", ref parts @ ..] => (QUICK, parts.to_vec()),
         ref parts => (FULL, parts.to_vec()),
     };
-    let all: [(&str, Measure); 2] = [("paths", paths::measure), ("edit", edit::measure)];
+    let all: [(&str, Measure); 3] = [("paths", paths::measure), ("edit", edit::measure), ("wire", wire::measure)];
     if let Some(unknown) = parts.iter().find(|part| all.iter().all(|(name, _)| name != *part)) {
-        bail!("`{unknown}`? usage: nodeguard-kernel-bench [--quick] [paths] [edit]");
+        bail!("`{unknown}`? usage: nodeguard-kernel-bench [--quick] [paths] [edit] [wire]");
     }
-    // What one thread computes is measured undisturbed by what else the machine does.
-    undisturbed()?;
     let mut rows = Vec::new();
-    for (_, measure) in all.iter().filter(|(name, _)| parts.is_empty() || parts.contains(name)) {
+    for (name, measure) in all.iter().filter(|(name, _)| parts.is_empty() || parts.contains(name)) {
+        // What one thread computes is measured undisturbed by what else the machine does; what goes over the wire needs others of its parts.
+        undisturbed(matches!(*name, "paths" | "edit"))?;
         rows.extend(measure(amount)?);
     }
     bench::print(&rows)
 }
 
-/// Gives the calling thread, and what it starts, precedence over everything ordinary.
-fn undisturbed() -> Result<()> {
-    let parameter = libc::sched_param { sched_priority: 1 };
+/// Gives the calling thread, and what it starts, precedence over everything ordinary; or takes it back.
+fn undisturbed(on: bool) -> Result<()> {
+    let (policy, priority) = if on { (libc::SCHED_FIFO, 1) } else { (libc::SCHED_OTHER, 0) };
+    let parameter = libc::sched_param { sched_priority: priority };
     // SAFETY: the parameter is ours and lives through the call.
-    let result = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const parameter) };
+    let result = unsafe { libc::sched_setscheduler(0, policy, &raw const parameter) };
     if result == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()).context("sched_setscheduler") }
 }
 

@@ -1,4 +1,4 @@
-//! Owns the kernel's part of the bench: starts the measuring program, which attaches nothing.
+//! Owns the kernel's part of the bench: starts the measuring program, which keeps everything inside a lab of its own.
 //! Called by `bench`.
 //! Must never measure a debug build.
 
