@@ -121,8 +121,7 @@ fn try_all(cgroup: &Path, bpffs: &Path) {
     say(&format!("KERNEL {}", nix::sys::utsname::uname().unwrap().release().to_string_lossy()));
     join(&cgroup.join("elsewhere"));
     let location = Location { cgroup: cgroup.to_path_buf(), bpffs: bpffs.to_path_buf() };
-    // Every map stays open, as in the daemon: the edge tier's programs are loaded later and name the same descriptors.
-    let Loaded { maps, health: _health, events: _events, cookies, mut programs } = load::open(&location).unwrap();
+    let Loaded { maps, cookies, mut programs, .. } = load::open(&location).unwrap();
     let source = Source { path: "guest".into(), text: POLICY.to_owned() };
     // By these a kernel without the namespace helper tells the node's listeners from pods'.
     let addresses = ["127.0.0.1", "fd00::1"].map(|address| address.parse().unwrap()).into();

@@ -13,14 +13,14 @@ use std::{
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
-    maps::{HashMap, Map, MapData, MapError, MapInfo, PerCpuArray, RingBuf},
+    maps::{HashMap, MapData, MapError, MapInfo, PerCpuArray, RingBuf},
     pin::PinError,
     programs::{CgroupAttachMode, CgroupSkbAttachType, Program, ProgramError, ProgramInfo, SockOps, links::FdLink},
 };
 use guard_common::abi::{ABI, Pinhole};
 
 use super::{
-    maps::{self, Maps},
+    maps::{self, Maps, pinned_map},
     object::{JUDGES, OBJECT, PROGRAMS},
     shape::Shape,
     sys,
@@ -165,17 +165,17 @@ pub fn open(location: &Location) -> Result<Loaded, LoadError> {
     let pins = location.pins();
     make_directories(&location.bpffs, &pins)?;
     let map_names = check_shapes(&pins)?;
-    let (mut ebpf, netns_helper) = load_programs(&pins, &map_names)?;
+    let (ebpf, netns_helper) = load_programs(&pins, &map_names)?;
     #[cfg(feature = "ebpf-log")]
-    super::program_log::start(&mut ebpf);
+    let ebpf = super::program_log::start(ebpf);
     let handle = |name: &String| Ok((name.clone(), MapData::from_pin(pins.join("maps").join(name))?));
     let pinned = map_names.iter().map(handle).collect::<Result<_, MapError>>()?;
     let (links, edge) = (Vec::new(), super::edge::Held::default());
     Ok(Loaded {
-        maps: Maps::take(&mut ebpf)?,
-        health: PerCpuArray::try_from(take(&mut ebpf, "HEALTH")?)?,
-        events: RingBuf::try_from(take(&mut ebpf, "EVENTS")?)?,
-        cookies: HashMap::try_from(take(&mut ebpf, "COOKIES")?)?,
+        maps: Maps::pinned(&location.bpffs)?,
+        health: PerCpuArray::try_from(pinned_map(&pins, "HEALTH")?)?,
+        events: RingBuf::try_from(pinned_map(&pins, "EVENTS")?)?,
+        cookies: HashMap::try_from(pinned_map(&pins, "COOKIES")?)?,
         programs: Programs { ebpf, location: location.clone(), pinned, links, edge, netns_helper },
     })
 }
@@ -387,10 +387,6 @@ pub(super) fn replace_pin(program: &mut Program, pin: &Path) -> Result<(), LoadE
         Ok(()) | Err(_) => {}
     }
     program.pin(pin).map_err(|error| LoadError::Pin(pin.to_path_buf(), error))
-}
-
-pub(super) fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, LoadError> {
-    ebpf.take_map(name).ok_or(LoadError::Missing(name))
 }
 
 pub(super) fn at(path: &Path) -> impl FnOnce(io::Error) -> LoadError + use<> {

@@ -15,7 +15,7 @@ use guard_common::abi::{
 
 use super::{
     bulk::Bulk,
-    load::{LoadError, pins, take},
+    load::{LoadError, pins},
 };
 
 /// The maps.
@@ -47,8 +47,8 @@ impl Maps {
 
     /// Opens the pinned maps without any program: the daemon need not run.
     pub fn pinned(bpffs: &Path) -> Result<Maps, LoadError> {
-        let pins = pins(bpffs).join("maps");
-        Maps::open(|name| Ok(Map::from_map_data(MapData::from_pin(pins.join(name))?)?))
+        let pins = pins(bpffs);
+        Maps::open(|name| pinned_map(&pins, name))
     }
 
     fn open(mut map: impl FnMut(&'static str) -> Result<Map, LoadError>) -> Result<Maps, LoadError> {
@@ -72,10 +72,18 @@ impl Maps {
     }
 }
 
+/// A map by its pin. The object keeps its own descriptors: programs that are loaded later name them by number.
+pub(super) fn pinned_map(pins: &Path, name: &str) -> Result<Map, LoadError> {
+    Ok(Map::from_map_data(MapData::from_pin(pins.join("maps").join(name))?)?)
+}
+
+fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, LoadError> {
+    ebpf.take_map(name).ok_or(LoadError::Missing(name))
+}
+
 /// What one judging program left while it was alone means nothing to the other.
 pub(super) fn forget_judged(pins: &Path) -> Result<(), LoadError> {
-    let map = Map::from_map_data(MapData::from_pin(pins.join("maps/JUDGED"))?)?;
-    let mut judged: PerCpuArray<MapData, Judged> = PerCpuArray::try_from(map)?;
+    let mut judged: PerCpuArray<MapData, Judged> = PerCpuArray::try_from(pinned_map(pins, "JUDGED")?)?;
     let nothing = vec![Judged::default(); judged.get(&0, 0)?.len()];
     Ok(judged.set(0, PerCpuValues::try_from(nothing).map_err(MapError::IoError)?, 0)?)
 }

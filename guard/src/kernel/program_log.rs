@@ -9,10 +9,13 @@ use aya_log::EbpfLogger;
 use tokio::io::unix::AsyncFd;
 
 /// Hands the programs' records to the log, at their own level.
-pub(super) fn start(ebpf: &mut Ebpf) {
-    let logger = match EbpfLogger::init(ebpf) {
+pub(super) fn start(mut ebpf: Ebpf) -> Ebpf {
+    let logger = match EbpfLogger::init(&mut ebpf) {
         Ok(logger) => logger,
-        Err(error) => return tracing::error!(%error, "no diagnostics of the kernel programs"),
+        Err(error) => {
+            tracing::error!(%error, "no diagnostics of the kernel programs");
+            return ebpf;
+        }
     };
     tokio::spawn(async move {
         tracing::info!(descriptor = logger.as_raw_fd(), "diagnostics of the kernel programs are on");
@@ -26,4 +29,5 @@ pub(super) fn start(ebpf: &mut Ebpf) {
             ready.clear_ready();
         }
     });
+    ebpf
 }
