@@ -236,9 +236,9 @@ fn shapes(apply: &Apply, bpffs: &Path) {
     [node, peer, stranger].into_iter().for_each(|last| add_to_loopback(address(true, last)));
     // At these addresses alone: answers go to the senders' own on the same loopback, and come from where the packet went.
     let at = |v6: bool, port: u16| SocketAddr::new(address(v6, node), port);
-    let listeners = [false, true].map(|v6| TcpListener::bind(at(v6, 10255)).unwrap());
+    let listeners = [false, true].map(|v6| once_it_is_there(|| TcpListener::bind(at(v6, 10255))));
     for v6 in [false, true] {
-        let echo = std::net::UdpSocket::bind(at(v6, 10256)).unwrap();
+        let echo = once_it_is_there(|| std::net::UdpSocket::bind(at(v6, 10256)));
         std::thread::spawn(move || {
             let mut buffer = [0; 64];
             while let Ok((count, from)) = echo.recv_from(&mut buffer) {
@@ -272,6 +272,17 @@ fn shapes(apply: &Apply, bpffs: &Path) {
         say(&format!("SHAPE {} {}", if wrong.is_empty() { "as-expected" } else { "WRONG" }, shape.name));
     }
     drop(listeners);
+}
+
+/// Binds to an address that was added just now: IPv6 takes a moment to make one usable.
+fn once_it_is_there<T>(bind: impl Fn() -> std::io::Result<T>) -> T {
+    for _ in 0..200 {
+        if let Ok(bound) = bind() {
+            return bound;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    bind().unwrap()
 }
 
 /// Gives loopback another IPv6 address.
