@@ -22,6 +22,7 @@ pub mod dialling;
 pub mod drain;
 pub mod edge;
 pub mod flags;
+pub mod footprint;
 mod gate;
 pub mod hello;
 mod hold;

@@ -11,7 +11,7 @@ use nodeguard::{
     admin::{self, AskError},
     agent, app,
     args::{Cli, Command, LogFormat, Output},
-    config,
+    config, footprint,
     kernel::unpin::unpin,
     policy::check::check,
     snapshot,
@@ -19,8 +19,6 @@ use nodeguard::{
 
 /// It found something wrong, or failed.
 const FOUND: u8 = 1;
-/// How much freed memory is kept, bytes.
-const KEPT: i32 = 4 << 20;
 /// No daemon could be reached.
 const UNREACHABLE: u8 = 3;
 
@@ -55,12 +53,15 @@ fn main() -> ExitCode {
 fn daemon(run: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<ExitCode> {
     let (_, most) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE)?;
     nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE, most, most)?;
-    // Buffers come and go with every message: given back to the kernel each time, they cost a page fault per 4 KiB.
-    // SAFETY: it sets a number of the allocator, before any other thread exists.
-    unsafe { libc::mallopt(libc::M_TRIM_THRESHOLD, KEPT) };
+    footprint::keep_buffers();
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
-    runtime.block_on(run)?;
+    runtime.block_on(async {
+        tokio::select! {
+            ended = run => ended,
+            () = footprint::forget_the_start() => Ok(()),
+        }
+    })?;
     runtime.shutdown_timeout(std::time::Duration::from_secs(1));
     Ok(ExitCode::SUCCESS)
 }

@@ -14,8 +14,8 @@ use std::{
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// How much is gathered at most: what rustls takes in one go.
-const GATHERED: usize = 64 << 10;
+/// How much is gathered at most, and what rustls is told to take in one go: each write costs the wake-up of who reads.
+pub(crate) const GATHERED: usize = 256 << 10;
 
 /// A stream whose small writes are gathered.
 pub(crate) struct Batched<S> {

@@ -25,7 +25,7 @@ use tonic::{
 
 use super::{
     TunnelConfig,
-    batch::Batched,
+    batch::{Batched, GATHERED},
     frame::{METHOD, Packet, PacketCodec},
     goaway::Watched,
     hosts::Host,
@@ -42,8 +42,8 @@ const KEEPALIVE_AT_LEAST: Duration = Duration::from_secs(30);
 const KEEPALIVE_ANSWER: Duration = Duration::from_secs(20);
 /// How much is read from the socket at once: rustls itself asks for 4 KiB.
 const READ_AHEAD: usize = 64 << 10;
-/// How many messages may wait for the wire: at 32 KiB each, 1 MiB.
-const OUTBOUND: usize = 32;
+/// How many messages may wait for the wire: at 256 KiB each, 4 MiB.
+const OUTBOUND: usize = 16;
 /// How many bytes the server may have under way: one stream carries everything.
 pub(super) const WINDOW: u32 = 4 << 20;
 
@@ -206,11 +206,12 @@ async fn handshake(
     socket.set_tcp_keepalive(&probes).map_err(ConnectError::Tcp)?;
     socket.set_tcp_user_timeout(Some(UNANSWERED)).map_err(ConnectError::Tcp)?;
     let tls = TlsConnector::from(Arc::clone(&material.client));
-    let stream = tls.connect(name, BufReader::with_capacity(READ_AHEAD, tcp)).await.map_err(|error| {
+    let mut stream = tls.connect(name, BufReader::with_capacity(READ_AHEAD, tcp)).await.map_err(|error| {
         let (check, message) = tls::explain(&error, &host.name, &config.files);
         ConnectError::Handshake { check, message }
     })?;
-    let (_, session) = stream.get_ref();
+    let (_, session) = stream.get_mut();
+    session.set_buffer_limit(Some(GATHERED));
     if session.alpn_protocol() != Some(b"h2") {
         return Err(ConnectError::Handshake {
             check: "alpn",

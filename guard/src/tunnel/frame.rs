@@ -17,8 +17,9 @@ use super::traffic;
 /// The method that carries everything.
 pub const METHOD: &str = "/AgentService/Connect";
 
-/// The largest DATA that the agent sends, bytes: what the server itself uses in the other direction. A message may have 4 MiB.
-pub const MAX_DATA: usize = 32 << 10;
+/// The largest DATA that the agent sends, bytes; a message may have 4 MiB. A server in Go clears a buffer of 1 MiB for every message of more
+/// than 32 KiB (`mem.DefaultBufferPool` of grpc-go), which is most of what it does where messages are not much larger than that.
+pub const MAX_DATA: usize = 256 << 10;
 
 /// A message, as on the wire.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -141,10 +142,10 @@ impl Codec for PacketCodec {
     type Decoder = Counted<ProstDecoder<Packet>>;
 
     fn encoder(&mut self) -> Self::Encoder {
-        Counted(ProstEncoder::new(BufferSettings::new(BUFFER, 2 * MAX_DATA)))
+        Counted(ProstEncoder::new(BufferSettings::new(MAX_DATA + AROUND, MAX_DATA)))
     }
     fn decoder(&mut self) -> Self::Decoder {
-        Counted(ProstDecoder::new(BufferSettings::new(BUFFER, 2 * MAX_DATA)))
+        Counted(ProstDecoder::new(BufferSettings::new(2 * SERVER_DATA + AROUND, 2 * SERVER_DATA)))
     }
 }
 
@@ -183,8 +184,10 @@ impl Decoder for Counted<ProstDecoder<Packet>> {
     }
 }
 
-/// Two DATA and what is around them: after these the bytes go on, so that the buffer never grows.
-const BUFFER: usize = 2 * (MAX_DATA + 128);
+/// The largest DATA that the server sends, bytes.
+const SERVER_DATA: usize = 32 << 10;
+/// What is around a DATA, and a little before it: with a place for these, buffers seldom grow.
+const AROUND: usize = 1 << 10;
 
 const TYPE_DIAL_REQ: i32 = 0;
 const TYPE_DIAL_RSP: i32 = 1;
