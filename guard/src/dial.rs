@@ -32,6 +32,10 @@ use crate::{
     tunnel::frame::{DialRequest, Packet, dial_failed, dialled},
 };
 
+/// How much the kernel may hold for a backend beyond what is on its way, bytes. By default it takes megabytes and says that there is room
+/// again when a third is free: a slow reader then looks for long like one that does not read.
+const UNSENT: u32 = 256 << 10;
+
 /// Lets a socket through the kernel half of this node, and takes that back.
 pub trait Pinholes: Send + Sync + 'static {
     /// Before the socket with this cookie connects. An error refuses the dial.
@@ -262,6 +266,7 @@ impl Dialer {
         match connected {
             Ok(backend) => {
                 backend.set_nodelay(true)?;
+                socket2::SockRef::from(&backend).set_tcp_notsent_lowat(UNSENT)?;
                 Ok(backend)
             }
             Err(error) => {
