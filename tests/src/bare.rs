@@ -143,7 +143,12 @@ pub fn upstream(file: &str) -> Result<PathBuf> {
 
 /// CPU time of a process so far, seconds.
 pub fn cpu(process: &Process) -> Result<f64> {
-    let stat = fs::read_to_string(format!("/proc/{}/stat", process.id()))?;
+    cpu_of(process.id())
+}
+
+/// The same by its number.
+pub fn cpu_of(id: u32) -> Result<f64> {
+    let stat = fs::read_to_string(format!("/proc/{id}/stat"))?;
     // After the name, which may hold anything: state is field 3, utime 14, stime 15 (proc(5)).
     let fields: Vec<&str> = stat.rsplit_once(')').context("/proc/PID/stat")?.1.split_whitespace().collect();
     let ticks = |index: usize| fields.get(index).and_then(|text| text.parse::<f64>().ok()).context("/proc/PID/stat");

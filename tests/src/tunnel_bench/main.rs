@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use lab::{
     bare::{Place, SERVER, Who, agent, cpu, memory, server},
     bench::{self, Goal, Row, median, progress},
@@ -47,9 +47,11 @@ fn main() -> Result<()> {
             std::io::Write::write_all(&mut std::io::stdout(), b"ready\n")?;
             endpoint::serve(listener).await
         }),
-        [] => run(FULL),
-        ["--quick"] => run(QUICK),
-        _ => bail!("usage: nodeguard-tunnel-bench [--quick]"),
+        [] => run(FULL, None),
+        ["--quick"] => run(QUICK, None),
+        ["--only", part] => run(FULL, Some(part)),
+        ["--quick", "--only", part] => run(QUICK, Some(part)),
+        _ => bail!("usage: nodeguard-tunnel-bench [--quick] [--only memory|throughput|requests|stalled|own]"),
     }
 }
 
@@ -59,7 +61,7 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
     Ok(tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?)
 }
 
-fn run(amount: Amount) -> Result<()> {
+fn run(amount: Amount, only: Option<&str>) -> Result<()> {
     let directory = tempfile::tempdir()?;
     let addresses = [SERVER, Who::Ours.address(), Who::Theirs.address()];
     let rows = isolated(&addresses, || {
@@ -67,8 +69,13 @@ fn run(amount: Amount) -> Result<()> {
         place.certs.server(ServerCert::Good)?;
         let _endpoint = endpoint_process(&place)?;
         let runtime = runtime()?;
-        let mut rows = runtime.block_on(with_server(&place, amount))?;
-        rows.extend(runtime.block_on(own::without_server(&place, amount))?);
+        let mut rows = Vec::new();
+        if only != Some("own") {
+            rows.extend(runtime.block_on(with_server(&place, amount, only))?);
+        }
+        if only.is_none_or(|only| only == "own") {
+            rows.extend(runtime.block_on(own::without_server(&place, amount))?);
+        }
         Ok(rows)
     })?;
     bench::print(&rows)
@@ -114,14 +121,49 @@ impl Figures {
     }
 }
 
-/// Everything that the real server lets us see.
-async fn with_server(place: &Place, amount: Amount) -> Result<Vec<Row>> {
+/// Everything that the real server lets us see, or a part of it.
+async fn with_server(place: &Place, amount: Amount, only: Option<&str>) -> Result<Vec<Row>> {
+    let wanted = |part: &str| only.is_none_or(|only| only == part);
     let (server, socket) = server(place)?;
-    let mut rows = memory_rows(place, &socket, amount).await?;
+    let mut rows = Vec::new();
+    if wanted("memory") {
+        rows.extend(memory_rows(place, &socket, amount).await?);
+    }
     let subjects = [subject(Who::Ours, place, &socket).await?, subject(Who::Theirs, place, &socket).await?];
-    let of = |who: Who| -> Result<&Subject> { subjects.get(usize::from(who == Who::Theirs)).context("two subjects") };
-    let turns = |round: usize| if round.is_multiple_of(2) { [0, 1] } else { [1, 0] };
+    if wanted("throughput") {
+        rows.extend(throughput_rows(&subjects, &server, amount).await?);
+    }
+    if wanted("requests") {
+        rows.extend(request_rows(&subjects, amount).await?);
+    }
+    if wanted("stalled") {
+        progress("beside an endpoint that never reads");
+        rows.extend(stalled_rows(&subjects, amount).await?);
+    }
+    let mut peak = Figures::default();
+    for (who, subject) in Who::BOTH.iter().zip(&subjects) {
+        peak.add(*who, memory(&subject.process, "VmHWM")? / 1024.0);
+    }
+    rows.push(peak.row("most memory in all of this", "MiB", None));
+    Ok(rows)
+}
 
+/// Who is first changes with every round.
+fn turns(round: usize) -> [Who; 2] {
+    if round.is_multiple_of(2) { Who::BOTH } else { [Who::Theirs, Who::Ours] }
+}
+
+fn of(subjects: &[Subject; 2], who: Who) -> &Subject {
+    let [ours, theirs] = subjects;
+    match who {
+        Who::Ours => ours,
+        Who::Theirs => theirs,
+    }
+}
+
+/// Bytes both ways, and what they cost.
+async fn throughput_rows(subjects: &[Subject; 2], server: &Process, amount: Amount) -> Result<Vec<Row>> {
+    let mut rows = Vec::new();
     for (connections, way, name) in [
         (1, Way::ToControlPlane, "throughput to the control plane, 1 connection"),
         (10, Way::ToControlPlane, "throughput to the control plane, 10 connections"),
@@ -133,13 +175,13 @@ async fn with_server(place: &Place, amount: Amount) -> Result<Vec<Row>> {
         progress(name);
         let (mut speed, mut work, mut busy) = (Figures::default(), Figures::default(), Figures::default());
         for round in 0..amount.rounds {
-            for who in turns(round).map(|turn| Who::BOTH[turn]) {
-                let subject = of(who)?;
-                let (before, servers) = (cpu(&subject.process)?, cpu(&server)?);
+            for who in turns(round) {
+                let subject = of(subjects, who);
+                let (before, servers) = (cpu(&subject.process)?, cpu(server)?);
                 let throughput = subject.load.throughput(way, connections, amount.mib << 20).await?;
                 speed.add(who, throughput);
                 work.add(who, (cpu(&subject.process)? - before) * 1024.0 / amount.mib as f64);
-                busy.add(who, (cpu(&server)? - servers) * throughput / amount.mib as f64);
+                busy.add(who, (cpu(server)? - servers) * throughput / amount.mib as f64);
             }
         }
         rows.push(speed.row(name, "MiB/s", (connections == 1).then_some(("at least", 2.0))));
@@ -147,12 +189,16 @@ async fn with_server(place: &Place, amount: Amount) -> Result<Vec<Row>> {
         // What limits: a server that is busy all the time cannot be given more.
         rows.push(busy.row(name.replace("throughput", "proxy-server busy,"), "cores", None));
     }
+    Ok(rows)
+}
 
+/// Small requests, and dials.
+async fn request_rows(subjects: &[Subject; 2], amount: Amount) -> Result<Vec<Row>> {
     progress("requests and dials");
     let mut figures: [Figures; 5] = Default::default();
     for round in 0..amount.rounds {
-        for who in turns(round).map(|turn| Who::BOTH[turn]) {
-            let load = &of(who)?.load;
+        for who in turns(round) {
+            let load = &of(subjects, who).load;
             let requests = load.requests(8, Duration::from_secs(amount.seconds)).await?;
             let dials = load.dials(amount.dials).await?;
             let rate = load.dial_rate(amount.dials).await?;
@@ -167,16 +213,7 @@ async fn with_server(place: &Place, amount: Amount) -> Result<Vec<Row>> {
         ("dial, p99", "ms", Some(("at most", 0.6))),
         ("dials by 32 at once", "1/s", None),
     ];
-    rows.extend(figures.iter().zip(names).map(|(figure, (what, unit, goal))| figure.row(what, unit, goal)));
-
-    progress("beside an endpoint that never reads");
-    rows.extend(stalled_rows(&subjects, amount).await?);
-    let peak = Figures {
-        ours: vec![memory(&of(Who::Ours)?.process, "VmHWM")? / 1024.0],
-        other: vec![memory(&of(Who::Theirs)?.process, "VmHWM")? / 1024.0],
-    };
-    rows.push(peak.row("most memory in all of this", "MiB", None));
-    Ok(rows)
+    Ok(figures.iter().zip(names).map(|(figure, (what, unit, goal))| figure.row(what, unit, goal)).collect())
 }
 
 /// Each agent against itself: with and without an endpoint that never reads, in turns.
@@ -207,7 +244,7 @@ async fn stalled_rows(subjects: &[Subject; 2], amount: Amount) -> Result<Vec<Row
 
 /// Fresh agents: their memory at rest, and with many connections that rest.
 async fn memory_rows(place: &Place, socket: &std::path::Path, amount: Amount) -> Result<Vec<Row>> {
-    let (mut idle, mut each) = (Figures::default(), Figures::default());
+    let (mut idle, mut each, mut again) = (Figures::default(), Figures::default(), Figures::default());
     for who in Who::BOTH {
         progress(&format!("memory with {} idle connections: {who:?}", amount.idle));
         let subject = subject(who, place, socket).await?;
@@ -221,10 +258,15 @@ async fn memory_rows(place: &Place, socket: &std::path::Path, amount: Amount) ->
         let after = memory(&subject.process, "VmRSS")?;
         idle.add(who, before / 1024.0);
         each.add(who, (after - before) / amount.idle as f64);
+        drop(open);
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        again.add(who, memory(&subject.process, "VmRSS")? / 1024.0);
     }
     Ok(vec![
         idle.row("memory at rest", "MiB", Some(("at most", 0.25))),
         each.row(format!("memory per idle connection, of {}", amount.idle), "KiB", Some(("at most", 1.0))),
+        // At its start the agent gives back code; after work it has again what it needs of it.
+        again.row("memory at rest, 10 s after these were closed", "MiB", Some(("at most", 0.25))),
     ])
 }
 
