@@ -225,19 +225,20 @@ impl Session {
     /// Waits for room for these bytes, the last resort: all of the stream waits. Where there is no time left for that, their connection ends.
     async fn hold(&mut self, queue: &Queue, mut bytes: Bytes) {
         let others = self.traffic.others_served(Instant::now());
-        loop {
+        // Once: it grows while time passes, and would never be used up.
+        let mut left = self.patience.left(Instant::now(), others);
+        while !left.is_zero() {
             let started = Instant::now();
-            let left = self.patience.left(started, others);
-            if left.is_zero() {
-                return queue.end();
-            }
             let _ = timeout(left.min(LOOK), queue.room()).await;
-            self.patience.spend(started.elapsed(), others);
+            let held = started.elapsed();
+            self.patience.spend(held, others);
+            left = left.saturating_sub(held);
             match queue.push(bytes) {
                 Ok(()) => return,
                 Err(again) => bytes = again,
             }
         }
+        queue.end();
     }
 
     /// Starts a dial, or refuses it where too many are under way.
