@@ -195,10 +195,10 @@ fn a_backend_that_takes_nothing_is_reset_after_the_stall_timeout_also_without_a_
     with_rig(&["--stall-timeout=1s", "--connection-budget=32MiB"], async |rig| {
         let (mut connection, _endpoint) = rig.odd().await?;
         // Within the budget; more than the sockets hold.
-        ensure!(!flood(&connection, 24).await?, "cut within the budget");
         let started = Instant::now();
+        ensure!(!flood(&connection, 16).await?, "cut within the budget");
         cut(&mut connection).await?;
-        ensure!(started.elapsed() > Duration::from_millis(500), "cut after {:?}", started.elapsed());
+        ensure!(started.elapsed() > Duration::from_secs(1), "cut after {:?}", started.elapsed());
         Ok(())
     });
 }
