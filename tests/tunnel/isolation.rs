@@ -177,6 +177,8 @@ fn many_that_never_read_share_the_budget_and_one_that_reads_has_its_part_of_it()
             flood(&connection, 18).await?;
             held.push((connection, endpoint));
         }
+        // Long enough that nobody else counts as served: it sets the pace then.
+        sleep(Duration::from_millis(1200)).await;
         let (connection, endpoint) = rig.odd().await?;
         let reader = tokio::spawn(read_slowly(endpoint, 64.0));
         ensure!(!flood(&connection, 24).await?, "the one that reads was cut");
