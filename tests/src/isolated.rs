@@ -56,3 +56,18 @@ fn ip(arguments: &[&str]) -> Result<()> {
     ensure!(status.success(), "ip {}", arguments.join(" "));
     Ok(())
 }
+
+/// Does something with the sysfs of the calling thread's network namespace, which no mount of the machine shows.
+pub fn with_sysfs<T: Send>(work: impl FnOnce(&Path) -> Result<T> + Send) -> Result<T> {
+    let in_it = || {
+        unshare(CloneFlags::CLONE_NEWNS).context("unshare")?;
+        let none: Option<&str> = None;
+        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).context("a mount namespace")?;
+        let directory = tempfile::tempdir()?;
+        mount(Some("sysfs"), directory.path(), Some("sysfs"), MsFlags::empty(), none).context("mount -t sysfs")?;
+        let result = work(directory.path());
+        nix::mount::umount2(directory.path(), nix::mount::MntFlags::MNT_DETACH)?;
+        result
+    };
+    std::thread::scope(|scope| scope.spawn(in_it).join()).unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}

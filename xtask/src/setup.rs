@@ -82,6 +82,7 @@ fn system_packages(what: For) -> Result<()> {
         need("strip", "binutils");
         // What the kernel bench measures the guard against.
         need("nft", "nftables");
+        need("iptables", "iptables");
         need("ipset", "ipset");
     }
     if what == For::Cluster {

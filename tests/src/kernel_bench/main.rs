@@ -1,15 +1,18 @@
-//! Owns the kernel bench: what a packet's verdict, an edit and what is let through cost, each pair in one run, in turns.
+//! Owns the kernel bench: what a packet, an edit and a flood cost with the guard and without, each pair in one run, in turns.
 //! Called by `cargo xtask bench kernel`, which shows the rows that this prints as JSON.
 //! Must never compare figures of different runs, and never send a packet outside the namespaces it made.
 //!
-//! Reading order: `paths` (a packet's verdict, by test run) -> `edit` (from text to in force, and kernel memory, beside the `rivals`)
-//! -> `wire` (established traffic and new connections).
+//! Reading order: `paths` (a packet's verdict, by test run) -> `edit` (from text to in force, and kernel memory) -> `wire` (established traffic
+//! and new connections) -> `flood` (a flood of SYNs, beside the `rivals`).
 
 mod edit;
+mod flood;
+mod generator;
 mod paths;
 mod prefixes;
 mod rivals;
 mod traffic;
+mod uplink;
 mod wire;
 
 use std::path::Path;
@@ -46,9 +49,10 @@ fn main() -> Result<()> {
         ["--quick", ref parts @ ..] => (QUICK, parts.to_vec()),
         ref parts => (FULL, parts.to_vec()),
     };
-    let all: [(&str, Measure); 3] = [("paths", paths::measure), ("edit", edit::measure), ("wire", wire::measure)];
+    let all: [(&str, Measure); 4] =
+        [("paths", paths::measure), ("edit", edit::measure), ("wire", wire::measure), ("flood", flood::measure)];
     if let Some(unknown) = parts.iter().find(|part| all.iter().all(|(name, _)| name != *part)) {
-        bail!("`{unknown}`? usage: nodeguard-kernel-bench [--quick] [paths] [edit] [wire]");
+        bail!("`{unknown}`? usage: nodeguard-kernel-bench [--quick] [paths] [edit] [wire] [flood]");
     }
     let mut rows = Vec::new();
     for (name, measure) in all.iter().filter(|(name, _)| parts.is_empty() || parts.contains(name)) {

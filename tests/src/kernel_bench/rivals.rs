@@ -1,10 +1,11 @@
-//! Owns what else holds a list of prefixes in the kernel: a set of nftables, an ipset.
-//! Called by `edit`.
-//! Must never touch a network namespace but one of its own.
+//! Owns what other guards the same port is measured with: nftables with a set and with a verdict map, iptables with an ipset.
+//! Called by `flood` for their rules in the node's namespace, and by `edit` for what loading their sets takes.
+//! Must never be set up worse than their own documents say: no connection tracking, the port matched first, one look-up in a set of intervals.
 
 use std::{
     fmt::Write as _,
     io::Write as _,
+    path::PathBuf,
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
@@ -13,11 +14,67 @@ use anyhow::{Context, Result, ensure};
 use ipnet::IpNet;
 use lab::isolated::isolated;
 
+/// Another way to guard a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Rival {
+    NftSet,
+    NftMap,
+    Ipset,
+}
+
+impl Rival {
+    pub(crate) const ALL: [Rival; 3] = [Rival::NftSet, Rival::NftMap, Rival::Ipset];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Rival::NftSet => "nftables, set",
+            Rival::NftMap => "nftables, map",
+            Rival::Ipset => "iptables, ipset",
+        }
+    }
+
+    /// Guards a port of the calling thread's network namespace; the prefixes must not overlap.
+    pub(crate) fn install(self, port: u16, nets: &[IpNet]) -> Result<()> {
+        match self {
+            Rival::NftSet => nft(&format!(
+                "table ip bench {{\nset allowed {{ type ipv4_addr; flags interval; elements = {{ {} }}; }}\nchain input {{ type filter hook input priority filter; policy accept;\ntcp dport {port} ip saddr @allowed accept\ntcp dport {port} counter drop\n}}\n}}\n",
+                list(nets, "")
+            )),
+            Rival::NftMap => nft(&format!(
+                "table ip bench {{\nmap verdicts {{ type ipv4_addr : verdict; flags interval; elements = {{ {} }}; }}\nchain input {{ type filter hook input priority filter; policy accept;\ntcp dport {port} ip saddr vmap @verdicts\ntcp dport {port} counter drop\n}}\n}}\n",
+                list(nets, " : accept")
+            )),
+            Rival::Ipset => {
+                run("ipset", &["restore"], &ipset_text(nets))?;
+                let port = port.to_string();
+                let set = ["-m", "set", "--match-set", "allowed", "src", "-j", "ACCEPT"];
+                let rule = ["-w", "-A", "INPUT", "-p", "tcp", "--dport", &port];
+                run(iptables(), &[&rule[..], &set[..]].concat(), "")?;
+                run(iptables(), &[&rule[..], &["-j", "DROP"]].concat(), "")
+            }
+        }
+    }
+
+    /// Takes it away again.
+    pub(crate) fn remove(self) -> Result<()> {
+        match self {
+            Rival::NftSet | Rival::NftMap => nft("delete table ip bench\n"),
+            Rival::Ipset => {
+                run(iptables(), &["-w", "-F", "INPUT"], "")?;
+                // A rule that was removed holds its set a moment longer.
+                lab::process::until("the ipset is free", Duration::from_secs(5), || {
+                    Ok(run("ipset", &["destroy", "allowed"], "").is_ok())
+                })
+            }
+        }
+    }
+}
+
 /// What loading the prefixes into a set of nftables takes; `None` where there is no `nft` or the kernel has no such sets.
 pub(crate) fn load_set(nets: &[IpNet]) -> Result<Option<Duration>> {
     let text = format!(
         "table ip bench {{\nset allowed {{ type ipv4_addr; flags interval; auto-merge; elements = {{ {} }}; }}\n}}\n",
-        list(nets)
+        list(nets, "")
     );
     isolated(&[], || {
         if nft("table ip probe {\nset s { type ipv4_addr; flags interval; }\n}\n").is_err() {
@@ -40,8 +97,8 @@ pub(crate) fn ipset_bytes(nets: &[IpNet]) -> Result<Option<f64>> {
     })
 }
 
-fn list(nets: &[IpNet]) -> String {
-    nets.iter().map(IpNet::to_string).collect::<Vec<_>>().join(", ")
+fn list(nets: &[IpNet], behind: &str) -> String {
+    nets.iter().map(|net| format!("{net}{behind}")).collect::<Vec<_>>().join(", ")
 }
 
 fn ipset_text(nets: &[IpNet]) -> String {
@@ -51,6 +108,12 @@ fn ipset_text(nets: &[IpNet]) -> String {
         let _ = writeln!(text, "add allowed {net}");
     }
     text
+}
+
+/// The classic one where it is there: its match calls ipset without a layer between.
+fn iptables() -> &'static str {
+    let legacy = "iptables-legacy";
+    if PathBuf::from("/usr/sbin").join(legacy).is_file() { legacy } else { "iptables" }
 }
 
 fn nft(text: &str) -> Result<()> {

@@ -1,5 +1,5 @@
 //! Owns the traffic that is measured: a server in the node, and what a client does with it.
-//! Called by `wire`; the server as `nodeguard-kernel-bench serve ADDRESS`, in a namespace and a cgroup of a lab.
+//! Called by `wire` and `flood`; the server as `nodeguard-kernel-bench serve ADDRESS`, in a namespace and a cgroup of a lab.
 //! Must never count bytes that have not arrived.
 
 use std::{
@@ -53,7 +53,7 @@ pub(crate) fn serve(address: SocketAddr) -> Result<()> {
         |address: SocketAddr| TcpListener::bind(address).with_context(|| format!("cannot listen on {address}"));
     let conversations = listen(address)?;
     let connections = listen(SocketAddr::new(address.ip(), address.port() + 1))?;
-    // Longer than the library makes it: many connections come at once.
+    // Longer than the library makes it: the flood must not be what fills the queue of the allowed.
     socket2::SockRef::from(&connections).listen(4096)?;
     lab::bench::print_ready()?;
     std::thread::spawn(move || connections.incoming().for_each(drop));

@@ -20,10 +20,10 @@ use crate::{
 };
 
 /// Where the server without the guard listens.
-const FREE_PORT: u16 = 20_250;
+pub(crate) const FREE_PORT: u16 = 20_250;
 
 /// A lab with the guard, and both servers.
-fn lab_with(text: &str, precedence: bool) -> Result<(Lab, [lab::process::Process; 2])> {
+pub(crate) fn lab_with(text: &str, precedence: bool) -> Result<(Lab, [lab::process::Process; 2])> {
     let mut lab = Lab::bare()?;
     lab.write_policy(text)?;
     lab.start_daemon()?;
