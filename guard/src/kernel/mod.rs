@@ -13,6 +13,7 @@ mod elements;
 pub mod established;
 pub mod events;
 pub mod follow;
+mod held;
 pub mod load;
 pub mod maps;
 mod mend;
