@@ -25,6 +25,7 @@ use crate::{
     prefixes::{PORT, document, prefixes},
     rivals::Rival,
     traffic::{OTHER_CPU, connections, pin},
+    undisturbed,
     uplink::Uplink,
     wire::{FREE_PORT, lab_with},
 };
@@ -136,6 +137,8 @@ fn one(lab: &Lab, uplink: &Uplink, subject: Subject, time: Duration) -> Result<(
         let client = || {
             lab.net.run(Who::Peer, || {
                 pin(OTHER_CPU)?;
+                // Else the flood and the scheduler decide how much of their processor the clients have.
+                undisturbed(true)?;
                 connections(address, time)
             })
         };
