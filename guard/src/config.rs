@@ -5,6 +5,7 @@
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::PathBuf,
+    sync::Arc,
     time::Duration,
 };
 
@@ -21,6 +22,7 @@ use crate::{
     tunnel::{
         CountSource, Pace, TunnelConfig,
         hosts::Host,
+        http_proxy::{Environment, ProxyError},
         identifiers::{Identifier, IdentifierError, Identifiers},
         leases::LeaseConfig,
         tls::{Files, Manner},
@@ -30,6 +32,8 @@ use crate::{
 
 /// How often the server leases are counted, in longest waits: every 30 seconds by default.
 const LEASES_EVERY: u32 = 3;
+/// The ports of an HTTP proxy that is named without one: grpc-go's for the tunnel, net/http's for the API server.
+const PROXY_PORTS: (u16, u16) = (443, 80);
 
 /// What `run` needs.
 #[derive(Clone, Debug)]
@@ -79,6 +83,9 @@ pub enum ConfigError {
     /// Not a server.
     #[error("--proxy-server-host: {0}")]
     Host(String),
+    /// Not an HTTP proxy.
+    #[error(transparent)]
+    Proxy(#[from] ProxyError),
     /// No cgroup.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
@@ -177,9 +184,15 @@ fn resolve_tunnel(
     if identifiers.is_empty() {
         identifiers = of_node(&node, node_name);
     }
+    let variable = |name: &str| std::env::var(name).ok();
+    let environment = Environment::read(variable, PROXY_PORTS.0)?;
     let mut hosts = Vec::new();
     for text in agent.proxy_server_host.iter().map(|text| text.trim()) {
-        let host = Host::parse(text, agent.proxy_server_port).map_err(ConfigError::Host)?;
+        let mut host = Host::parse(text, agent.proxy_server_port).map_err(ConfigError::Host)?;
+        host.through = environment.proxy_for(&host).map(Arc::new);
+        if let Some(proxy) = &host.through {
+            tracing::info!(server = %host, %proxy, "the tunnel goes through the HTTP proxy of HTTPS_PROXY; NO_PROXY would keep this server from it");
+        }
         if !hosts.contains(&host) {
             hosts.push(host);
         }
@@ -188,6 +201,7 @@ fn resolve_tunnel(
     let alpn = agent.alpn();
     let leases = LeaseConfig {
         kubeconfig: given(agent.kubeconfig),
+        environment: Environment::read(variable, PROXY_PORTS.1)?,
         namespace: agent.lease_namespace,
         label: agent.lease_label,
         every: agent.sync_interval_cap * LEASES_EVERY,

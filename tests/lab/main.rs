@@ -17,6 +17,7 @@ mod edits;
 mod established;
 mod flips;
 mod flood;
+mod http_proxy;
 mod hub;
 mod kill;
 mod main_job;

@@ -88,21 +88,27 @@ pub fn server(place: &Place) -> Result<(Process, PathBuf)> {
 
 /// Starts an agent for a server.
 pub fn agent(who: Who, place: &Place, port: u16) -> Result<Process> {
-    match who {
-        Who::Ours => {
-            let mut agent = ours_with(place, POLICY)?;
-            agent.env("RUST_LOG", "warn");
-            start(who, place, port, agent)
-        }
-        Who::Theirs => start(who, place, port, command(&upstream("proxy-agent")?)),
+    agent_by(who, place, (SERVER, port), &[])
+}
+
+/// The same for a server by its name, with more variables in its environment.
+pub fn agent_by(who: Who, place: &Place, server: (&str, u16), variables: &[(&str, &str)]) -> Result<Process> {
+    let mut agent = match who {
+        Who::Ours => ours_with(place, POLICY)?,
+        Who::Theirs => command(&upstream("proxy-agent")?),
+    };
+    if who == Who::Ours {
+        agent.env("RUST_LOG", "warn");
     }
+    agent.envs(variables.iter().copied());
+    start(who, place, server, agent)
 }
 
 /// Starts this project's agent with a policy and more arguments.
 pub fn ours(place: &Place, port: u16, policy: &str, more: &[&str]) -> Result<Process> {
     let mut agent = ours_with(place, policy)?;
     agent.args(more);
-    start(Who::Ours, place, port, agent)
+    start(Who::Ours, place, (SERVER, port), agent)
 }
 
 fn ours_with(place: &Place, policy: &str) -> Result<Command> {
@@ -113,12 +119,12 @@ fn ours_with(place: &Place, policy: &str) -> Result<Command> {
     Ok(agent)
 }
 
-fn start(who: Who, place: &Place, port: u16, mut agent: Command) -> Result<Process> {
+fn start(who: Who, place: &Place, (host, port): (&str, u16), mut agent: Command) -> Result<Process> {
     let health = match who {
         Who::Ours => 18_101,
         Who::Theirs => 18_102,
     };
-    agent.args([format!("--proxy-server-host={SERVER}"), format!("--proxy-server-port={port}")]);
+    agent.args([format!("--proxy-server-host={host}"), format!("--proxy-server-port={port}")]);
     agent.args([format!("--agent-identifiers=ipv4={}", who.address()), "--v=0".to_owned()]);
     agent.args(["--health-server-host=127.0.0.1".to_owned(), format!("--health-server-port={health}")]);
     agent.args([format!("--admin-server-port={}", health + 100), "--sync-interval=100ms".to_owned()]);

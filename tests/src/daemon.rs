@@ -45,6 +45,8 @@ pub struct Place<'a> {
     pub rights: Rights,
     /// More of its options.
     pub options: &'a [&'static str],
+    /// More of its environment.
+    pub variables: &'a [(&'static str, &'static str)],
 }
 
 /// A build of the guard.
@@ -119,7 +121,8 @@ impl Daemon {
         ]);
         run.args(["--sync-interval", "100ms", "--sync-interval-cap", "500ms"])
             .env("RUST_BACKTRACE", "1")
-            .env_remove("RUST_LOG");
+            .env_remove("RUST_LOG")
+            .envs(place.variables.iter().copied());
         run.args(place.options);
         place.rights.own(place.directory)?;
         place.rights.give(&mut run);

@@ -120,10 +120,15 @@ pub struct Agent {
 impl Agent {
     /// Starts one with the lab's policy and these flags.
     pub fn start(place: &Place, flags: &[String]) -> Result<Agent> {
+        Agent::start_in(place, flags, &[])
+    }
+
+    /// The same with more variables in its environment.
+    pub fn start_in(place: &Place, flags: &[String], variables: &[(&str, &str)]) -> Result<Agent> {
         let (policy, admin) = (place.directory.join("policy.yaml"), place.directory.join("admin.sock"));
         std::fs::write(&policy, POLICY)?;
         let mut agent = Command::new(binary()?);
-        agent.stdin(Stdio::null()).env("RUST_LOG", "info,audit=warn").arg("agent");
+        agent.stdin(Stdio::null()).env("RUST_LOG", "info,audit=warn").envs(variables.iter().copied()).arg("agent");
         agent.arg("--policy").arg(policy).arg("--admin-socket").arg(&admin);
         agent.args([format!("--agent-identifiers=ipv4={}", Who::Ours.address()), "--health-server-port=0".to_owned()]);
         agent.args([format!("--ca-cert={}", place.certs.path("ca.crt").display()), "--drain-timeout=20s".to_owned()]);

@@ -16,7 +16,10 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
-use crate::client::{self, pattern};
+use crate::{
+    client::{self, pattern},
+    http_proxy::HttpProxy,
+};
 
 type Body = BoxBody<Bytes, Infallible>;
 
@@ -53,6 +56,11 @@ pub fn main(arguments: &[String]) -> Result<()> {
         ["bytes", address] => runtime.block_on(byte_server(address.parse()?)),
         ["echo", address] => runtime.block_on(echo(address.parse()?)),
         ["hold", address] => runtime.block_on(hold(address.parse()?)),
+        ["http-proxy", address] => runtime.block_on(async {
+            let _proxy = HttpProxy::start(address.parse()?, &[]).await?;
+            say("ready")?;
+            std::future::pending().await
+        }),
         _ => bail!("no such helper: {}", words.join(" ")),
     }
 }

@@ -85,6 +85,8 @@ pub struct Lab {
     pub rights: Rights,
     /// More options of the next guard that is started.
     pub options: Vec<&'static str>,
+    /// More of its environment.
+    pub variables: Vec<(&'static str, &'static str)>,
     cgroup: PathBuf,
     node_cgroup: PathBuf,
     helpers: Vec<Process>,
@@ -147,6 +149,7 @@ impl Lab {
             agent_port: AGENT_PORT,
             rights: Rights::Root,
             options: Vec::new(),
+            variables: Vec::new(),
             cgroup,
             node_cgroup,
             helpers: Vec::new(),
@@ -201,6 +204,7 @@ impl Lab {
             agent_port: self.agent_port,
             rights: self.rights,
             options: &self.options,
+            variables: &self.variables,
         }
     }
 
@@ -266,6 +270,14 @@ impl Lab {
     pub fn start_at(&mut self, namespace: File, arguments: &[&str]) -> Result<PathBuf> {
         let binary = target()?.join("nodeguard-demo");
         let mut helper = command(&binary, namespace, &self.node_cgroup)?;
+        helper.arg("helper").args(arguments);
+        self.keep(arguments.first().unwrap_or(&"helper"), helper)
+    }
+
+    /// The same outside the guarded cgroup: what it does is another machine's.
+    pub fn start_elsewhere(&mut self, who: Who, arguments: &[&str]) -> Result<PathBuf> {
+        let binary = target()?.join("nodeguard-demo");
+        let mut helper = command(&binary, self.net.open(who)?, &self.cgroup.join("elsewhere"))?;
         helper.arg("helper").args(arguments);
         self.keep(arguments.first().unwrap_or(&"helper"), helper)
     }

@@ -7,7 +7,7 @@
 //! became of them) -> `helper` (what runs in the node and in pods) -> `attempts` (the main job, line by line). `isolated` is the small
 //! way: loopback only; in it `bare` (agents without a kernel half), `endpoint` (what they dial), `load` (what the control plane does),
 //! `fleet` (several real servers, a balancer), `kube_api` (what an API server says of tokens and leases), `fake` (a server that is not the
-//! real one), `hostile` (what it may do). `agree` and `packets` compare the kernel's decisions with the host's; `shapes` are real packets
+//! real one), `hostile` (what it may do), `http_proxy` (on the way to a server). `agree` and `packets` compare the kernel's decisions with the host's; `shapes` are real packets
 //! (`craft`, `wire`, `judged`).
 
 pub mod agree;
@@ -23,6 +23,7 @@ pub mod fake;
 pub mod fleet;
 pub mod helper;
 pub mod hostile;
+pub mod http_proxy;
 pub mod isolated;
 pub mod judged;
 pub mod kube_api;

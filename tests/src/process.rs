@@ -45,6 +45,12 @@ impl Process {
     /// Starts it, its output going to a log file.
     pub fn start(name: &str, mut command: Command, log: &Path) -> Result<Process> {
         let file = File::options().create(true).append(true).open(log).with_context(|| log.display().to_string())?;
+        // What is set on the machine must lead nobody out of the lab.
+        for name in ["HTTPS_PROXY", "https_proxy", "NO_PROXY", "no_proxy"] {
+            if !command.get_envs().any(|(given, _)| given == name) {
+                command.env_remove(name);
+            }
+        }
         let child =
             command.stdout(file.try_clone()?).stderr(file).spawn().with_context(|| format!("cannot start {name}"))?;
         Ok(Process { name: name.to_owned(), child, log: log.to_path_buf() })

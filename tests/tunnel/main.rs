@@ -9,10 +9,12 @@
 
 mod audit;
 mod beside;
+mod blackhole;
 mod bytes;
 mod certificates;
 mod dropin;
 mod hostile;
+mod http_proxy;
 mod isolation;
 mod last_hop;
 mod load;

@@ -4,7 +4,6 @@
 
 use std::{
     io,
-    net::SocketAddr,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -28,7 +27,8 @@ use super::{
     batch::{Batched, GATHERED},
     frame::{METHOD, Packet, PacketCodec},
     goaway::Watched,
-    hosts::Host,
+    hosts::{Host, Place},
+    http_connect::{self, ProxyFailed},
     material::Material,
     set::MOST_SERVERS,
     tls,
@@ -38,6 +38,8 @@ use super::{
 const PATIENCE: Duration = Duration::from_secs(10);
 /// The server ends a connection that is probed oftener (its enforcement policy, since v0.0.33).
 const KEEPALIVE_AT_LEAST: Duration = Duration::from_secs(30);
+/// Through an HTTP proxy only such probes tell whether the server is there: the kernel's end at the proxy.
+const KEEPALIVE_PROXIED: Duration = Duration::from_secs(60);
 /// How long a probe may go unanswered.
 const KEEPALIVE_ANSWER: Duration = Duration::from_secs(20);
 /// How much is read from the socket at once: rustls itself asks for 4 KiB.
@@ -59,7 +61,7 @@ pub(super) struct Attempt {
     /// Whose certificate it has to be.
     pub(super) host: Host,
     /// Where.
-    pub(super) address: SocketAddr,
+    pub(super) place: Place,
     /// Unique to the stream: a server mixes up connections of streams that share one (issue 894).
     pub(super) agent_id: String,
     /// What the control plane may dial this agent by.
@@ -93,6 +95,9 @@ pub enum ConnectError {
     /// No TCP connection.
     #[error("cannot connect: {0}")]
     Tcp(#[source] io::Error),
+    /// No way through the HTTP proxy.
+    #[error(transparent)]
+    Proxy(#[from] ProxyFailed),
     /// Nothing in time.
     #[error("no answer within {PATIENCE:?} ({0})")]
     Patience(&'static str),
@@ -128,6 +133,7 @@ impl ConnectError {
         match self {
             ConnectError::Files(_) | ConnectError::Value(_) => "files",
             ConnectError::Tcp(_) => "tcp",
+            ConnectError::Proxy(_) => "http-proxy",
             ConnectError::Patience(_) => "patience",
             ConnectError::Handshake { check, .. } => check,
             ConnectError::Transport(_) => "transport",
@@ -143,11 +149,16 @@ pub(super) async fn connect(
     material: &Material,
     attempt: Attempt,
 ) -> Result<Stream, ConnectError> {
-    let Attempt { number, host, address, agent_id, identifiers } = attempt;
-    let (transport, tls) = timeout(PATIENCE, handshake(config, material, &host, address))
+    let Attempt { number, host, place, agent_id, identifiers } = attempt;
+    let what = if host.through.is_some() { "the HTTP proxy, TCP and TLS" } else { "TCP and TLS" };
+    let (transport, tls) = timeout(PATIENCE, handshake(config, material, &host, place))
         .await
-        .map_err(|_| ConnectError::Patience("TCP and TLS"))??;
-    let keepalive = config.keepalive.max(KEEPALIVE_AT_LEAST);
+        .map_err(|_| ConnectError::Patience(what))??;
+    let keepalive = match &host.through {
+        Some(_) => config.keepalive.min(KEEPALIVE_PROXIED),
+        None => config.keepalive,
+    };
+    let keepalive = keepalive.max(KEEPALIVE_AT_LEAST);
     let endpoint = Endpoint::from_shared(format!("http://{host}"))?
         .http2_keep_alive_interval(keepalive)
         .keep_alive_timeout(KEEPALIVE_ANSWER)
@@ -196,17 +207,25 @@ async fn handshake(
     config: &TunnelConfig,
     material: &Material,
     host: &Host,
-    address: SocketAddr,
+    place: Place,
 ) -> Result<(tokio_rustls::client::TlsStream<BufReader<TcpStream>>, String), ConnectError> {
     let name = ServerName::try_from(host.name.clone()).map_err(|_| ConnectError::Value("--proxy-server-host"))?;
-    let tcp = TcpStream::connect(address).await.map_err(ConnectError::Tcp)?;
+    let tcp = match (&host.through, place) {
+        (Some(proxy), _) => http_connect::reach(proxy).await?,
+        (None, Place::Address(address)) => TcpStream::connect(address).await.map_err(ConnectError::Tcp)?,
+        (None, Place::Proxied(_)) => return Err(ConnectError::Tcp(io::ErrorKind::AddrNotAvailable.into())),
+    };
     tcp.set_nodelay(true).map_err(ConnectError::Tcp)?;
     let socket = socket2::SockRef::from(&tcp);
     let probes = socket2::TcpKeepalive::new().with_time(SILENT).with_interval(UNANSWERED / 4).with_retries(4);
     socket.set_tcp_keepalive(&probes).map_err(ConnectError::Tcp)?;
     socket.set_tcp_user_timeout(Some(UNANSWERED)).map_err(ConnectError::Tcp)?;
+    let mut buffered = BufReader::with_capacity(READ_AHEAD, tcp);
+    if let Some(proxy) = &host.through {
+        http_connect::ask(&mut buffered, proxy, host).await?;
+    }
     let tls = TlsConnector::from(Arc::clone(&material.client));
-    let mut stream = tls.connect(name, BufReader::with_capacity(READ_AHEAD, tcp)).await.map_err(|error| {
+    let mut stream = tls.connect(name, buffered).await.map_err(|error| {
         let (check, message) = tls::explain(&error, &host.name, &config.files);
         ConnectError::Handshake { check, message }
     })?;

@@ -1,13 +1,16 @@
-//! Owns how proxy-servers are named: hosts with ports, and the addresses that each stands for.
+//! Owns how proxy-servers are named: hosts with ports, and the places that each stands for.
 //! Called by `config` (what was asked for) and by `run` (what that resolves to).
 //! Must never take more addresses than a set may dial: a name server is not trusted with that.
 
 use std::{
     fmt, io,
     net::{IpAddr, SocketAddr},
+    sync::Arc,
 };
 
 use rustls::pki_types::ServerName;
+
+use super::http_proxy::HttpProxy;
 
 /// How many addresses of one host are dialled.
 pub(super) const MOST_ADDRESSES: usize = 32;
@@ -19,6 +22,17 @@ pub struct Host {
     pub name: String,
     /// The agent port.
     pub port: u16,
+    /// The HTTP proxy on the way.
+    pub through: Option<Arc<HttpProxy>>,
+}
+
+/// Where a stream is made to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Place {
+    /// An address of a host.
+    Address(SocketAddr),
+    /// The host of this number, by its name: an HTTP proxy resolves it.
+    Proxied(usize),
 }
 
 impl fmt::Display for Host {
@@ -52,7 +66,7 @@ impl Host {
         if port == 0 || ServerName::try_from(name).is_err() {
             return Err(failed());
         }
-        Ok(Host { name: name.to_owned(), port })
+        Ok(Host { name: name.to_owned(), port, through: None })
     }
 
     /// The name, if it is an address.
@@ -60,13 +74,16 @@ impl Host {
         self.name.parse().ok()
     }
 
-    /// Every address that it stands for now.
-    pub(super) async fn resolve(&self) -> io::Result<Vec<SocketAddr>> {
-        if let Some(address) = self.address() {
-            return Ok(vec![SocketAddr::new(address, self.port)]);
+    /// Every place that it stands for now; `number` is its own among all hosts.
+    pub(super) async fn resolve(&self, number: usize) -> io::Result<Vec<Place>> {
+        if self.through.is_some() {
+            return Ok(vec![Place::Proxied(number)]);
         }
-        let mut all: Vec<SocketAddr> = Vec::new();
-        for address in tokio::net::lookup_host((self.name.as_str(), self.port)).await? {
+        if let Some(address) = self.address() {
+            return Ok(vec![Place::Address(SocketAddr::new(address, self.port))]);
+        }
+        let mut all: Vec<Place> = Vec::new();
+        for address in tokio::net::lookup_host((self.name.as_str(), self.port)).await?.map(Place::Address) {
             if !all.contains(&address) && all.len() < MOST_ADDRESSES {
                 all.push(address);
             }

@@ -7,6 +7,7 @@
 use std::{
     io,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -16,17 +17,21 @@ use hyper::{Request, StatusCode, header};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use serde::Deserialize;
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{io::BufReader, net::TcpStream, time::timeout};
 use tokio_rustls::TlsConnector;
 
 use super::{
     hosts::Host,
+    http_connect::{self, ProxyFailed},
+    http_proxy::{Environment, HttpProxy},
     tls::{Contents, Manner, TlsError},
     verify::base64,
 };
 
 /// What a pod gets.
 const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+/// The port of an HTTP proxy that is named without one.
+const PROXY_PORT: u16 = 80;
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How large an answer may be.
@@ -44,6 +49,9 @@ pub(super) enum ApiError {
     /// No connection.
     #[error("cannot connect to the API server: {0}")]
     Io(#[from] io::Error),
+    /// No way through the HTTP proxy.
+    #[error(transparent)]
+    Proxy(#[from] ProxyFailed),
     /// Nothing in time.
     #[error("the API server gave no answer within {PATIENCE:?}")]
     Patience,
@@ -116,6 +124,7 @@ struct Cluster {
     certificate_authority: Option<PathBuf>,
     certificate_authority_data: Option<String>,
     tls_server_name: Option<String>,
+    proxy_url: Option<String>,
     #[serde(default)]
     insecure_skip_tls_verify: bool,
 }
@@ -151,8 +160,16 @@ struct User {
 }
 
 impl Api {
-    /// As a kubeconfig says, or as a pod asks.
-    pub(super) fn new(kubeconfig: Option<&Path>) -> Result<Api, ApiError> {
+    /// As a kubeconfig says, or as a pod asks; through the HTTP proxy that it names, or that the environment does.
+    pub(super) fn new(kubeconfig: Option<&Path>, environment: &Environment) -> Result<Api, ApiError> {
+        let mut api = Api::direct(kubeconfig)?;
+        if api.host.through.is_none() {
+            api.host.through = environment.proxy_for(&api.host).map(Arc::new);
+        }
+        Ok(api)
+    }
+
+    fn direct(kubeconfig: Option<&Path>) -> Result<Api, ApiError> {
         match kubeconfig {
             Some(path) => {
                 let text = std::fs::read_to_string(path)
@@ -174,7 +191,7 @@ impl Api {
         let port = variable("KUBERNETES_SERVICE_PORT").and_then(|port| port.parse().ok()).unwrap_or(443);
         let file = |name: &str| Source::File(Path::new(SERVICE_ACCOUNT).join(name));
         Ok(Api {
-            host: Host { name: name.clone(), port },
+            host: Host { name: name.clone(), port, through: None },
             name,
             prefix: String::new(),
             ca: file("ca.crt"),
@@ -200,7 +217,11 @@ impl Api {
         }
         let rest = cluster.server.strip_prefix("https://").ok_or("`server` does not begin with https://")?;
         let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
-        let host = Host::parse(authority, 443)?;
+        let mut host = Host::parse(authority, 443)?;
+        if let Some(url) = cluster.proxy_url.filter(|url| !url.is_empty()) {
+            let proxy = HttpProxy::parse(&url, PROXY_PORT).map_err(|_| "its proxy-url is none of an HTTP proxy")?;
+            host.through = Some(Arc::new(proxy));
+        }
         let source = |file: Option<PathBuf>, data: Option<String>| match (data, file) {
             (Some(data), _) => base64(data.trim()).map(Source::Inline).map(Some).ok_or("data that is not base64"),
             (None, Some(file)) => Ok(Some(Source::File(directory.join(file)))),
@@ -251,8 +272,15 @@ impl Api {
         client.alpn_protocols = vec![b"http/1.1".to_vec()];
         let name = ServerName::try_from(self.name.clone())
             .map_err(|_| ApiError::Config(format!("`{}` is neither a DNS name nor an address", self.name)))?;
-        let tcp = TcpStream::connect((self.host.name.as_str(), self.host.port)).await?;
-        let tls = TlsConnector::from(std::sync::Arc::new(client)).connect(name, tcp).await?;
+        let stream = match &self.host.through {
+            Some(proxy) => {
+                let mut stream = BufReader::new(http_connect::reach(proxy).await?);
+                http_connect::ask(&mut stream, proxy, &self.host).await?;
+                stream
+            }
+            None => BufReader::new(TcpStream::connect((self.host.name.as_str(), self.host.port)).await?),
+        };
+        let tls = TlsConnector::from(Arc::new(client)).connect(name, stream).await?;
 
         let answer = |error: &dyn std::fmt::Display| ApiError::Answer(error.to_string());
         let (mut sender, connection) =
@@ -313,6 +341,10 @@ users:
         assert!(matches!(certificate, Source::Inline(bytes) if bytes == b"abc"));
         assert!(matches!(key, Source::File(path) if path == Path::new("/etc/k/k")));
         assert!(matches!(api.token, Some(Source::File(path)) if path == Path::new("/t")));
+        assert!(api.host.through.is_none());
+        let with = CONFIG.replace("tls-server-name", "proxy-url: 'http://proxy.example', tls-server-name");
+        let api = Api::read(&with, Path::new("/etc/k")).unwrap();
+        assert_eq!(api.host.through.map(|proxy| proxy.to_string()).as_deref(), Some("proxy.example:80"));
     }
 
     #[test]
@@ -324,6 +356,7 @@ users:
             ("current-context: here", "current-context: there"),
             ("user: {tokenFile: /t, client-certificate-data: YWJj, client-key: k}", "user: {exec: {command: aws}}"),
             ("YWJj", "*"),
+            ("tls-server-name", "proxy-url: 'socks5://proxy.example', tls-server-name"),
         ] {
             let text = CONFIG.replace(from, to);
             assert_ne!(text, CONFIG);

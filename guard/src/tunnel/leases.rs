@@ -18,6 +18,7 @@ use serde_json::Value;
 use tokio::sync::Notify;
 
 use super::{
+    http_proxy::Environment,
     kube::{Api, ApiError},
     set::MOST_SERVERS,
 };
@@ -28,6 +29,8 @@ use crate::{audit::totals::family, lock::lock};
 pub struct LeaseConfig {
     /// How to reach the API server; as a pod does, without one.
     pub kubeconfig: Option<PathBuf>,
+    /// The HTTP proxy on the way there, if any.
+    pub environment: Environment,
     /// Their namespace.
     pub namespace: String,
     /// Their label, as a selector.
@@ -131,7 +134,7 @@ impl Leases {
 
     async fn list(&self, path: &str, changed: &Notify) {
         let started = Instant::now();
-        let answer = match Api::new(self.config.kubeconfig.as_deref()) {
+        let answer = match Api::new(self.config.kubeconfig.as_deref(), &self.config.environment) {
             Ok(api) => api.get(path).await,
             Err(error) => Err(error),
         };
@@ -140,7 +143,12 @@ impl Leases {
             Ok(_) => lock(&ANSWERED).count(200, "", seconds),
             Err(ApiError::Status { code, reason, .. }) => lock(&ANSWERED).count(*code, reason, seconds),
             Err(
-                ApiError::Config(_) | ApiError::Tls(_) | ApiError::Io(_) | ApiError::Patience | ApiError::Answer(_),
+                ApiError::Config(_)
+                | ApiError::Tls(_)
+                | ApiError::Io(_)
+                | ApiError::Proxy(_)
+                | ApiError::Patience
+                | ApiError::Answer(_),
             ) => {}
         }
         match answer.map_err(|error| error.to_string()).and_then(|list| count(&list, Timestamp::now())) {

@@ -2,8 +2,8 @@
 //! Called by `app` and `agent`, which spawn [`Tunnel::run`].
 //! Must never judge or dial: `session` hands each dial to `dial`.
 //!
-//! Reading order: `hosts` (where servers are) -> `material` (`tls`, `verify`: trust and identity, kept current) -> `set` (which server is
-//! dialled next: judgement) -> `run` (does that) -> `connect` (one stream; `batch` and `goaway` below HTTP/2) -> `session` (frames to dials
+//! Reading order: `hosts` (where servers are; `http_proxy`: through which HTTP proxy) -> `material` (`tls`, `verify`: trust and identity, kept current) -> `set` (which server is
+//! dialled next: judgement) -> `run` (does that) -> `connect` (one stream; `http_connect` before TLS, `batch` and `goaway` below HTTP/2) -> `session` (frames to dials
 //! and back) -> `frame` (the messages). Beside it: `identifiers`, `leases` and
 //! `kube` (how many servers there are).
 
@@ -12,6 +12,8 @@ pub mod connect;
 pub mod frame;
 mod goaway;
 pub mod hosts;
+mod http_connect;
+pub mod http_proxy;
 pub mod identifiers;
 mod kube;
 pub mod leases;
@@ -36,7 +38,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use self::set::Pace;
 use self::{
-    hosts::Host,
+    hosts::{Host, Place},
     identifiers::Identifiers,
     leases::{LeaseConfig, Leases},
     material::Keeper,
@@ -164,7 +166,7 @@ impl Tunnel {
         let outdated = set.outdated().map(|(held, error)| {
             format!(
                 "the stream to {} was made with older certificates, token or revocation lists, and with those of now there is none: {error}",
-                held.address
+                self.config.at(held.place)
             )
         });
         broken.into_iter().chain(outdated).collect()
@@ -188,9 +190,9 @@ impl Tunnel {
         let of_role = |role: Role| set.streams.iter().filter(move |(_, held)| held.role == role);
         let streams = of_role(Role::Live).chain(of_role(Role::Draining)).map(|(number, held)| {
             let (tls, dials) = carried.get(number).map(|(tls, dials)| (tls.clone(), dials.len())).unzip();
-            let host = set.endpoints.get(&held.address).map(|endpoint| &endpoint.host);
+            let host = set.endpoints.get(&held.place).map(|endpoint| &endpoint.host);
             StreamState {
-                server: place(host, held.address),
+                server: self.config.named(host, held.place),
                 server_id: Some(held.server.clone()),
                 state: if held.role == Role::Draining || draining { "draining" } else { "connected" },
                 since: ago(held.since),
@@ -200,16 +202,15 @@ impl Tunnel {
                 last_error: None,
             }
         });
-        let missing =
-            set.endpoints.iter().filter(|(_, endpoint)| !set.is_served(endpoint)).map(|(address, endpoint)| {
-                StreamState {
-                    server: place(Some(&endpoint.host), *address),
-                    state: if endpoint.trying { "connecting" } else { "waiting" },
-                    since: ago(endpoint.since),
-                    last_error: endpoint.error.clone(),
-                    ..StreamState::default()
-                }
-            });
+        let missing = set.endpoints.iter().filter(|(_, endpoint)| !set.is_served(endpoint)).map(|(place, endpoint)| {
+            StreamState {
+                server: self.config.named(Some(&endpoint.host), *place),
+                state: if endpoint.trying { "connecting" } else { "waiting" },
+                since: ago(endpoint.since),
+                last_error: endpoint.error.clone(),
+                ..StreamState::default()
+            }
+        });
         let unresolved = lock(&self.unresolved);
         let unresolved = unresolved.iter().map(|(host, error)| StreamState {
             server: host.to_string(),
@@ -222,10 +223,25 @@ impl Tunnel {
     }
 }
 
-fn place(host: Option<&Host>, address: std::net::SocketAddr) -> String {
-    match host {
-        Some(host) if host.address().is_none() => format!("{host} ({})", address.ip()),
-        Some(_) | None => address.to_string(),
+impl TunnelConfig {
+    /// A place in words.
+    fn at(&self, place: Place) -> String {
+        match place {
+            Place::Address(address) => address.to_string(),
+            Place::Proxied(number) => {
+                let host = self.hosts.get(number);
+                let through = host.and_then(|host| Some(format!("{host} through {}", host.through.as_ref()?)));
+                through.unwrap_or_default()
+            }
+        }
+    }
+
+    /// The same, with the name of its host.
+    fn named(&self, host: Option<&Host>, place: Place) -> String {
+        match (host, place) {
+            (Some(host), Place::Address(address)) if host.address().is_none() => format!("{host} ({})", address.ip()),
+            (Some(_) | None, Place::Address(_) | Place::Proxied(_)) => self.at(place),
+        }
     }
 }
 

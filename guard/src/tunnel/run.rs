@@ -5,7 +5,6 @@
 use std::{
     collections::{BTreeMap, HashMap},
     io,
-    net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -20,7 +19,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     CountSource, Tunnel,
     connect::{self, Attempt, ConnectError, Stream},
-    hosts::Host,
+    hosts::{Host, Place},
     session::{self, Ended, Terms},
     set::Outcome,
 };
@@ -47,11 +46,11 @@ struct Run<'a> {
     /// How many servers the last one that was new said there are.
     responses: u32,
     attempts: JoinSet<Result<(Stream, u64), ConnectError>>,
-    trying: HashMap<Id, SocketAddr>,
+    trying: HashMap<Id, Place>,
     sessions: JoinSet<Ended>,
     serving: HashMap<Id, u64>,
     retire: BTreeMap<u64, CancellationToken>,
-    lookups: JoinSet<(Host, io::Result<Vec<SocketAddr>>)>,
+    lookups: JoinSet<(Host, io::Result<Vec<Place>>)>,
     resolve: BTreeMap<Host, Lookup>,
     leaving_to: mpsc::UnboundedSender<u64>,
 }
@@ -107,7 +106,7 @@ impl Tunnel {
                     // Aborted by a drain, or a defect.
                     Err(error) => run.failed(error.id(), "attempt", "the attempt did not come to its end".to_owned()),
                 },
-                Some(Ok((host, addresses))) = run.lookups.join_next() => run.resolved(host, addresses),
+                Some(Ok((host, places))) = run.lookups.join_next() => run.resolved(host, places),
                 Some(number) = leaving.recv() => run.leaving(number),
                 () = self.nudge.notified() => {}
                 () = async { sleep_until(wake.unwrap_or_else(Instant::now).into()).await }, if wake.is_some() => {}
@@ -132,9 +131,10 @@ impl Run<'_> {
             if lookup.due <= now && !lookup.under_way {
                 (lookup.due, lookup.under_way) = (now + RESOLVE, true);
                 let host = host.clone();
+                let number = tunnel.config.hosts.iter().position(|each| *each == host).unwrap_or_default();
                 self.lookups.spawn(async move {
-                    let addresses = host.resolve().await;
-                    (host, addresses)
+                    let places = host.resolve(number).await;
+                    (host, places)
                 });
             }
         }
@@ -147,14 +147,14 @@ impl Run<'_> {
             (Some(leases), CountSource::Larger(_)) => leases.count().max(self.responses),
             (_, CountSource::Responses) | (None, _) => self.responses,
         };
-        for address in set.due(now) {
-            let Some(host) = set.endpoints.get(&address).map(|endpoint| endpoint.host.clone()) else { continue };
+        for place in set.due(now) {
+            let Some(host) = set.endpoints.get(&place).map(|endpoint| endpoint.host.clone()) else { continue };
             self.number += 1;
             let (config, material) = (Arc::clone(&tunnel.config), tunnel.keeper.current());
             let attempt = Attempt {
                 number: self.number,
                 host,
-                address,
+                place,
                 agent_id: format!("{}-{}", tunnel.config.agent_id, self.number),
                 identifiers: identifiers.1.to_string(),
             };
@@ -162,20 +162,20 @@ impl Run<'_> {
                 let material = material.map_err(ConnectError::Files)?;
                 Ok((connect::connect(&config, &material, attempt).await?, made_with))
             });
-            self.trying.insert(handle.id(), address);
+            self.trying.insert(handle.id(), place);
         }
         let resolve = self.resolve.values().filter(|lookup| !lookup.under_way).map(|lookup| lookup.due);
         resolve.chain(set.wake(now)).min().unwrap_or(now + RESOLVE).max(now + Duration::from_millis(1))
     }
 
-    fn resolved(&mut self, host: Host, addresses: io::Result<Vec<SocketAddr>>) {
+    fn resolved(&mut self, host: Host, places: io::Result<Vec<Place>>) {
         let (now, pace) = (Instant::now(), self.tunnel.config.pace);
         let Some(lookup) = self.resolve.get_mut(&host) else { return };
-        match addresses {
-            Ok(addresses) => {
+        match places {
+            Ok(places) => {
                 *lookup = Lookup { due: now + RESOLVE, wait: pace.interval, under_way: false };
                 lock(&self.tunnel.unresolved).remove(&host);
-                lock(&self.tunnel.set).resolved(&host, &addresses, now);
+                lock(&self.tunnel.set).resolved(&host, &places, now);
             }
             Err(error) => {
                 let wait = lookup.wait;
@@ -190,10 +190,10 @@ impl Run<'_> {
     }
 
     fn connected(&mut self, id: Id, stream: Stream, made_with: u64) {
-        let Some(address) = self.trying.remove(&id) else { return };
+        let Some(place) = self.trying.remove(&id) else { return };
         let (now, tunnel, number) = (Instant::now(), self.tunnel, stream.number);
         let age = tunnel.config.max_age.map(|age| age.mul_f64(1.0 - AGE_JITTER * rand::random::<f64>()));
-        let outcome = lock(&tunnel.set).connected(number, address, &stream.server_id, made_with, age, now);
+        let outcome = lock(&tunnel.set).connected(number, place, &stream.server_id, made_with, age, now);
         if outcome != Outcome::Duplicate {
             self.responses = stream.server_count;
         }
@@ -202,12 +202,16 @@ impl Run<'_> {
         let retire = CancellationToken::new();
         match outcome {
             Outcome::Duplicate => {
-                tracing::debug!(server = %address, server_id = stream.server_id, "a server that has a stream already");
+                tracing::debug!(
+                    server = tunnel.config.at(place),
+                    server_id = stream.server_id,
+                    "a server that has a stream already"
+                );
                 // It may have got a dial already: it ends as any stream that is not needed any more.
                 retire.cancel();
             }
             Outcome::Added | Outcome::Replaced(_) => tracing::info!(
-                server = %address,
+                server = tunnel.config.at(place),
                 server_id = stream.server_id,
                 server_count = stream.server_count,
                 tls = stream.tls,
@@ -239,17 +243,23 @@ impl Run<'_> {
     }
 
     fn failed(&mut self, id: Id, check: &'static str, error: String) {
-        let Some(address) = self.trying.remove(&id) else { return };
+        let Some(place) = self.trying.remove(&id) else { return };
         let tunnel = self.tunnel;
+        let server = tunnel.config.at(place);
         let mut set = lock(&tunnel.set);
-        let told = set.endpoints.get(&address).is_some_and(|endpoint| endpoint.error.as_ref() == Some(&error));
+        let told = set.endpoints.get(&place).is_some_and(|endpoint| endpoint.error.as_ref() == Some(&error));
         let alone = set.live().next().is_none();
         if alone && !tunnel.draining.is_cancelled() {
-            tracing::error!(server = %address, check, error, "no tunnel: the control plane cannot reach this node through this server");
+            tracing::error!(
+                server,
+                check,
+                error,
+                "no tunnel: the control plane cannot reach this node through this server"
+            );
         } else if !told {
-            tracing::warn!(server = %address, check, error, "no stream to this server; the other streams go on");
+            tracing::warn!(server, check, error, "no stream to this server; the other streams go on");
         }
-        set.failed(address, error, Instant::now());
+        set.failed(place, error, Instant::now());
         drop(set);
         self.look_again();
     }
@@ -274,12 +284,13 @@ impl Run<'_> {
         set.ended(number, ended.words(), Instant::now());
         drop(set);
         let Some(held) = held else { return };
+        let server = self.tunnel.config.at(held.place);
         match ended {
-            Ended::Done => tracing::debug!(server = %held.address, "a stream that was not needed any more has ended"),
+            Ended::Done => tracing::debug!(server, "a stream that was not needed any more has ended"),
             Ended::Broken(reason) if live && !ending => {
-                tracing::warn!(server = %held.address, server_id = held.server, reason, "tunnel lost");
+                tracing::warn!(server, server_id = held.server, reason, "tunnel lost");
             }
-            Ended::Broken(reason) => tracing::info!(server = %held.address, reason, "a stream has ended"),
+            Ended::Broken(reason) => tracing::info!(server, reason, "a stream has ended"),
         }
         self.look_again();
     }

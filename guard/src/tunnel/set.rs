@@ -1,18 +1,17 @@
-//! Owns which proxy-servers this agent holds a stream to, and which address it dials next: judgement alone, given the time.
+//! Owns which proxy-servers this agent holds a stream to, and which place it dials next: judgement alone, given the time.
 //! Called by `run`, which does what this says and tells what became of it.
 //! Must never hold two streams to one server for new dials, and never ask for more than the bounds below.
 
 use std::{
     collections::BTreeMap,
-    net::SocketAddr,
     time::{Duration, Instant},
 };
 
-use super::hosts::Host;
+use super::hosts::{Host, Place};
 
 /// A server that claims to be one of more is not believed.
 pub(super) const MOST_SERVERS: u32 = 128;
-/// How many streams that only finish what they carry one address may have.
+/// How many streams that only finish what they carry one place may have.
 const MOST_DRAINING: usize = 64;
 /// How much the wait grows after each failure.
 const FACTOR: f64 = 1.5;
@@ -22,7 +21,7 @@ const JITTER: f64 = 0.1;
 /// The waits, and whether to look for servers beyond those that are said to be there.
 #[derive(Clone, Copy, Debug)]
 pub struct Pace {
-    /// The first wait, and the one between looks for another server behind the same address.
+    /// The first wait, and the one between looks for another server behind the same place.
     pub interval: Duration,
     /// The longest.
     pub cap: Duration,
@@ -46,14 +45,14 @@ pub(super) enum Role {
 pub(super) struct Held {
     pub(super) role: Role,
     pub(super) server: String,
-    pub(super) address: SocketAddr,
+    pub(super) place: Place,
     /// The number of what it was made with; a stream with an old one is replaced.
     pub(super) made_with: u64,
     pub(super) since: Instant,
     expires: Option<Instant>,
 }
 
-/// An address.
+/// An address, or a host behind an HTTP proxy.
 #[derive(Clone, Debug)]
 pub(super) struct Endpoint {
     pub(super) host: Host,
@@ -80,7 +79,7 @@ pub(super) enum Outcome {
 /// The set.
 pub(super) struct Set {
     pace: Pace,
-    pub(super) endpoints: BTreeMap<SocketAddr, Endpoint>,
+    pub(super) endpoints: BTreeMap<Place, Endpoint>,
     pub(super) streams: BTreeMap<u64, Held>,
     /// How many servers there are said to be.
     pub(super) wanted: u32,
@@ -94,11 +93,11 @@ impl Set {
         Set { pace, endpoints: BTreeMap::new(), streams: BTreeMap::new(), wanted: 1, current: 0 }
     }
 
-    /// What a host stands for now. Streams to other addresses go on until they end.
-    pub(super) fn resolved(&mut self, host: &Host, addresses: &[SocketAddr], now: Instant) {
-        self.endpoints.retain(|address, endpoint| endpoint.host != *host || addresses.contains(address));
-        for address in addresses {
-            self.endpoints.entry(*address).or_insert_with(|| Endpoint {
+    /// What a host stands for now. Streams to other places go on until they end.
+    pub(super) fn resolved(&mut self, host: &Host, places: &[Place], now: Instant) {
+        self.endpoints.retain(|place, endpoint| endpoint.host != *host || places.contains(place));
+        for place in places {
+            self.endpoints.entry(*place).or_insert_with(|| Endpoint {
                 host: host.clone(),
                 seen: None,
                 trying: false,
@@ -136,26 +135,26 @@ impl Set {
     /// Live streams that could not be replaced by one that is made with what is current, and why not.
     pub(super) fn outdated(&self) -> impl Iterator<Item = (&Held, &str)> {
         self.live().filter(|(_, held)| held.made_with != self.current).filter_map(|(_, held)| {
-            let error = self.endpoints.get(&held.address)?.error.as_deref()?;
+            let error = self.endpoints.get(&held.place)?.error.as_deref()?;
             Some((held, error))
         })
     }
 
-    /// Whether an address leads to a server that has a stream.
+    /// Whether a place leads to a server that has a stream.
     pub(super) fn is_served(&self, endpoint: &Endpoint) -> bool {
         endpoint.seen.as_deref().is_some_and(|server| self.live_to(server).is_some())
     }
 
-    /// Whether an address is worth dialling, whenever that is due.
-    fn is_wanted(&self, address: SocketAddr, endpoint: &Endpoint, now: Instant) -> bool {
-        let draining = self.streams.values().filter(|held| held.role != Role::Live && held.address == address).count();
+    /// Whether a place is worth dialling, whenever that is due.
+    fn is_wanted(&self, place: Place, endpoint: &Endpoint, now: Instant) -> bool {
+        let draining = self.streams.values().filter(|held| held.role != Role::Live && held.place == place).count();
         if endpoint.trying || draining >= MOST_DRAINING {
             return false;
         }
         let missing = !self.is_served(endpoint);
-        // A stream whose address is gone is replaced through any other.
+        // A stream whose place is gone is replaced through any other.
         let stale = self.live().any(|(_, held)| {
-            self.is_stale(held, now) && (held.address == address || !self.endpoints.contains_key(&held.address))
+            self.is_stale(held, now) && (held.place == place || !self.endpoints.contains_key(&held.place))
         });
         missing || stale || self.is_searching()
     }
@@ -168,16 +167,16 @@ impl Set {
         self.pace.forever || self.is_short()
     }
 
-    /// The addresses to dial now; they count as being dialled from here on.
-    pub(super) fn due(&mut self, now: Instant) -> Vec<SocketAddr> {
-        let due: Vec<SocketAddr> = self
+    /// The places to dial now; they count as being dialled from here on.
+    pub(super) fn due(&mut self, now: Instant) -> Vec<Place> {
+        let due: Vec<Place> = self
             .endpoints
             .iter()
-            .filter(|(address, endpoint)| endpoint.due <= now && self.is_wanted(**address, endpoint, now))
-            .map(|(address, _)| *address)
+            .filter(|(place, endpoint)| endpoint.due <= now && self.is_wanted(**place, endpoint, now))
+            .map(|(place, _)| *place)
             .collect();
-        for address in &due {
-            if let Some(endpoint) = self.endpoints.get_mut(address) {
+        for place in &due {
+            if let Some(endpoint) = self.endpoints.get_mut(place) {
                 endpoint.trying = true;
                 endpoint.since = now;
             }
@@ -190,7 +189,7 @@ impl Set {
         let endpoints = self
             .endpoints
             .iter()
-            .filter(|(address, endpoint)| self.is_wanted(**address, endpoint, now))
+            .filter(|(place, endpoint)| self.is_wanted(**place, endpoint, now))
             .map(|(_, endpoint)| endpoint.due);
         let expiries = self.live().filter_map(|(_, held)| held.expires).filter(|expires| *expires > now);
         endpoints.chain(expiries).min()
@@ -200,7 +199,7 @@ impl Set {
     pub(super) fn connected(
         &mut self,
         number: u64,
-        address: SocketAddr,
+        place: Place,
         server: &str,
         made_with: u64,
         age: Option<Duration>,
@@ -222,11 +221,11 @@ impl Set {
         }
         let role = if outcome == Outcome::Duplicate { Role::Duplicate } else { Role::Live };
         let expires = age.map(|age| now + age);
-        self.streams.insert(number, Held { role, server: server.to_owned(), address, made_with, since: now, expires });
+        self.streams.insert(number, Held { role, server: server.to_owned(), place, made_with, since: now, expires });
         // With every server there, a further look can wait longer each time.
         let calm = outcome == Outcome::Duplicate && !self.is_short();
         let Pace { interval, cap, .. } = self.pace;
-        if let Some(endpoint) = self.endpoints.get_mut(&address) {
+        if let Some(endpoint) = self.endpoints.get_mut(&place) {
             let wait = if calm { endpoint.wait } else { interval };
             *endpoint = Endpoint {
                 host: endpoint.host.clone(),
@@ -242,9 +241,9 @@ impl Set {
     }
 
     /// An attempt came to nothing.
-    pub(super) fn failed(&mut self, address: SocketAddr, error: String, now: Instant) {
+    pub(super) fn failed(&mut self, place: Place, error: String, now: Instant) {
         let cap = self.pace.cap;
-        if let Some(endpoint) = self.endpoints.get_mut(&address) {
+        if let Some(endpoint) = self.endpoints.get_mut(&place) {
             endpoint.trying = false;
             endpoint.error = Some(error);
             endpoint.since = now;
@@ -257,22 +256,22 @@ impl Set {
     pub(super) fn leaving(&mut self, number: u64, now: Instant) {
         let Some(held) = self.streams.get_mut(&number).filter(|held| held.role == Role::Live) else { return };
         held.role = Role::Draining;
-        let (address, lived) = (held.address, now.duration_since(held.since));
-        self.again(address, lived, None, now);
+        let (place, lived) = (held.place, now.duration_since(held.since));
+        self.again(place, lived, None, now);
     }
 
     /// A stream ended.
     pub(super) fn ended(&mut self, number: u64, error: &str, now: Instant) {
         let Some(held) = self.streams.remove(&number) else { return };
         if held.role == Role::Live {
-            self.again(held.address, now.duration_since(held.since), Some(error), now);
+            self.again(held.place, now.duration_since(held.since), Some(error), now);
         }
     }
 
-    /// The next attempt at an address that lost its stream: at once, unless the stream did not live long enough to be a success.
-    fn again(&mut self, address: SocketAddr, lived: Duration, error: Option<&str>, now: Instant) {
+    /// The next attempt at a place that lost its stream: at once, unless the stream did not live long enough to be a success.
+    fn again(&mut self, place: Place, lived: Duration, error: Option<&str>, now: Instant) {
         let Pace { interval, cap, .. } = self.pace;
-        let Some(endpoint) = self.endpoints.get_mut(&address).filter(|endpoint| !endpoint.trying) else { return };
+        let Some(endpoint) = self.endpoints.get_mut(&place).filter(|endpoint| !endpoint.trying) else { return };
         endpoint.since = now;
         endpoint.error = error.map(|error| format!("the stream ended: {error}"));
         if lived < interval {

@@ -1,6 +1,6 @@
 //! The set against worlds of servers: whatever happens, one live stream a server at most, and all of them found.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use proptest::prelude::*;
 
@@ -10,11 +10,11 @@ const INTERVAL: Duration = Duration::from_millis(100);
 const CAP: Duration = Duration::from_secs(1);
 
 fn host() -> Host {
-    Host { name: "proxy.example".to_owned(), port: 8091 }
+    Host { name: "proxy.example".to_owned(), port: 8091, through: None }
 }
 
-fn address(last: u8) -> SocketAddr {
-    SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 0, 0, last)), 8091)
+fn address(last: u8) -> Place {
+    Place::Address(SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 0, 0, last)), 8091))
 }
 
 /// Servers behind addresses, and a clock.
@@ -35,7 +35,7 @@ impl World {
         let mut set = Set::new(Pace { interval: INTERVAL, cap: CAP, forever });
         let now = Instant::now();
         set.renew(1, now);
-        let addresses: Vec<SocketAddr> = (0..behind.len()).map(|last| address(last as u8)).collect();
+        let addresses: Vec<Place> = (0..behind.len()).map(|last| address(last as u8)).collect();
         set.resolved(&host(), &addresses, now);
         let behind = behind.iter().map(|servers| servers.iter().map(ToString::to_string).collect()).collect();
         World { set, now, next: 0, behind, turns: vec![0; addresses.len()], count, made_with: 1, attempts: 0 }
@@ -45,8 +45,8 @@ impl World {
     fn step(&mut self) {
         for address in self.set.due(self.now) {
             self.attempts += 1;
-            let IpAddr::V4(v4) = address.ip() else { continue };
-            let index = usize::from(v4.octets()[3]);
+            let Place::Address(SocketAddr::V4(v4)) = address else { continue };
+            let index = usize::from(v4.ip().octets()[3]);
             let servers = &self.behind[index];
             if servers.is_empty() {
                 self.set.failed(address, "refused".to_owned(), self.now);
@@ -242,7 +242,7 @@ proptest! {
                 }
                 Event::Expire => world.now += Duration::from_secs(5),
                 Event::Resolve(addresses) => {
-                    let addresses: Vec<SocketAddr> = addresses.into_iter().map(address).collect();
+                    let addresses: Vec<Place> = addresses.into_iter().map(address).collect();
                     world.set.resolved(&host(), &addresses, world.now);
                 }
             }

@@ -39,16 +39,7 @@ impl FromStr for Pin {
 
 impl fmt::Display for Pin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-        f.write_str("sha256/")?;
-        for group in self.0.chunks(3) {
-            let bits = group.iter().fold(0u32, |bits, byte| bits << 8 | u32::from(*byte)) << (8 * (3 - group.len()));
-            for place in 0..4 {
-                let digit = DIGITS.get((bits >> (18 - 6 * place)) as usize & 63).copied().unwrap_or(b'=');
-                write!(f, "{}", if place > group.len() { '=' } else { char::from(digit) })?;
-            }
-        }
-        Ok(())
+        write!(f, "sha256/{}", to_base64(&self.0))
     }
 }
 
@@ -173,6 +164,20 @@ impl ServerCertVerifier for Verifier {
     fn root_hint_subjects(&self) -> Option<&[DistinguishedName]> {
         self.chain.root_hint_subjects()
     }
+}
+
+/// Standard base64 with its padding.
+pub(super) fn to_base64(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
+    for group in bytes.chunks(3) {
+        let bits = group.iter().fold(0u32, |bits, byte| bits << 8 | u32::from(*byte)) << (8 * (3 - group.len()));
+        for place in 0..4 {
+            let digit = DIGITS.get((bits >> (18 - 6 * place)) as usize & 63).copied().unwrap_or(b'=');
+            text.push(if place > group.len() { '=' } else { char::from(digit) });
+        }
+    }
+    text
 }
 
 /// Standard base64, with or without its padding.

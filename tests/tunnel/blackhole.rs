@@ -1,0 +1,100 @@
+//! A way to the server that swallows packets without a word: the stream is given up in time, and the tunnel comes back.
+
+use std::{
+    io::{Read, Write},
+    net::SocketAddr,
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use lab::{
+    client::through,
+    daemon::stream,
+    lab::{BYTES, Lab, POLICY},
+    net::{Who, ip, name},
+    process::{output, until},
+};
+
+/// After so much silence the kernel asks, and then gives up after so much more (`docs/konnectivity.md`).
+const GIVEN_UP: Duration = Duration::from_secs(15 + 20);
+/// What a busy machine may add.
+const SLACK: Duration = Duration::from_secs(5);
+/// The wait between attempts, one that is under way while the way comes back, and the second between two looks of TCP at a lost SYN.
+const BACK: Duration = Duration::from_secs(10);
+
+/// Netfilter drops whatever comes to the control plane, or no more.
+fn swallow(lab: &Lab, on: bool) -> Result<()> {
+    let rules = if on {
+        "add table inet hole\nadd chain inet hole in { type filter hook input priority 0; policy drop; }\n"
+    } else {
+        "delete table inet hole\n"
+    };
+    let file = lab.directory.join("hole.nft");
+    std::fs::write(&file, rules)?;
+    let said = lab.net.run(Who::ControlPlane, || {
+        let mut nft = Command::new("nft");
+        nft.arg("-f").arg(&file).env("PATH", format!("{}:/usr/sbin", std::env::var("PATH").unwrap_or_default()));
+        output(nft)
+    })?;
+    ensure!(said.status.success(), "nft: {}", String::from_utf8_lossy(&said.stderr));
+    Ok(())
+}
+
+/// The control plane's port of the switch: nobody's link but its own goes down.
+fn unplug(lab: &Lab, down: bool) -> Result<()> {
+    ip(&["-n", &name(&lab.id, "switch"), "link", "set", "to-cont", if down { "down" } else { "up" }], "")
+}
+
+fn state(lab: &mut Lab) -> Result<String> {
+    Ok(stream(&lab.daemon()?.status()?, "state"))
+}
+
+/// How long the stream lived on, and how long the tunnel took to be back; what was open through it has ended meanwhile.
+fn given_up_and_back(hole: fn(&Lab, bool) -> Result<()>, busy: bool) -> Result<(Duration, Duration)> {
+    let mut lab = Lab::new(POLICY)?;
+    let bytes = SocketAddr::new(Who::Node.v4().into(), BYTES).to_string();
+    let mut open = through(lab.server()?, &bytes).map_err(|outcome| anyhow::anyhow!("{outcome:?}"))?;
+    until("a dial is open", Duration::from_secs(5), || Ok(lab.daemon()?.status()?.dials["open"] == 1))?;
+    let mut buffer = vec![0; 64 << 10];
+    if busy {
+        // More than is through when the way ends: bytes are then under way that nobody acknowledges.
+        writeln!(open, "GET {} 1", 256 << 20)?;
+        for _ in 0..64 {
+            ensure!(open.read(&mut buffer)? > 0, "the endpoint hung up");
+        }
+    }
+    let reading = std::thread::spawn(move || while open.read(&mut buffer).is_ok_and(|count| count > 0) {});
+    hole(&lab, true)?;
+    let started = Instant::now();
+    until("the stream is given up", GIVEN_UP + SLACK, || Ok(state(&mut lab)? != "connected"))?;
+    let gone = started.elapsed();
+    let said = stream(&lab.daemon()?.status()?, "lastError");
+    ensure!(said.contains("the stream ended") || said.contains("cannot connect") || said.is_empty(), "{said}");
+    until("what was open has ended", Duration::from_secs(6), || Ok(lab.daemon()?.status()?.dials["open"] == 0))?;
+    hole(&lab, false)?;
+    let healed = Instant::now();
+    until("the tunnel is back", BACK + SLACK, || Ok(state(&mut lab)? == "connected"))?;
+    let back = healed.elapsed();
+    until("a dial is answered again", Duration::from_secs(10), || Ok(through(lab.server()?, &bytes).is_ok()))?;
+    ensure!(lab.daemon()?.printed().contains("tunnel lost"), "no line of the log says so");
+    drop(lab);
+    reading.join().map_err(|_| anyhow::anyhow!("the reader"))?;
+    Ok((gone, back))
+}
+
+#[test]
+fn a_server_behind_a_filter_that_drops_is_given_up() {
+    let (gone, back) = given_up_and_back(swallow, false).context("netfilter").unwrap();
+    println!(
+        "blackhole: packets dropped by netfilter, stream idle: given up after {gone:.1?}; back {back:.1?} after it was mended"
+    );
+}
+
+#[test]
+fn a_server_whose_link_is_down_is_given_up() {
+    let (gone, back) = given_up_and_back(unplug, true).context("link").unwrap();
+    println!(
+        "blackhole: link down, bytes on their way: given up after {gone:.1?}; back {back:.1?} after it was mended"
+    );
+}
