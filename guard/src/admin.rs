@@ -32,6 +32,8 @@ pub trait Snapshots: Send + Sync + 'static {
     const CHECKS: &'static [(&'static str, &'static str)];
     /// Whether the guard does its work. The checks that fail, by name.
     fn unready(&self) -> Vec<&'static str>;
+    /// What whoever asks for details should know although it makes nothing unready, a line each.
+    fn remarks(&self) -> Vec<String>;
 }
 
 /// Why the daemon could not be asked.
@@ -145,7 +147,7 @@ async fn text_metrics<S: Snapshots>(State(snapshots): State<Arc<S>>) -> impl Int
     }
 }
 
-/// As upstream answers: `ok`, or with `?verbose` or a failure a line for each check.
+/// As upstream answers: `ok`, or with `?verbose` or a failure a line for each check; remarks behind them.
 async fn ready<S: Snapshots>(State(snapshots): State<Arc<S>>, RawQuery(query): RawQuery) -> impl IntoResponse {
     let unready = snapshots.unready();
     let mut lines = "[+]ping ok\n".to_owned();
@@ -155,6 +157,9 @@ async fn ready<S: Snapshots>(State(snapshots): State<Arc<S>>, RawQuery(query): R
         } else {
             lines.push_str(&format!("[+]{check} ok\n"));
         }
+    }
+    for remark in snapshots.remarks() {
+        lines.push_str(&format!("[!]{remark}\n"));
     }
     let verbose = query.unwrap_or_default().split('&').any(|pair| pair.split('=').next() == Some("verbose"));
     match (unready.is_empty(), verbose) {

@@ -115,6 +115,10 @@ impl Snapshots for Agent {
     fn unready(&self) -> Vec<&'static str> {
         if self.tunnel.connected() { Vec::new() } else { vec!["server-connected"] }
     }
+
+    fn remarks(&self) -> Vec<String> {
+        lock(&self.current).remark().into_iter().collect()
+    }
 }
 
 impl Agent {

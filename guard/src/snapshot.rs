@@ -62,6 +62,12 @@ impl Current {
         self.last_error = Some(rejected.render(false));
     }
 
+    /// For the readiness detail: that the last edit is not in force, and why, without what the document says there.
+    pub fn remark(&self) -> Option<String> {
+        let why: Vec<&str> = self.last_error.as_deref()?.lines().take(2).map(str::trim).collect();
+        Some(format!("policy-edit not in force: {}", why.join(" ")))
+    }
+
     /// A document could not be brought into the kernel.
     pub fn failed(&mut self, error: String) {
         self.last_error = Some(error);
@@ -221,6 +227,10 @@ impl Snapshots for Guard {
             unready.push("server-connected");
         }
         unready
+    }
+
+    fn remarks(&self) -> Vec<String> {
+        lock(&self.current).remark().into_iter().collect()
     }
 }
 
