@@ -36,4 +36,5 @@ pub mod rights;
 pub mod server;
 pub mod shapes;
 pub mod sweep;
+pub mod traffic;
 pub mod wire;

@@ -1,21 +1,14 @@
 //! Owns the traffic that is measured: a server in the node, and what a client does with it.
-//! Called by `wire` and `flood`; the server as `nodeguard-kernel-bench serve ADDRESS`, in a namespace and a cgroup of a lab.
+//! Called by the benches of the kernel half and of the cluster; each starts the server as a process of its own, in a namespace and a cgroup.
 //! Must never count bytes that have not arrived.
 
 use std::{
     io::{ErrorKind, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
-    path::Path,
-    process::Command,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
-use lab::{
-    lab::Lab,
-    net::Who,
-    process::{Process, command, until},
-};
 use nix::{
     sched::{CpuSet, sched_setaffinity},
     unistd::Pid,
@@ -24,13 +17,14 @@ use socket2::SockRef;
 
 const CHUNK: usize = 256 << 10;
 
-/// The processor of the node, and that of everybody else.
-pub(crate) const NODE_CPU: usize = 1;
-pub(crate) const OTHER_CPU: usize = 0;
+/// The processor of the node.
+pub const NODE_CPU: usize = 1;
+/// That of everybody else.
+pub const OTHER_CPU: usize = 0;
 
 /// What a client asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Ask {
+pub enum Ask {
     /// Bytes from the node.
     Get,
     /// Bytes to the node, which answers with one when it has them all.
@@ -40,14 +34,14 @@ pub(crate) enum Ask {
 }
 
 /// Holds the calling thread to a processor; its children, too.
-pub(crate) fn pin(cpu: usize) -> Result<()> {
+pub fn pin(cpu: usize) -> Result<()> {
     let mut set = CpuSet::new();
     set.set(cpu)?;
     Ok(sched_setaffinity(Pid::from_raw(0), &set)?)
 }
 
 /// Serves conversations at a port, and takes and closes connections at the next one.
-pub(crate) fn serve(address: SocketAddr) -> Result<()> {
+pub fn serve(address: SocketAddr) -> Result<()> {
     pin(NODE_CPU)?;
     let listen =
         |address: SocketAddr| TcpListener::bind(address).with_context(|| format!("cannot listen on {address}"));
@@ -55,7 +49,7 @@ pub(crate) fn serve(address: SocketAddr) -> Result<()> {
     let connections = listen(SocketAddr::new(address.ip(), address.port() + 1))?;
     // Longer than the library makes it: the flood must not be what fills the queue of the allowed.
     socket2::SockRef::from(&connections).listen(4096)?;
-    lab::bench::print_ready()?;
+    crate::bench::print_ready()?;
     std::thread::spawn(move || connections.incoming().for_each(drop));
     for stream in conversations.incoming() {
         let stream = stream?;
@@ -108,34 +102,22 @@ fn read_all(stream: &mut TcpStream, buffer: &mut [u8], mut left: usize) -> Resul
     Ok(())
 }
 
-/// Starts the server in the node, in a cgroup, and waits until it listens. With precedence nothing ordinary disturbs it.
-pub(crate) fn start(lab: &Lab, cgroup: &Path, port: u16, precedence: bool) -> Result<Process> {
-    let mut serve: Command = command(&std::env::current_exe()?, lab.net.open(Who::Node)?, cgroup)?;
-    serve.args(["serve", &format!("0.0.0.0:{port}")]).args(precedence.then_some("--precedence"));
-    let mut process = Process::start("server", serve, &lab.directory.join(format!("serve-{port}.log")))?;
-    until("the server listens", Duration::from_secs(10), || {
-        process.check()?;
-        Ok(process.printed().contains("ready"))
-    })?;
-    Ok(process)
-}
-
 /// A client's conversation.
-pub(crate) struct Conversation {
+pub struct Conversation {
     stream: TcpStream,
     buffer: Vec<u8>,
 }
 
 impl Conversation {
     /// Connects, in the calling thread's network namespace.
-    pub(crate) fn open(to: SocketAddr) -> Result<Conversation> {
+    pub fn open(to: SocketAddr) -> Result<Conversation> {
         let stream = TcpStream::connect_timeout(&to, Duration::from_secs(5)).with_context(|| to.to_string())?;
         stream.set_nodelay(true)?;
         Ok(Conversation { stream, buffer: vec![0; CHUNK] })
     }
 
     /// Asks once, and what it took until all had arrived.
-    pub(crate) fn ask(&mut self, ask: Ask, count: usize) -> Result<Duration> {
+    pub fn ask(&mut self, ask: Ask, count: usize) -> Result<Duration> {
         let letter = match ask {
             Ask::Get => b'G',
             Ask::Put => b'P',
@@ -164,7 +146,7 @@ impl Conversation {
 }
 
 /// Opens and ends one connection after the other for so long; how many were there. One that is not there within a second is given up.
-pub(crate) fn connections(to: SocketAddr, time: Duration) -> Result<u64> {
+pub fn connections(to: SocketAddr, time: Duration) -> Result<u64> {
     let (started, mut count) = (Instant::now(), 0);
     while started.elapsed() < time {
         if let Ok(stream) = TcpStream::connect_timeout(&to, Duration::from_secs(1)) {

@@ -1,18 +1,46 @@
 //! Owns building a whole Kubernetes from its Go modules, and the small images that the cluster's pods are of.
 //! Called by `setup` for the cluster area; the cluster lab starts what this leaves in `target/cluster`.
-//! Must never build from anything but the versions that tests/cluster/go.sum pins.
+//! Must never build from anything but the versions that the go.sum of its module pins.
 
 use std::fs;
 
 use anyhow::{Context, Result};
+use clap::ValueEnum;
 
 use crate::{
     image::{self, Image},
     shell::{command, find, read, root, run, say},
 };
 
-/// The version of Kubernetes: tests/cluster/go.mod requires it, and the programs say it.
-const KUBERNETES: &str = "v1.34.4";
+/// A minor of Kubernetes: each has a Go module of its own below tests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Kubernetes {
+    /// The one that everything is tried with.
+    #[default]
+    #[value(name = "v1.34")]
+    V1_34,
+    /// The newest that builds with Go 1.26.
+    #[value(name = "v1.37")]
+    V1_37,
+}
+
+impl Kubernetes {
+    /// The version that its go.mod requires, and that its programs say.
+    fn version(self) -> &'static str {
+        match self {
+            Kubernetes::V1_34 => "v1.34.4",
+            Kubernetes::V1_37 => "v1.37.2",
+        }
+    }
+
+    /// The folder of its module below tests, and of its programs below target.
+    pub(crate) fn folder(self) -> &'static str {
+        match self {
+            Kubernetes::V1_34 => "cluster",
+            Kubernetes::V1_37 => "cluster-v1.37",
+        }
+    }
+}
 
 /// The programs and their packages, in the order in which they share most of what is compiled.
 const PROGRAMS: [(&str, &str); 7] = [
@@ -26,25 +54,26 @@ const PROGRAMS: [(&str, &str); 7] = [
 ];
 
 /// Builds what is missing of Kubernetes and etcd.
-pub(crate) fn kubernetes() -> Result<()> {
-    PROGRAMS.iter().try_for_each(|(program, package)| build(program, package))
+pub(crate) fn kubernetes(kubernetes: Kubernetes) -> Result<()> {
+    PROGRAMS.iter().try_for_each(|(program, package)| build(kubernetes, program, package))
 }
 
 /// Builds one, unless the one that is there was built from the same module file. One package at a time: this takes long, and others work too.
-fn build(program: &str, package: &str) -> Result<()> {
-    let (module, output) = (root().join("tests/cluster"), root().join("target/cluster"));
+fn build(kubernetes: Kubernetes, program: &str, package: &str) -> Result<()> {
+    let (folder, kubernetes) = (kubernetes.folder(), kubernetes.version());
+    let (module, output) = (root().join("tests").join(folder), root().join("target").join(folder));
     let (binary, built_from) = (output.join(program), output.join(format!("{program}.go.sum")));
-    let sums = fs::read(module.join("go.sum")).context("tests/cluster/go.sum")?;
+    let sums = fs::read(module.join("go.sum")).with_context(|| module.display().to_string())?;
     if binary.is_file() && fs::read(&built_from).ok().as_ref() == Some(&sums) {
         return Ok(());
     }
     say(format!(
-        "  {program} of Kubernetes {KUBERNETES} (a Go build; all seven together take about a quarter of an hour on two cores)"
+        "  {program} of Kubernetes {kubernetes} (a Go build; all seven together take about a quarter of an hour on two cores)"
     ));
     fs::create_dir_all(&output)?;
-    let minor = KUBERNETES.split('.').nth(1).unwrap_or_default();
+    let minor = kubernetes.split('.').nth(1).unwrap_or_default();
     let version = "k8s.io/component-base/version.git";
-    let link = format!("-ldflags=-s -w -X {version}Version={KUBERNETES} -X {version}Major=1 -X {version}Minor={minor}");
+    let link = format!("-ldflags=-s -w -X {version}Version={kubernetes} -X {version}Major=1 -X {version}Minor={minor}");
     let mut build = command(find("go").context("Go is not installed")?);
     build.current_dir(&module).env("CGO_ENABLED", "0").env("GOTOOLCHAIN", "local").env("GOFLAGS", "-mod=readonly -p=1");
     run(build.args(["build", "-trimpath", &link, "-o"]).arg(&binary).arg(package))?;

@@ -3,8 +3,11 @@
 //! Must never say less than the lab found: its exit code is the task's.
 
 use anyhow::{Context, Result};
+use clap::{Args, ValueEnum};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
 use crate::{
+    cluster::Kubernetes,
     image, setup,
     shell::{command, find, root, run, say},
 };
@@ -30,25 +33,68 @@ pub(crate) fn demo(stay: bool) -> Result<()> {
     if stay {
         demo.arg("--stay");
     }
-    run(&mut demo)
+    until_it_ended(&mut demo)
 }
 
 /// The cluster lab, its checks once; it is left running where somebody wants to try it.
-pub(crate) fn cluster(stay: bool) -> Result<()> {
+pub(crate) fn cluster(stay: bool, options: Options) -> Result<()> {
     setup::root_or_say("demo --cluster")?;
-    let mut lab = cluster_lab()?;
+    let mut lab = cluster_lab(options)?;
+    lab.arg("demo");
     if stay {
         lab.arg("--stay");
     }
-    run(&mut lab)
+    until_it_ended(&mut lab)
+}
+
+/// Runs a lab that ctrl-c ends: it clears up, and this waits for it.
+fn until_it_ended(lab: &mut std::process::Command) -> Result<()> {
+    extern "C" fn nothing(_: nix::libc::c_int) {}
+    // Not ignored: that would be inherited by the lab.
+    let handler = SigAction::new(SigHandler::Handler(nothing), SaFlags::SA_RESTART, SigSet::empty());
+    // SAFETY: the handler does nothing at all.
+    unsafe { sigaction(Signal::SIGINT, &handler) }?;
+    run(lab)
+}
+
+/// Of what the cluster is made.
+#[derive(Clone, Copy, Debug, Default, Args)]
+pub(crate) struct Options {
+    /// With `cluster`: the minor of Kubernetes.
+    #[arg(long, value_name = "MINOR", default_value = "v1.34")]
+    kubernetes: Kubernetes,
+    /// With `cluster`: IPv6 alone instead of IPv4.
+    #[arg(long)]
+    ipv6: bool,
+}
+
+impl Options {
+    /// What it takes to build it.
+    pub(crate) fn setup(self) -> setup::For {
+        setup::For::Cluster(self.kubernetes)
+    }
+
+    /// The same for the lab.
+    pub(crate) fn lab(self) -> Vec<String> {
+        let programs = format!("--programs={}", self.kubernetes.folder());
+        [programs].into_iter().chain(self.ipv6.then(|| "--ipv6".to_owned())).collect()
+    }
+
+    /// The same, as they are written.
+    pub(crate) fn words(self) -> Vec<String> {
+        let minor = self.kubernetes.to_possible_value().map(|value| format!("--kubernetes={}", value.get_name()));
+        minor.into_iter().chain(self.ipv6.then(|| "--ipv6".to_owned())).collect()
+    }
 }
 
 /// Everything that the cluster lab needs, and the command that runs it.
-pub(crate) fn cluster_lab() -> Result<std::process::Command> {
-    setup::setup(setup::For::Cluster)?;
+pub(crate) fn cluster_lab(options: Options) -> Result<std::process::Command> {
+    setup::setup(options.setup())?;
     say("building the guard's image and the lab (a few minutes the first time)");
     image::guard()?;
     let mut build = command(find("cargo").context("cargo is not in PATH")?);
     run(build.args(["build", "--quiet", "--locked", "--package", "nodeguard-tests", "--bin", "nodeguard-cluster"]))?;
-    Ok(command(root().join("target/debug/nodeguard-cluster")))
+    let mut lab = command(root().join("target/debug/nodeguard-cluster"));
+    lab.args(options.lab());
+    Ok(lab)
 }

@@ -43,6 +43,8 @@ enum Task {
         /// In a real cluster on this machine instead: kube-apiserver, kubelet, containerd, the guard as its DaemonSet.
         #[arg(long)]
         cluster: bool,
+        #[command(flatten)]
+        options: demo::Options,
     },
     /// Writes the guard's container image, an OCI archive, into target/image.
     Image,
@@ -53,6 +55,8 @@ enum Task {
         area: Option<test::Area>,
         /// Only the tests whose name holds this.
         filter: Option<String>,
+        #[command(flatten)]
+        options: demo::Options,
     },
     /// The same tests at full counts and durations, for a release.
     Soak {
@@ -60,6 +64,8 @@ enum Task {
         area: Option<test::Area>,
         /// Only the tests whose name holds this.
         filter: Option<String>,
+        #[command(flatten)]
+        options: demo::Options,
     },
     /// Measures this project against what it takes the place of, in one run, and shows the ratios.
     Bench {
@@ -74,6 +80,8 @@ enum Task {
         /// Writes the rows to a file, too.
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
+        #[command(flatten)]
+        options: demo::Options,
     },
 }
 
@@ -81,12 +89,12 @@ fn main() -> ExitCode {
     let result = match Args::parse().task {
         Task::Setup => setup::setup(setup::For::Test),
         Task::BuildEbpf { force } => build_ebpf::build_ebpf(force),
-        Task::Demo { stay, cluster: false } => demo::demo(stay),
-        Task::Demo { stay, cluster: true } => demo::cluster(stay),
+        Task::Demo { stay, cluster: false, .. } => demo::demo(stay),
+        Task::Demo { stay, cluster: true, options } => demo::cluster(stay, options),
         Task::Image => image::image(),
-        Task::Test { area, filter } => test::test(area, filter.as_deref()),
-        Task::Soak { area, filter } => test::soak(area, filter.as_deref()),
-        Task::Bench { area, check, quick, json } => bench::bench(area, check, quick, json.as_deref()),
+        Task::Test { area, filter, options } => test::test(area, filter.as_deref(), options),
+        Task::Soak { area, filter, options } => test::soak(area, filter.as_deref(), options),
+        Task::Bench { area, check, quick, json, options } => bench::bench(area, check, quick, json.as_deref(), options),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

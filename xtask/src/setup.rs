@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::{
     build_ebpf::{self, BPF_LINKER},
-    cluster,
+    cluster::{self, Kubernetes},
     shell::{command, find, read, root, run, say},
     upstream,
 };
@@ -27,7 +27,7 @@ pub(crate) enum For {
     /// All of that, and what the lint step needs.
     Test,
     /// What the lab needs, a whole Kubernetes, and Debian's container runtime.
-    Cluster,
+    Cluster(Kubernetes),
 }
 
 /// Installs what is missing; says what it did.
@@ -42,8 +42,8 @@ pub(crate) fn setup(what: For) -> Result<()> {
         upstream::agent_and_suite()?;
         cargo_tool("cargo-deny", "cargo-deny", CARGO_DENY)?;
     }
-    if what == For::Cluster {
-        cluster::kubernetes()?;
+    if let For::Cluster(kubernetes) = what {
+        cluster::kubernetes(kubernetes)?;
         cluster::pod_images()?;
     }
     say("setup: everything is there");
@@ -85,7 +85,7 @@ fn system_packages(what: For) -> Result<()> {
         need("iptables", "iptables");
         need("ipset", "ipset");
     }
-    if what == For::Cluster {
+    if matches!(what, For::Cluster(_)) {
         need("containerd", "containerd");
         need("runc", "runc");
         need("/usr/lib/cni/ptp", "containernetworking-plugins");

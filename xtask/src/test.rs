@@ -45,7 +45,7 @@ struct Total {
 }
 
 /// Runs one area or all.
-pub(crate) fn test(area: Option<Area>, filter: Option<&str>) -> Result<()> {
+pub(crate) fn test(area: Option<Area>, filter: Option<&str>, options: demo::Options) -> Result<()> {
     setup::root_or_say("test")?;
     if area != Some(Area::Cluster) {
         setup::setup(setup::For::Test)?;
@@ -54,7 +54,7 @@ pub(crate) fn test(area: Option<Area>, filter: Option<&str>) -> Result<()> {
     let wanted = |each: &Area| area.map_or(*each != Area::Cluster, |area| area == *each);
     for each in Area::value_variants().iter().filter(|each| wanted(each)) {
         say(format!("\n== {}", each.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())));
-        run(*each, filter, &mut total)?;
+        run(*each, filter, options, &mut total)?;
     }
     let Total { passed, failed, skipped } = total;
     say(format!("\ntotal: {passed} passed, {failed} failed, {skipped} skipped"));
@@ -71,13 +71,13 @@ pub(crate) fn test(area: Option<Area>, filter: Option<&str>) -> Result<()> {
 }
 
 /// The same at full counts: what the tests read from their environment.
-pub(crate) fn soak(area: Option<Area>, filter: Option<&str>) -> Result<()> {
+pub(crate) fn soak(area: Option<Area>, filter: Option<&str>, options: demo::Options) -> Result<()> {
     let mut soak = command(std::env::current_exe()?);
     let area = area.and_then(|area| area.to_possible_value()).map(|value| value.get_name().to_owned());
-    crate::shell::run(soak.arg("test").args(area).args(filter).env("NODEGUARD_SOAK", "1"))
+    crate::shell::run(soak.arg("test").args(options.words()).args(area).args(filter).env("NODEGUARD_SOAK", "1"))
 }
 
-fn run(area: Area, filter: Option<&str>, total: &mut Total) -> Result<()> {
+fn run(area: Area, filter: Option<&str>, options: demo::Options, total: &mut Total) -> Result<()> {
     match area {
         Area::Lint => {
             let (passed, failed) = lint::lint();
@@ -100,8 +100,8 @@ fn run(area: Area, filter: Option<&str>, total: &mut Total) -> Result<()> {
             with_daemon(&["--package", "nodeguard-tests", "--test", "lab"], filter, total)
         }
         Area::Cluster => {
-            let mut lab = demo::cluster_lab()?;
-            counted(lab.args(filter), total)
+            let mut lab = demo::cluster_lab(options)?;
+            counted(lab.arg("run").args(filter), total)
         }
     }
 }

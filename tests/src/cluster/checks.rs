@@ -4,6 +4,7 @@
 
 mod direct;
 pub(crate) mod drop_in;
+mod edge;
 mod edits;
 mod operators;
 mod refused;
@@ -13,12 +14,12 @@ mod updates;
 use anyhow::{Result, ensure};
 
 use crate::{
+    addresses::at,
     control::{Control, Egress, STRATEGIES},
     install::{Cluster, policy},
     kubectl::Stream,
     node::Node,
     pki::Pki,
-    place::{NEIGHBOUR, NODE},
     table::Table,
 };
 
@@ -41,6 +42,7 @@ pub(crate) fn all(
         operators::proxies(cluster, egress, table)?;
         for stream in [Stream::WebSocket, Stream::Spdy] {
             operators::streams(cluster, egress, stream, table)?;
+            operators::crowd(cluster, egress, stream, table)?;
         }
         refused::dials(cluster, egress, table)?;
         refused::webhook(cluster, egress, table)?;
@@ -52,10 +54,21 @@ pub(crate) fn all(
     direct::edited(cluster, table)?;
     direct::probes(cluster, table)?;
     edits::edits(cluster, node, table)?;
-    updates::replaced(cluster, table)?;
+    edge::tier(cluster, table)?;
+    updates::replaced(cluster, node, table)?;
     two::nodes(cluster, control, pki, table)?;
     control.check()?;
     node.check()
+}
+
+/// The main job alone: what an operator sees on the first day, within a minute or two.
+pub(crate) fn demo(cluster: &Cluster<'_>, table: &mut Table) -> Result<()> {
+    audit(cluster, table)?;
+    cluster.enforce(&policy("Enforce"))?;
+    operators::proxies(cluster, Egress::Grpc, table)?;
+    operators::streams(cluster, Egress::Grpc, Stream::WebSocket, table)?;
+    refused::dials(cluster, Egress::Grpc, table)?;
+    direct::attempts(cluster, table)
 }
 
 /// The policy as deploy/ has it: nothing is denied, and it shows who would be.
@@ -68,10 +81,10 @@ fn audit(cluster: &Cluster<'_>, table: &mut Table) -> Result<()> {
         || {
             let since = std::time::SystemTime::now();
             ensure!(
-                direct::connects(cluster, crate::place::Where::Neighbour, NEIGHBOUR, &format!("{NODE}:10250"))?,
+                direct::connects(cluster, crate::place::Where::Neighbour, at().neighbour, (at().node, 10250))?,
                 "no answer"
             );
-            direct::reported(cluster, since, NEIGHBOUR, NODE, 10250, "no-selector")?;
+            direct::reported(cluster, since, at().neighbour, at().node, 10250, "no-selector")?;
             Ok("connected, reported".to_owned())
         },
     )

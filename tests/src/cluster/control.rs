@@ -5,6 +5,7 @@
 use std::{
     fmt, fs,
     path::{Path, PathBuf},
+    sync::OnceLock,
     time::Duration,
 };
 
@@ -12,9 +13,10 @@ use anyhow::{Context, Result, ensure};
 use lab::process::{Process, until};
 
 use crate::{
+    addresses::at,
     kubectl::Kubectl,
     pki::{Pki, text},
-    place::{CONTROL, Place, Where},
+    place::{Place, Where},
 };
 
 /// The protocol between kube-apiserver and proxy-server.
@@ -35,6 +37,30 @@ impl fmt::Display for Egress {
     }
 }
 
+/// An API server and its way to the nodes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Front {
+    /// Its port.
+    pub(crate) port: u16,
+    /// Where the proxy-server behind it takes agents; without, it dials nodes and pods itself.
+    pub(crate) agents: Option<u16>,
+    /// The protocol between the two.
+    pub(crate) egress: Egress,
+    /// How the proxy-server chooses an agent.
+    pub(crate) strategies: &'static str,
+}
+
+impl Front {
+    /// The cluster's own.
+    fn own(egress: Egress, strategies: &'static str) -> Front {
+        Front { port: 6443, agents: Some(8132), egress, strategies }
+    }
+
+    fn socket(&self, place: &Place) -> Result<String> {
+        text(&place.directory.join(format!("konnectivity-{}.sock", self.port)))
+    }
+}
+
 /// A running control plane.
 pub(crate) struct Control {
     /// In the order in which they are ended.
@@ -42,7 +68,9 @@ pub(crate) struct Control {
 }
 
 /// The names that mean something else on the node are harmless ones here: the API server looks before it dials (CVE-2020-8562).
-const HOSTS: &str = "127.0.0.1 localhost\n10.0.0.2 worker-1 metadata.lab loopback.lab\n";
+fn hosts() -> String {
+    format!("127.0.0.1 localhost\n{} worker-1 metadata.lab loopback.lab\n", at().node)
+}
 
 /// How the proxy-server chooses an agent: by the address that is dialled, else any.
 pub(crate) const STRATEGIES: &str = "destHost,default";
@@ -54,8 +82,8 @@ impl Control {
     /// Starts it and waits until the API server is ready.
     pub(crate) fn start(place: &Place, pki: &Pki, egress: Egress) -> Result<Control> {
         let mut control = Control { processes: Vec::new() };
-        control.run(place, "etcd", &etcd(place)?)?;
-        control.front(place, pki, egress, STRATEGIES)?;
+        control.run(place, "etcd", "", &etcd(place)?)?;
+        control.front(place, pki, &Front::own(egress, STRATEGIES))?;
         let kubectl = Kubectl::new(place, pki)?;
         until("kube-apiserver is ready", PATIENCE, || {
             control.check()?;
@@ -63,25 +91,34 @@ impl Control {
             Ok(kubectl.run(&["get", "--raw", "/readyz"]).is_ok())
         })?;
         for (program, user) in [("kube-controller-manager", "controller-manager"), ("kube-scheduler", "scheduler")] {
-            control.run(place, program, &controller(pki, program, user)?)?;
+            control.run(place, program, "", &controller(pki, program, user)?)?;
         }
         Ok(control)
     }
 
     /// The two that know the egress protocol.
-    fn front(&mut self, place: &Place, pki: &Pki, egress: Egress, strategies: &str) -> Result<()> {
-        self.run(place, "proxy-server", &proxy_server(place, pki, egress, strategies)?)?;
-        self.run(place, "kube-apiserver", &api_server(place, pki, egress)?)
+    fn front(&mut self, place: &Place, pki: &Pki, front: &Front) -> Result<()> {
+        let which = if front.port == 6443 { String::new() } else { format!("-{}", front.port) };
+        if let Some(agents) = front.agents {
+            self.run(place, "proxy-server", &which, &proxy_server(place, pki, front, agents)?)?;
+        }
+        self.run(place, "kube-apiserver", &which, &api_server(place, pki, front)?)
     }
 
-    fn run(&mut self, place: &Place, program: &str, arguments: &[String]) -> Result<()> {
+    /// One more way to the same cluster.
+    pub(crate) fn add(&mut self, place: &Place, pki: &Pki, front: &Front) -> Result<()> {
+        self.front(place, pki, front)
+    }
+
+    fn run(&mut self, place: &Place, program: &str, which: &str, arguments: &[String]) -> Result<()> {
         // What a name means here is said by a file; there is no name server.
         let hosts = place.directory.join("control-hosts");
-        fs::write(&hosts, HOSTS)?;
+        fs::write(&hosts, self::hosts())?;
         let mut command = place.command(Path::new("/usr/bin/unshare"), Where::Control)?;
         command.args(["--mount", "--", "sh", "-c", "mount --bind \"$0\" /etc/hosts && exec \"$@\""]);
         command.arg(hosts).arg(binary(program)?).args(arguments).env("PROXY_SERVER_ID", "lab");
-        self.processes.push(Process::start(program, command, &place.directory.join(format!("{program}.log")))?);
+        let log = place.directory.join(format!("{program}{which}.log"));
+        self.processes.push(Process::start(program, command, &log)?);
         Ok(())
     }
 
@@ -91,10 +128,22 @@ impl Control {
     }
 }
 
+static PROGRAMS: OnceLock<String> = OnceLock::new();
+
+/// Chooses the folder of `target` that the programs of Kubernetes are in, once.
+pub(crate) fn choose(programs: &str) -> Result<()> {
+    PROGRAMS.set(programs.to_owned()).ok().context("the programs are chosen already")
+}
+
+/// The folder of `target` that the programs of Kubernetes are in.
+pub(crate) fn programs() -> &'static str {
+    PROGRAMS.get().map_or("cluster", String::as_str)
+}
+
 /// A built program.
 pub(crate) fn binary(program: &str) -> Result<PathBuf> {
     let target = lab::lab::target()?;
-    let below = if program == "proxy-server" { "upstream" } else { "cluster" };
+    let below = if program == "proxy-server" { "upstream" } else { programs() };
     let binary = target.with_file_name(below).join(program);
     ensure!(binary.is_file(), "{} is missing: `cargo xtask test cluster` builds it", binary.display());
     Ok(binary)
@@ -117,24 +166,9 @@ fn etcd(place: &Place) -> Result<Vec<String>> {
     .to_vec())
 }
 
-fn api_server(place: &Place, pki: &Pki, egress: Egress) -> Result<Vec<String>> {
-    let socket = text(&place.directory.join("konnectivity.sock"))?;
-    let protocol = match egress {
-        Egress::Grpc => "GRPC",
-        Egress::HttpConnect => "HTTPConnect",
-    };
-    let config = place.directory.join("egress.yaml");
-    fs::write(
-        &config,
-        format!(
-            "apiVersion: apiserver.k8s.io/v1beta1\nkind: EgressSelectorConfiguration\negressSelections:\n\
-            - name: cluster\n  connection:\n    proxyProtocol: {protocol}\n    transport: {{uds: {{udsName: {socket}}}}}\n"
-        ),
-    )?;
+fn api_server(place: &Place, pki: &Pki, front: &Front) -> Result<Vec<String>> {
     let mut arguments: Vec<String> = [
         "--etcd-servers=http://127.0.0.1:2379",
-        "--secure-port=6443",
-        "--service-cluster-ip-range=10.96.0.0/16",
         "--service-account-issuer=https://kubernetes.default.svc",
         "--authorization-mode=Node,RBAC",
         "--enable-admission-plugins=NodeRestriction",
@@ -148,8 +182,17 @@ fn api_server(place: &Place, pki: &Pki, egress: Egress) -> Result<Vec<String>> {
     ]
     .map(str::to_owned)
     .to_vec();
-    arguments.push(format!("--advertise-address={CONTROL}"));
-    arguments.push(format!("--egress-selector-config-file={}", text(&config)?));
+    arguments.push(format!("--service-cluster-ip-range={}", at().services));
+    arguments.push(format!("--advertise-address={}", at().control));
+    arguments.push("--bind-address=::".to_owned());
+    arguments.push(format!("--secure-port={}", front.port));
+    if front.agents.is_some() {
+        arguments.push(format!("--egress-selector-config-file={}", egress_selector(place, front)?));
+    }
+    if front.port != 6443 {
+        // The service of the API server stays the first one's.
+        arguments.push("--endpoint-reconciler-type=none".to_owned());
+    }
     for (flag, file) in [
         ("client-ca-file", "ca.crt"),
         ("kubelet-certificate-authority", "ca.crt"),
@@ -168,31 +211,47 @@ fn api_server(place: &Place, pki: &Pki, egress: Egress) -> Result<Vec<String>> {
     Ok(arguments)
 }
 
+fn egress_selector(place: &Place, front: &Front) -> Result<String> {
+    let (socket, config) = (front.socket(place)?, place.directory.join(format!("egress-{}.yaml", front.port)));
+    let protocol = match front.egress {
+        Egress::Grpc => "GRPC",
+        Egress::HttpConnect => "HTTPConnect",
+    };
+    fs::write(
+        &config,
+        format!(
+            "apiVersion: apiserver.k8s.io/v1beta1\nkind: EgressSelectorConfiguration\negressSelections:\n\
+            - name: cluster\n  connection:\n    proxyProtocol: {protocol}\n    transport: {{uds: {{udsName: {socket}}}}}\n"
+        ),
+    )?;
+    text(&config)
+}
+
 /// Agents prove themselves by service-account tokens, which the API server is asked about.
-fn proxy_server(place: &Place, pki: &Pki, egress: Egress, strategies: &str) -> Result<Vec<String>> {
-    let mode = match egress {
+fn proxy_server(place: &Place, pki: &Pki, front: &Front, agents: u16) -> Result<Vec<String>> {
+    let mode = match front.egress {
         Egress::Grpc => "grpc",
         Egress::HttpConnect => "http-connect",
     };
     let mut arguments: Vec<String> = [
         "--server-port=0",
-        "--agent-port=8132",
         "--agent-namespace=kube-system",
         "--agent-service-account=nodeguard",
         "--authentication-audience=system:konnectivity-server",
         "--server-count=1",
         "--health-bind-address=127.0.0.1",
-        "--health-port=8134",
         "--admin-bind-address=127.0.0.1",
-        "--admin-port=8133",
     ]
     .map(str::to_owned)
     .to_vec();
     arguments.extend([
         format!("--mode={mode}"),
-        format!("--proxy-strategies={strategies}"),
-        format!("--uds-name={}", text(&place.directory.join("konnectivity.sock"))?),
-        format!("--agent-bind-address={CONTROL}"),
+        format!("--proxy-strategies={}", front.strategies),
+        format!("--uds-name={}", front.socket(place)?),
+        format!("--agent-port={agents}"),
+        format!("--admin-port={}", agents + 1),
+        format!("--health-port={}", agents + 2),
+        format!("--agent-bind-address={}", at().control),
         format!("--cluster-cert={}", pki.text("proxy-server-tls.crt")?),
         format!("--cluster-key={}", pki.text("proxy-server-tls.key")?),
         format!("--kubeconfig={}", pki.text("proxy-server.kubeconfig")?),
@@ -225,13 +284,19 @@ impl Drop for Control {
 
 impl Control {
     /// The same cluster with another protocol, or another choice of agents: what knows these is ended and started.
-    pub(crate) fn change_front(&mut self, place: &Place, pki: &Pki, egress: Egress, strategies: &str) -> Result<()> {
+    pub(crate) fn change_front(
+        &mut self,
+        place: &Place,
+        pki: &Pki,
+        egress: Egress,
+        strategies: &'static str,
+    ) -> Result<()> {
         let front = |process: &Process| {
             let log = process.log.file_name().unwrap_or_default();
             log == "proxy-server.log" || log == "kube-apiserver.log"
         };
         self.processes.retain(|process| !front(process));
-        self.front(place, pki, egress, strategies)?;
+        self.front(place, pki, &Front::own(egress, strategies))?;
         let kubectl = Kubectl::new(place, pki)?;
         until("kube-apiserver is ready again", PATIENCE, || {
             self.check()?;

@@ -9,10 +9,11 @@ use lab::process::until;
 use nodeguard::status::Status;
 
 use crate::{
+    addresses::{Addresses, at},
     control::PATIENCE,
     kubectl::{Kubectl, Stream},
     node::Node,
-    place::{CONTROL, Place, SCRAPER},
+    place::Place,
 };
 
 /// A cluster that answers.
@@ -35,7 +36,7 @@ subjects: [{apiGroup: rbac.authorization.k8s.io, kind: User, name: 'system:konne
 ";
 
 /// The pods: a server with one guarded and one open port and all kinds of probes, a bystander, one in the node's network.
-const PODS: &str = r#"apiVersion: v1
+pub(crate) const PODS: &str = r#"apiVersion: v1
 kind: Pod
 metadata: {name: web, labels: {app: web}}
 spec:
@@ -85,6 +86,7 @@ spec: {selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}
 
 /// What the operator of this cluster enforces. Nothing on the node itself may use kubelet's port, and pods may not use the web's.
 pub(crate) fn policy(mode: &str) -> String {
+    let Addresses { scraper, whole, pods, .. } = at();
     format!(
         "apiVersion: nodeguard.dev/v1alpha1
 kind: NodeGuardPolicy
@@ -97,16 +99,16 @@ spec:
       node: {{ports: [10250]}}
       allow:
         - tunnel: {{}}
-        - ipBlock: {{cidr: {SCRAPER}/32}}
+        - ipBlock: {{cidr: '{scraper}/{whole}'}}
     - name: web
-      pods: {{cidrs: [10.244.0.0/16], ports: [8080]}}
+      pods: {{cidrs: ['{pods}'], ports: [8080]}}
       allow:
         - tunnel: {{}}
         - node: {{}}
   tunnel:
     dial:
       - node: {{ports: [10250]}}
-      - pods: {{cidrs: [10.244.0.0/16], ports: [8080]}}
+      - pods: {{cidrs: ['{pods}'], ports: [8080]}}
 "
     )
 }
@@ -147,7 +149,7 @@ impl Cluster<'_> {
     /// Installs deploy/daemonset.yaml as it is, but for what every operator fills in.
     pub(crate) fn install_guard(&self) -> Result<()> {
         let mut manifest = deployed("daemonset.yaml")?;
-        for (blank, filled) in [("<image>", IMAGE), ("<konnectivity server>", CONTROL)] {
+        for (blank, filled) in [("<image>", IMAGE), ("<konnectivity server>", at().control)] {
             ensure!(manifest.contains(blank), "the manifest has no {blank}");
             manifest = manifest.replace(blank, filled);
         }
@@ -172,14 +174,14 @@ impl Cluster<'_> {
         until("the tunnel is up again", PATIENCE, || Ok(self.epoch().is_ok()))
     }
 
-    /// Starts the pods and waits until they are ready.
-    pub(crate) fn pods(&self) -> Result<()> {
+    /// Starts pods and waits until they are ready.
+    pub(crate) fn pods(&self, pods: &str) -> Result<()> {
         // The controller makes it; pods are refused before.
         until("the default service account", PATIENCE, || {
             std::thread::sleep(Duration::from_millis(100));
             Ok(self.kubectl.run(&["get", "serviceaccount", "default"]).is_ok())
         })?;
-        self.kubectl.apply(PODS)?;
+        self.kubectl.apply(pods)?;
         let wait = ["wait", "--for=condition=Ready", "pod", "--all", "--timeout=120s"];
         let waited = self.kubectl.all(Stream::WebSocket, &wait, Vec::new(), Duration::from_secs(150))?;
         let about = || self.kubectl.run(&["describe", "pods"]).unwrap_or_default();
@@ -205,11 +207,12 @@ impl Cluster<'_> {
 
     /// Sets the policy and waits until the guard says that it is in force.
     pub(crate) fn enforce(&self, policy: &str) -> Result<()> {
-        let before = self.epoch()?;
+        // Not the epoch: an edit that means the same to the listeners' guard is no new ruleset.
+        let before = self.status()?.policy.digest;
         self.set_policy(policy)?;
         until("the policy is in force", PATIENCE, || {
             std::thread::sleep(Duration::from_millis(200));
-            Ok(self.epoch()? > before)
+            Ok(self.status()?.policy.digest != before)
         })
     }
 

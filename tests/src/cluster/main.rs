@@ -1,8 +1,11 @@
 //! A real cluster on this machine with the guard as its DaemonSet, and what operators do in it, line by line.
 //!
-//! Reading order: `main` (what stands when) -> `place` (namespaces, cgroups, the packet filter) -> `pki`, `control`, `node` (Kubernetes) ->
-//! `install` (the files of deploy/, pods to try) -> `table` and `checks` (who, what, by which way, expected, seen).
+//! Reading order: `main` (what stands when) -> `addresses`, `place` (namespaces, cgroups, the packet filter) -> `pki`, `control`, `node`
+//! (Kubernetes) -> `install` (the files of deploy/, pods to try) -> `table` and `checks` (who, what, by which way, expected, seen) -> `stay`
+//! (kept for somebody who tries it), `bench` (what the guard costs).
 
+mod addresses;
+mod bench;
 mod checks;
 mod control;
 mod install;
@@ -10,16 +13,19 @@ mod kubectl;
 mod node;
 mod pki;
 mod place;
+mod stay;
 mod table;
 
 use std::{
     io::Write,
-    path::{Path, PathBuf},
+    net::SocketAddr,
+    path::PathBuf,
     process::ExitCode,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
 
 use crate::{
     control::{Control, Egress},
@@ -28,25 +34,58 @@ use crate::{
     node::Node,
     pki::Pki,
     place::{Place, Where},
+    stay::Interrupt,
     table::Table,
 };
 
 /// A run that hangs ends by itself after this; with it end all processes of the cluster.
 const BOUND: Duration = Duration::from_secs(45 * 60);
 
+/// The cluster lab.
+#[derive(Parser)]
+struct Args {
+    #[command(subcommand)]
+    what: What,
+    /// The folder of `target` with the programs of Kubernetes.
+    #[arg(long, global = true, default_value = "cluster")]
+    programs: String,
+    /// IPv6 alone instead of IPv4.
+    #[arg(long, global = true)]
+    ipv6: bool,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// Starts a cluster, runs the checks, ends it.
+    Run {
+        /// Only checks that hold this.
+        filter: Option<String>,
+    },
+    /// Starts a cluster and shows the main job.
+    Demo {
+        /// Keeps it and prints what to try.
+        #[arg(long)]
+        stay: bool,
+    },
+    /// Measures what the guard costs, and prints rows for `cargo xtask bench`.
+    Bench {
+        /// One round of everything.
+        #[arg(long)]
+        quick: bool,
+    },
+    /// A client of the bench, in a pod.
+    #[command(hide = true)]
+    Converse { to: SocketAddr },
+    /// A server of the bench, in a pod.
+    #[command(hide = true)]
+    Serve { at: SocketAddr },
+    /// What the first process of a node runs.
+    #[command(hide = true)]
+    Node { name: String, address: String, directory: PathBuf, images: Vec<String> },
+}
+
 fn main() -> ExitCode {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let outcome = match words[..] {
-        ["node", name, address, directory, ..] => {
-            let images = arguments.get(4..).unwrap_or_default();
-            node::inside(name, address, Path::new(directory), images).map(|()| true)
-        }
-        ["--stay"] => cluster(None, true),
-        [] => cluster(None, false),
-        [filter] if !filter.starts_with('-') => cluster(Some(filter), false),
-        _ => Err(anyhow::anyhow!("usage: nodeguard-cluster [--stay | FILTER]")),
-    };
+    let outcome = start(Args::parse());
     match outcome {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
@@ -57,21 +96,51 @@ fn main() -> ExitCode {
     }
 }
 
-fn cluster(filter: Option<&str>, stay: bool) -> Result<bool> {
-    if !stay {
+fn start(Args { what, programs, ipv6 }: Args) -> Result<bool> {
+    addresses::choose(ipv6)?;
+    control::choose(&programs)?;
+    match what {
+        What::Run { filter } => cluster(filter.as_deref(), Job::Everything),
+        What::Demo { stay } => cluster(None, Job::Demo { stay }),
+        What::Bench { quick } => bench::bench(quick),
+        What::Converse { to } => bench::converse(to),
+        What::Serve { at } => bench::serve(at),
+        What::Node { name, address, directory, images } => {
+            node::inside(&name, &address, &directory, &images).map(|()| true)
+        }
+    }
+}
+
+/// What the cluster is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Job {
+    Everything,
+    Demo { stay: bool },
+}
+
+fn cluster(filter: Option<&str>, job: Job) -> Result<bool> {
+    if job != (Job::Demo { stay: true }) {
         nix::unistd::alarm::set(u32::try_from(BOUND.as_secs())?);
     }
     let started = Instant::now();
     let place = Place::new()?;
+    let interrupt = Interrupt::of(&place)?;
     let pki = Pki::new(&place)?;
-    let outcome = run(&place, &pki, filter, stay, started);
+    let outcome = run(&place, &pki, filter, job, &interrupt, started);
     if let Err(error) = &outcome {
         keep_logs(&place).with_context(|| format!("{error:#}"))?;
     }
     outcome
 }
 
-fn run(place: &Place, pki: &Pki, filter: Option<&str>, stay: bool, started: Instant) -> Result<bool> {
+fn run(
+    place: &Place,
+    pki: &Pki,
+    filter: Option<&str>,
+    job: Job,
+    interrupt: &Interrupt,
+    started: Instant,
+) -> Result<bool> {
     let mut control = Control::start(place, pki, Egress::Grpc)?;
     say(&format!("control plane after {:.0?}", started.elapsed()))?;
     let mut node = Node::start(place, pki, Where::Node, &install::images()?)?;
@@ -81,15 +150,25 @@ fn run(place: &Place, pki: &Pki, filter: Option<&str>, stay: bool, started: Inst
     cluster.node_ready(node::NAME, &mut node)?;
     say(&format!("node ready after {:.0?}\n", started.elapsed()))?;
     let mut table = Table::new(filter)?;
-    checks::drop_in::example(&cluster, &mut table)?;
+    if job == Job::Everything {
+        checks::drop_in::example(&cluster, &mut table)?;
+    }
     cluster.install_guard()?;
-    cluster.pods()?;
+    cluster.pods(install::PODS)?;
     say(&format!("guard and pods ready after {:.0?}", started.elapsed()))?;
 
-    checks::all(&cluster, &mut control, &mut node, pki, &mut table)?;
+    match job {
+        Job::Everything => checks::all(&cluster, &mut control, &mut node, pki, &mut table)?,
+        Job::Demo { .. } => checks::demo(&cluster, &mut table)?,
+    }
     let (expected, other) = table.sum()?;
-    if stay {
-        wait(place, &mut control, &mut node)?;
+    if job == (Job::Demo { stay: true }) {
+        stay::try_it(place)?;
+        while !interrupt.came(Duration::from_secs(1)) {
+            control.check()?;
+            node.check()?;
+        }
+        return Ok(other == 0);
     }
     // In the words of `cargo test`, which the task adds up.
     say(&format!("test result: {expected} passed; {other} failed; 0 ignored; finished in {:.0?}", started.elapsed()))?;
@@ -97,38 +176,6 @@ fn run(place: &Place, pki: &Pki, filter: Option<&str>, stay: bool, started: Inst
         keep_logs(place)?;
     }
     Ok(other == 0 && expected > 0)
-}
-
-/// Says what to try and waits for ctrl-c or the end of a part.
-fn wait(place: &Place, control: &mut Control, node: &mut Node) -> Result<()> {
-    let (directory, kubectl) = (place.directory.display(), control::binary("kubectl")?);
-    say("\nThe cluster stays until ctrl-c. In another shell, as root:\n")?;
-    say(&format!("  export KUBECONFIG={directory}/pki/admin.kubeconfig"))?;
-    say(&format!("  alias k='{} {}'", place.enter(Where::Control), kubectl.display()))?;
-    for line in [
-        "k get pods -A -o wide",
-        "k -n kube-system exec ds/nodeguard -- nodeguard status",
-        "k exec web -- date                      # through the tunnel",
-        "k get --raw /api/v1/namespaces/default/pods/web:8081/proxy/   # refused: tunnel.dial does not name 8081",
-        "k -n kube-system edit configmap nodeguard-policy",
-    ] {
-        say(&format!("  {line}"))?;
-    }
-    say(&format!(
-        "  {} curl -m 2 -k https://10.0.0.2:10250/healthz   # a neighbour: no answer\n",
-        place.enter(Where::Neighbour)
-    ))?;
-    let (stop, stopped) = std::sync::mpsc::channel();
-    std::thread::spawn(move || -> Result<()> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        runtime.block_on(tokio::signal::ctrl_c())?;
-        Ok(stop.send(())?)
-    });
-    while stopped.recv_timeout(Duration::from_secs(1)).is_err() {
-        control.check()?;
-        node.check()?;
-    }
-    Ok(())
 }
 
 /// Copies the logs to where they outlive the cluster.

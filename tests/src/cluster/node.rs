@@ -19,9 +19,10 @@ use nix::{
 };
 
 use crate::{
-    control::{PATIENCE, binary},
+    addresses::at,
+    control::{PATIENCE, binary, programs},
     pki::{Pki, text},
-    place::{NODE, Place, SECOND, Where},
+    place::{Place, Where},
 };
 
 /// The first node's name in the cluster.
@@ -39,7 +40,7 @@ const SYSCTLS: [&str; 5] = [
 ];
 
 /// Names that mean on the node what they do not mean in the control plane (the shape of CVE-2020-8562).
-const HOSTS: &str = "127.0.0.1 localhost\n10.0.0.2 worker-1\n169.254.169.254 metadata.lab\n127.0.0.1 loopback.lab\n";
+const HOSTS: &str = "127.0.0.1 localhost\n<node> worker-1\n<link-local> metadata.lab\n<loopback> loopback.lab\n";
 
 const CONTAINERD: &str = r#"version = 2
 root = "@/containerd"
@@ -59,7 +60,7 @@ state = "/run/containerd"
 
 const CNI: &str = r#"{"cniVersion": "1.0.0", "name": "lab", "plugins": [
   {"type": "ptp", "ipMasq": false, "ipam": {"type": "host-local", "dataDir": "@/cni-addresses",
-   "ranges": [[{"subnet": "10.244.#.0/24"}]], "routes": [{"dst": "0.0.0.0/0"}]}}]}
+   "ranges": [[{"subnet": "<pods>"}]], "routes": [{"dst": "<everything>"}]}}]}
 "#;
 
 const KUBELET: &str = "apiVersion: kubelet.config.k8s.io/v1beta1
@@ -90,24 +91,30 @@ pub(crate) struct Node {
 impl Node {
     /// Starts it; kubelet announces it to the API server by itself.
     pub(crate) fn start(place: &Place, pki: &Pki, node: Where, images: &[PathBuf]) -> Result<Node> {
+        let [first, other] = at().pods_of;
+        let pods = if node == Where::Second { other } else { first };
         let (number, name, address) =
-            if node == Where::Second { ("2", SECOND_NAME, SECOND) } else { ("1", NAME, NODE) };
+            if node == Where::Second { ("2", SECOND_NAME, at().second) } else { ("1", NAME, at().node) };
         let directory = place.directory.join(name);
         for (file, content) in
             [("containerd.toml", CONTAINERD), ("kubelet.yaml", KUBELET), ("cni/10-lab.conflist", CNI)]
         {
             let path = directory.join(file);
             fs::create_dir_all(path.parent().context("a file stands in a directory")?)?;
+            let content = content.replace("<pods>", pods).replace("<everything>", at().everything);
             fs::write(path, content.replace('#', number).replace('@', &text(&directory)?))?;
         }
         fs::write(directory.join("resolv.conf"), "")?;
-        fs::write(directory.join("hosts"), HOSTS)?;
+        let hosts = HOSTS.replace("<node>", at().node).replace("<link-local>", at().link_local);
+        fs::write(directory.join("hosts"), hosts.replace("<loopback>", at().loopback))?;
         ensure!(pki.path(&format!("{name}.kubeconfig")).is_file(), "no kubeconfig for kubelet");
         let mut command = place.command(Path::new("/usr/bin/unshare"), node)?;
         command.args(["--mount", "--uts", "--ipc", "--cgroup", "--pid", "--fork", "--kill-child", "--"]);
         // By the process, not by the path: a build may have put another file there since this run began.
         command
             .arg(format!("/proc/{}/exe", std::process::id()))
+            .args(["--programs", programs()])
+            .args((at().family == "ip6").then_some("--ipv6"))
             .args(["node", name, address])
             .arg(&place.directory)
             .args(images);
@@ -123,6 +130,11 @@ impl Node {
     /// Fails if a part of it has ended.
     pub(crate) fn check(&mut self) -> Result<()> {
         self.process.check()
+    }
+
+    /// A directory as the node's own processes see it.
+    pub(crate) fn seen(&self, path: &str) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/root", self.process.id())).join(path.trim_start_matches('/'))
     }
 
     /// Where kubelet keeps the volumes of a pod.
@@ -166,7 +178,7 @@ pub(crate) fn inside(name: &str, address: &str, lab: &Path, images: &[String]) -
         kubeconfig("kube-proxy"),
         format!("--hostname-override={name}"),
         "--proxy-mode=nftables".to_owned(),
-        "--cluster-cidr=10.244.0.0/16".to_owned(),
+        format!("--cluster-cidr={}", at().pods),
         // These are settings of the whole machine.
         "--conntrack-max-per-core=0".to_owned(),
         "--conntrack-tcp-timeout-established=0".to_owned(),

@@ -13,7 +13,10 @@ use rcgen::{
     SanType, date_time_ymd,
 };
 
-use crate::place::{CONTROL, NODE, Place, SECOND};
+use crate::{
+    addresses::{at, socket},
+    place::Place,
+};
 
 /// A CA and what it signed.
 pub(crate) struct Pki {
@@ -47,14 +50,21 @@ impl Pki {
         fs::write(directory.join("ca.crt"), pem)?;
         let pki = Pki { directory, ca: Issuer::new(params, key) };
 
-        let api = [CONTROL, "10.96.0.1", "127.0.0.1", "kubernetes", "kubernetes.default", "kubernetes.default.svc"];
+        let api = [
+            at().control,
+            at().api_service,
+            at().loopback,
+            "kubernetes",
+            "kubernetes.default",
+            "kubernetes.default.svc",
+        ];
         pki.sign("apiserver", "kube-apiserver", "", &api)?;
-        pki.sign("proxy-server-tls", "proxy-server", "", &[CONTROL])?;
+        pki.sign("proxy-server-tls", "proxy-server", "", &[at().control])?;
         pki.sign("apiserver-kubelet-client", "kube-apiserver-kubelet-client", "system:masters", &[])?;
         pki.sign("front-proxy-client", "front-proxy-client", "", &[])?;
         pki.sign("service-account", "service-accounts", "", &[])?;
-        pki.sign("kubelet-1-tls", "system:node:worker-1", "system:nodes", &[NODE, "worker-1"])?;
-        pki.sign("kubelet-2-tls", "system:node:worker-2", "system:nodes", &[SECOND, "worker-2"])?;
+        pki.sign("kubelet-1-tls", "system:node:worker-1", "system:nodes", &[at().node, "worker-1"])?;
+        pki.sign("kubelet-2-tls", "system:node:worker-2", "system:nodes", &[at().second, "worker-2"])?;
         for (file, user, group) in USERS {
             pki.sign(file, user, group, &[])?;
             pki.kubeconfig(file)?;
@@ -89,9 +99,10 @@ impl Pki {
     fn kubeconfig(&self, user: &str) -> Result<()> {
         let (ca, certificate, key) =
             (self.text("ca.crt")?, self.text(&format!("{user}.crt"))?, self.text(&format!("{user}.key"))?);
+        let server = socket(at().control, 6443)?;
         let text = format!(
             "apiVersion: v1\nkind: Config\ncurrent-context: lab\n\
-            clusters: [{{name: lab, cluster: {{server: 'https://{CONTROL}:6443', certificate-authority: {ca}}}}}]\n\
+            clusters: [{{name: lab, cluster: {{server: 'https://{server}', certificate-authority: {ca}}}}}]\n\
             users: [{{name: lab, user: {{client-certificate: {certificate}, client-key: {key}}}}}]\n\
             contexts: [{{name: lab, context: {{cluster: lab, user: lab}}}}]\n"
         );

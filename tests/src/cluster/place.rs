@@ -21,20 +21,7 @@ use nix::{
     sys::{prctl::set_pdeathsig, signal::Signal},
 };
 
-/// The control plane's address.
-pub(crate) const CONTROL: &str = "10.0.0.1";
-/// The control plane's other address, from which its packet filter lets connections out: what tries the node directly uses it.
-pub(crate) const CONTROL_DIRECT: &str = "10.0.0.9";
-/// The first node's address.
-pub(crate) const NODE: &str = "10.0.0.2";
-/// The second node's.
-pub(crate) const SECOND: &str = "10.0.0.3";
-/// A host beside the node.
-pub(crate) const NEIGHBOUR: &str = "10.0.0.4";
-/// Its other address, which the policy names.
-pub(crate) const SCRAPER: &str = "10.0.8.5";
-/// The addresses of pods: node by node, whose they are, and whom to ask for them.
-const PODS: [(Where, &str, &str); 2] = [(Where::Node, "10.244.1.0/24", NODE), (Where::Second, "10.244.2.0/24", SECOND)];
+use crate::addresses::{Addresses, at};
 
 /// A network namespace of the cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,19 +48,20 @@ impl Where {
         }
     }
 
-    fn addresses(self) -> &'static [&'static str] {
+    fn addresses(self) -> Vec<&'static str> {
         match self {
-            Where::Control => &[CONTROL, CONTROL_DIRECT],
-            Where::Node => &[NODE],
-            Where::Second => &[SECOND],
-            Where::Neighbour => &[NEIGHBOUR, SCRAPER],
+            Where::Control => vec![at().control, at().control_direct],
+            Where::Node => vec![at().node],
+            Where::Second => vec![at().second],
+            Where::Neighbour => vec![at().neighbour, at().scraper],
         }
     }
 }
 
 /// What the cluster has of this machine. All of it is gone when this is dropped.
 pub(crate) struct Place {
-    id: String,
+    /// By which everything of it is named.
+    pub(crate) id: String,
     /// Files: certificates, logs, what etcd, containerd and kubelet keep.
     pub(crate) directory: PathBuf,
 }
@@ -85,7 +73,8 @@ const FILTER: &str = "table inet lab {
         type filter hook output priority 0; policy accept;
         oifname lo accept
         ct state established,related accept
-        ip saddr 10.0.0.9 accept
+        icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept
+        <family> saddr <direct> accept
         meta l4proto { tcp, udp } counter name refused drop
         drop
     }
@@ -93,10 +82,19 @@ const FILTER: &str = "table inet lab {
 ";
 
 /// Pods reach the control plane under their node's address, as in most clusters.
-const MASQUERADE: &str = "table ip lab {
-    chain post { type nat hook postrouting priority 100; ip saddr 10.244.0.0/16 ip daddr 10.0.0.1 masquerade; }
+const MASQUERADE: &str = "table <family> lab {
+    chain post { type nat hook postrouting priority 100; <family> saddr <pods> <family> daddr <control> masquerade; }
 }
 ";
+
+/// A packet filter's text with the cluster's addresses.
+fn filled(text: &str) -> String {
+    let Addresses { family, control_direct, pods, control, .. } = at();
+    text.replace("<family>", family)
+        .replace("<direct>", control_direct)
+        .replace("<pods>", pods)
+        .replace("<control>", control)
+}
 
 impl Place {
     /// Makes everything, after removing what killed runs left.
@@ -126,6 +124,8 @@ impl Place {
 
     fn wire(&self) -> Result<()> {
         let switch = name(&self.id, "switch");
+        // An address is usable at once, without asking whether another has it.
+        let nodad = if at().family == "ip6" { " nodad" } else { "" };
         ip(&["netns", "add", &switch], "")?;
         ip(&["-n", &switch, "-batch", "-"], "link add br0 type bridge mcast_snooping 0\nlink set br0 up\n")?;
         for place in Where::ALL {
@@ -139,11 +139,13 @@ impl Place {
             ip(&["-n", &switch, "link", "set", &port, "master", "br0", "up"], "")?;
             let mut lines = "link set lo up\nlink set eth0 up\n".to_owned();
             for address in place.addresses() {
-                lines.push_str(&format!("address add {address}/16 dev eth0\n"));
+                lines.push_str(&format!("address add {address}/{} dev eth0{nodad}\n", at().prefix));
             }
+            self.run(place, || Ok(fs::write("/proc/sys/net/ipv6/conf/default/accept_dad", "0")?))?;
             ip(&["-n", &namespace, "-batch", "-"], &lines)?;
         }
-        for (owner, pods, node) in PODS {
+        let [pods, pods_of_second] = at().pods_of;
+        for (owner, pods, node) in [(Where::Node, pods, at().node), (Where::Second, pods_of_second, at().second)] {
             let to_pods = ["route", "add", pods, "via", node];
             for place in [Where::Node, Where::Second, Where::Neighbour] {
                 if place != owner {
@@ -153,14 +155,16 @@ impl Place {
             // From the control plane only for what tries it directly.
             ip(&[&["-n", &self.namespace(Where::Control)][..], &to_pods, &["table", "9"]].concat(), "")?;
         }
-        ip(&["-n", &self.namespace(Where::Control), "rule", "add", "from", CONTROL_DIRECT, "table", "9"], "")?;
+        let family = if at().family == "ip6" { "-6" } else { "-4" };
+        let rule = ["rule", "add", "from", at().control_direct, "table", "9"];
+        ip(&[&["-n", &self.namespace(Where::Control), family][..], &rule].concat(), "")?;
         for node in [Where::Node, Where::Second] {
             // Without a default route kubelet guesses no address.
-            ip(&["-n", &self.namespace(node), "route", "add", "default", "via", CONTROL], "")?;
-            self.run(node, || Ok(fs::write("/proc/sys/net/ipv4/ip_forward", "1")?))?;
-            self.nft(node, &["-f", "-"], MASQUERADE)?;
+            ip(&["-n", &self.namespace(node), "route", "add", at().everything, "via", at().control], "")?;
+            self.run(node, || Ok(fs::write(Path::new("/proc/sys/net").join(at().forwarding), "1")?))?;
+            self.nft(node, &["-f", "-"], &filled(MASQUERADE))?;
         }
-        self.nft(Where::Control, &["-f", "-"], FILTER).map(drop)
+        self.nft(Where::Control, &["-f", "-"], &filled(FILTER)).map(drop)
     }
 
     /// How many packets of new connections of the control plane were dropped.
@@ -168,6 +172,13 @@ impl Place {
         let said = self.nft(Where::Control, &["list", "counter", "inet", "lab", "refused"], "")?;
         let packets = said.split("packets ").nth(1).and_then(|rest| rest.split(' ').next());
         packets.and_then(|packets| packets.parse().ok()).with_context(|| format!("nft said {said}"))
+    }
+
+    /// Lets the control plane's connections to a port out, past the tunnel.
+    pub(crate) fn let_out(&self, port: u16) -> Result<()> {
+        let port = port.to_string();
+        self.nft(Where::Control, &["insert", "rule", "inet", "lab", "out", "tcp", "dport", &port, "accept"], "")
+            .map(drop)
     }
 
     fn nft(&self, place: Where, arguments: &[&str], input: &str) -> Result<String> {
@@ -187,6 +198,11 @@ impl Place {
     /// How to enter a network namespace by hand.
     pub(crate) fn enter(&self, place: Where) -> String {
         format!("nsenter --net=/run/netns/{}", self.namespace(place))
+    }
+
+    /// A cgroup that is no node's, below the root of its hierarchy.
+    pub(crate) fn cgroup_beside(&self) -> String {
+        format!("nodeguard-lab-{}/control", self.id)
     }
 
     /// What the path of each cgroup of a node holds.

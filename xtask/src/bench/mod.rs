@@ -2,6 +2,7 @@
 //! Called as `cargo xtask bench [AREA] [--check] [--quick] [--json FILE]`.
 //! Must never compare figures of two runs: each row has ours and the other of the same one.
 
+mod cluster;
 mod kernel;
 mod tunnel;
 
@@ -12,7 +13,7 @@ use clap::ValueEnum;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::{
-    setup,
+    demo, setup,
     shell::{command, find, root, run, say},
 };
 
@@ -23,6 +24,8 @@ pub(crate) enum Area {
     Kernel,
     /// This agent and the upstream one under the same real proxy-server.
     Tunnel,
+    /// Exec, logs and traffic between pods in a real cluster. By name alone: it builds a whole Kubernetes first.
+    Cluster,
 }
 
 /// One line of the table, as a measuring program prints it: a JSON array of these is all of its output.
@@ -56,7 +59,13 @@ impl Row {
 }
 
 /// Measures one area or all.
-pub(crate) fn bench(area: Option<Area>, check: bool, quick: bool, json: Option<&Path>) -> Result<()> {
+pub(crate) fn bench(
+    area: Option<Area>,
+    check: bool,
+    quick: bool,
+    json: Option<&Path>,
+    options: demo::Options,
+) -> Result<()> {
     setup::root_or_say("bench")?;
     setup::setup(setup::For::Test)?;
     say("building for release (some minutes the first time)");
@@ -65,11 +74,13 @@ pub(crate) fn bench(area: Option<Area>, check: bool, quick: bool, json: Option<&
         .args(["build", "--quiet", "--release", "--locked", "--bins", "--package", "nodeguard"])
         .args(["--package", "nodeguard-tests"]))?;
     let mut all = Vec::new();
-    for each in Area::value_variants().iter().filter(|each| area.is_none_or(|area| area == **each)) {
+    let wanted = |each: &&Area| area.map_or(**each != Area::Cluster, |area| area == **each);
+    for each in Area::value_variants().iter().filter(wanted) {
         say(format!("\n== {}", each.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())));
         let rows = match each {
             Area::Kernel => kernel::measure(quick)?,
             Area::Tunnel => tunnel::measure(quick)?,
+            Area::Cluster => cluster::measure(quick, options)?,
         };
         show(&rows);
         all.extend(rows);
@@ -87,9 +98,10 @@ pub(crate) fn bench(area: Option<Area>, check: bool, quick: bool, json: Option<&
 }
 
 /// Runs a measuring program of the release build; its progress is shown, its output are the rows.
-fn rows_of(program: &str, quick: bool) -> Result<Vec<Row>> {
+fn rows_of(program: &str, words: &[String], quick: bool) -> Result<Vec<Row>> {
     let mut command = command(root().join("target/release").join(program));
     let output = command
+        .args(words)
         .args(quick.then_some("--quick"))
         .stderr(Stdio::inherit())
         .output()

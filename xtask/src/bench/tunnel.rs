@@ -8,5 +8,5 @@ use super::{Row, rows_of};
 
 /// Runs it; its progress is shown, its output are the rows.
 pub(super) fn measure(quick: bool) -> Result<Vec<Row>> {
-    rows_of("nodeguard-tunnel-bench", quick)
+    rows_of("nodeguard-tunnel-bench", &[], quick)
 }

@@ -8,14 +8,16 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
+use nodeguard::status::Counter;
 use serde_json::Value;
 use socket2::{Domain, Socket, Type};
 
 use crate::{
+    addresses::{at, socket},
     checks::edits::since_1970,
     install::{Cluster, policy},
-    place::{CONTROL, CONTROL_DIRECT, NEIGHBOUR, NODE, SCRAPER, Where},
+    place::Where,
     table::Table,
 };
 
@@ -23,10 +25,10 @@ use crate::{
 const SYN_ACK: Duration = Duration::from_secs(2);
 
 /// Whether a connection opens from an address of a namespace.
-pub(crate) fn connects(cluster: &Cluster<'_>, from: Where, source: &str, to: &str) -> Result<bool> {
-    let (source, to): (SocketAddr, SocketAddr) = (format!("{source}:0").parse()?, to.parse()?);
+pub(crate) fn connects(cluster: &Cluster<'_>, from: Where, source: &str, (host, port): (&str, u16)) -> Result<bool> {
+    let (source, to) = (socket(source, 0)?, socket(host, port)?);
     cluster.place.run(from, || {
-        let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+        let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
         socket.bind(&source.into())?;
         match socket.connect_timeout(&to.into(), SYN_ACK) {
             Ok(()) => Ok(true),
@@ -84,44 +86,53 @@ pub(crate) fn reported(
     }
 }
 
+/// How many packets the rule of a port has denied for a reason.
+pub(super) fn counted(cluster: &Cluster<'_>, port: u16, reason: &str) -> Result<u64> {
+    let rule = if port == 10250 { "kubelet" } else { "web" };
+    let of_it = |counter: &&Counter| counter.rule == rule && counter.reason == reason && counter.verdict == "Deny";
+    Ok(cluster.status()?.counters.iter().filter(of_it).map(|counter| counter.packets).sum())
+}
+
 /// Everybody who is not the tunnel.
 pub(crate) fn attempts(cluster: &Cluster<'_>, table: &mut Table) -> Result<()> {
     let web = cluster.address("web")?;
-    let (bystander, kubelet) = (cluster.address("bystander")?, (NODE, 10250));
+    let (bystander, kubelet) = (cluster.address("bystander")?, (at().node, 10250));
     let denied = |attempt: &dyn Fn() -> Result<bool>, source: &str, (host, port): (&str, u16)| {
-        let since = SystemTime::now();
+        let (since, before) = (SystemTime::now(), counted(cluster, port, "no-selector")?);
         if attempt()? {
             return Ok("connected".to_owned());
         }
         reported(cluster, since, source, host, port, "no-selector")?;
-        Ok("denied, no-selector".to_owned())
+        let more = counted(cluster, port, "no-selector")? - before;
+        ensure!(more > 0, "the counter did not move");
+        Ok(format!("denied, no-selector ({more} packets counted)"))
     };
     for (who, from, source) in
-        [("control plane", Where::Control, CONTROL_DIRECT), ("neighbour host", Where::Neighbour, NEIGHBOUR)]
+        [("control plane", Where::Control, at().control_direct), ("neighbour host", Where::Neighbour, at().neighbour)]
     {
-        for (what, host, port) in [("kubelet 10250", NODE, 10250), ("web pod 8080", &*web, 8080)] {
+        for (what, host, port) in [("kubelet 10250", at().node, 10250), ("web pod 8080", &*web, 8080)] {
             table.check(who, what, "direct", "denied, no-selector", || {
-                denied(&|| connects(cluster, from, source, &format!("{host}:{port}")), source, (host, port))
+                denied(&|| connects(cluster, from, source, (host, port)), source, (host, port))
             })?;
         }
     }
-    for (what, host, port) in [("kubelet 10250", NODE, 10250), ("web pod 8080", &*web, 8080)] {
+    for (what, host, port) in [("kubelet 10250", at().node, 10250), ("web pod 8080", &*web, 8080)] {
         table.check("another pod", what, "direct", "denied, no-selector", || {
             denied(&|| pod_connects(cluster, "bystander", host, &port.to_string()), &bystander, (host, port))
         })?;
     }
     table.check("hostNetwork pod", "kubelet 10250", "direct", "denied, no-selector", || {
-        denied(&|| pod_connects(cluster, "host", NODE, "10250"), NODE, kubelet)
+        denied(&|| pod_connects(cluster, "host", at().node, "10250"), at().node, kubelet)
     })?;
     table.check("process on the node", "kubelet 10250", "direct", "denied, no-selector", || {
-        denied(&|| node_process_connects(cluster, NODE, 10250), NODE, kubelet)
+        denied(&|| node_process_connects(cluster, at().node, 10250), at().node, kubelet)
     })?;
     table.check("process on the node", "kubelet 10250 on loopback", "direct", "denied, no-selector", || {
-        denied(&|| node_process_connects(cluster, "127.0.0.1", 10250), "127.0.0.1", ("127.0.0.1", 10250))
+        denied(&|| node_process_connects(cluster, at().loopback, 10250), at().loopback, (at().loopback, 10250))
     })?;
     let letting_in = |answered: bool| Ok(if answered { "connected" } else { "no answer" }.to_owned());
     table.check("scraper (ipBlock)", "kubelet 10250", "direct", "connected", || {
-        letting_in(connects(cluster, Where::Neighbour, SCRAPER, &format!("{NODE}:10250"))?)
+        letting_in(connects(cluster, Where::Neighbour, at().scraper, (at().node, 10250))?)
     })?;
     table.check("process on the node", "web pod 8080 (node: {})", "direct", "connected", || {
         letting_in(node_process_connects(cluster, &web, 8080)?)
@@ -130,7 +141,7 @@ pub(crate) fn attempts(cluster: &Cluster<'_>, table: &mut Table) -> Result<()> {
         letting_in(pod_connects(cluster, "bystander", &web, "8081")?)
     })?;
     table.check("another pod", "API server at its ClusterIP", "direct", "connected", || {
-        letting_in(pod_connects(cluster, "bystander", "10.96.0.1", "443")?)
+        letting_in(pod_connects(cluster, "bystander", at().api_service, "443")?)
     })?;
     table.check("another pod", "web pod at its ClusterIP", "direct", "denied, no-selector", || {
         let service = cluster.kubectl.run(&["get", "service", "web", "-o", "jsonpath={.spec.clusterIP}"])?;
@@ -143,16 +154,17 @@ pub(crate) fn edited(cluster: &Cluster<'_>, table: &mut Table) -> Result<()> {
     if !table.wants("scraper pod") && !table.wants("hub rule") {
         return Ok(());
     }
-    let scraper = format!("        - ipBlock: {{cidr: {}/32}}\n    - name: web\n", cluster.address("bystander")?);
-    let hub = format!("  controlPlane: {{addresses: [{CONTROL}/32], ports: [6443, 8132]}}\n");
+    let scraper =
+        format!("        - ipBlock: {{cidr: '{}/{}'}}\n    - name: web\n", cluster.address("bystander")?, at().whole);
+    let hub = format!("  controlPlane: {{addresses: ['{}/{}'], ports: [6443, 8132]}}\n", at().control, at().whole);
     cluster.enforce(&(policy("Enforce").replace("    - name: web\n", &scraper) + &hub))?;
     table.check("scraper pod", "kubelet 10250 (ipBlock)", "direct", "connected", || {
-        Ok(if pod_connects(cluster, "bystander", NODE, "10250")? { "connected" } else { "no answer" }.to_owned())
+        Ok(if pod_connects(cluster, "bystander", at().node, "10250")? { "connected" } else { "no answer" }.to_owned())
     })?;
     for (what, host, port, expected) in [
-        ("API server at its ClusterIP", "10.96.0.1", "443", "connected"),
-        ("API server at its address", CONTROL, "6443", "connected"),
-        ("etcd's port of the control plane", CONTROL, "2379", "not permitted"),
+        ("API server at its ClusterIP", at().api_service, "443", "connected"),
+        ("API server at its address", at().control, "6443", "connected"),
+        ("etcd's port of the control plane", at().control, "2379", "not permitted"),
     ] {
         table.check("pod, hub rule", what, "direct", expected, || {
             let command = format!("nc -w 3 {host} {port} </dev/null 2>&1; echo ended $?");

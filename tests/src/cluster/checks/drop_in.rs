@@ -7,10 +7,10 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 
 use crate::{
+    addresses::at,
     install::{Cluster, IMAGE},
     kubectl::Stream,
     node::NAME,
-    place::CONTROL,
     table::Table,
 };
 
@@ -78,7 +78,7 @@ pub(crate) fn example(cluster: &Cluster<'_>, table: &mut Table) -> Result<()> {
     if !table.wants("drop-in") {
         return Ok(());
     }
-    cluster.kubectl.apply(&EXAMPLE.replace("<image>", IMAGE).replace("<server>", CONTROL))?;
+    cluster.kubectl.apply(&EXAMPLE.replace("<image>", IMAGE).replace("<server>", at().control))?;
     let rollout = ["-n", "kube-system", "rollout", "status", "daemonset/konnectivity-agent", "--timeout=90s"];
     let rollout = cluster.kubectl.all(Stream::WebSocket, &rollout, Vec::new(), Duration::from_secs(120))?;
     table.check("drop-in", "nodes/proxy healthz, logs of the agent", "upstream's example", "answered", || {

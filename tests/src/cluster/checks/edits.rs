@@ -13,10 +13,12 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::{
+    addresses::at,
     checks::direct::connects,
     install::{Cluster, policy},
+    kubectl::finish,
     node::Node,
-    place::{NEIGHBOUR, NODE, Where},
+    place::Where,
     table::Table,
 };
 
@@ -32,7 +34,7 @@ pub(crate) fn edits(cluster: &Cluster<'_>, node: &Node, table: &mut Table) -> Re
         let goal = if median <= Duration::from_millis(100) { "median <= 100 ms" } else { "median longer" };
         Ok(format!("{goal} (median {median:.0?}, longest {longest:.0?})"))
     })?;
-    table.check("operator", "a broken edit", "ConfigMap", "told, nothing changed", || broken(cluster))
+    table.check("operator", "a broken edit", "status, logs, readiness", "told, nothing changed", || broken(cluster))
 }
 
 /// From the swap that kubelet made to the line that the guard wrote.
@@ -99,6 +101,15 @@ pub(super) fn since_1970(time: &str) -> Option<Duration> {
     Some(Duration::from_secs(whole) + Duration::from_secs_f64(seconds))
 }
 
+/// What the guard's readiness consists of, as one asks on the node: the port is on loopback alone.
+fn readiness(cluster: &Cluster<'_>) -> Result<String> {
+    let mut wget = cluster.place.command(Path::new("/bin/busybox"), Where::Node)?;
+    wget.args(["wget", "-q", "-O", "-", "http://127.0.0.1:8093/readyz?verbose"]);
+    let said = finish(&mut wget, Vec::new(), Duration::from_secs(20))?;
+    ensure!(said.code == 0, "readyz: {}", said.error);
+    Ok(said.text())
+}
+
 fn broken(cluster: &Cluster<'_>) -> Result<String> {
     let epoch = cluster.epoch()?;
     cluster.set_policy(&policy("Enforce").replace("spec:", "spec:\n  unknown: true"))?;
@@ -114,8 +125,13 @@ fn broken(cluster: &Cluster<'_>) -> Result<String> {
     ensure!(told.contains("unknown"), "the status says {told:?}");
     let log = cluster.kubectl.run(&["-n", "kube-system", "logs", "daemonset/nodeguard", "--tail=50"])?;
     ensure!(log.contains("the edit is rejected"), "kubectl logs says nothing of it");
+    ensure!(log.contains("policy.yaml:"), "kubectl logs names no line");
+    let detail = readiness(cluster)?;
+    let told = |line: &str| line.starts_with("[!]policy-edit not in force") && line.contains("policy.yaml:");
+    ensure!(detail.lines().any(told), "the readiness detail is {detail:?}");
+    ensure!(detail.ends_with("check passed\n"), "a broken edit made the guard unready: {detail:?}");
     ensure!(cluster.epoch()? == epoch, "another ruleset is in force");
-    ensure!(!connects(cluster, Where::Neighbour, NEIGHBOUR, &format!("{NODE}:10250"))?, "kubelet's port is open");
+    ensure!(!connects(cluster, Where::Neighbour, at().neighbour, (at().node, 10250))?, "kubelet's port is open");
     cluster.set_policy(&policy("Enforce"))?;
     let deadline = Instant::now() + PATIENCE;
     while cluster.status()?.policy.last_error.is_some() {

@@ -75,7 +75,12 @@ pub(crate) fn streams(cluster: &Cluster<'_>, egress: Egress, stream: Stream, tab
     })?;
     table.check("kubectl", "attach", &by, "lines", || attach(cluster, stream))?;
     table.check("kubectl", "port-forward, 20 MB", &by, "20000000 bytes, equal", || forward(cluster, stream))?;
-    table.check("kubectl", "cp there and back, 3 MB", &by, "equal", || copy(cluster, stream))?;
+    table.check("kubectl", "cp there and back, 3 MB", &by, "equal", || copy(cluster, stream))
+}
+
+/// Many at once.
+pub(crate) fn crowd(cluster: &Cluster<'_>, egress: Egress, stream: Stream, table: &mut Table) -> Result<()> {
+    let by = format!("{egress}, {}", stream.name());
     table.check("kubectl", "50 execs at once", &by, "50 answered", || many(cluster, stream))
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
-use crate::{control::Egress, install::Cluster, kubectl::Stream, node::NAME, place::NEIGHBOUR, table::Table};
+use crate::{addresses::at, control::Egress, install::Cluster, kubectl::Stream, node::NAME, table::Table};
 
 /// A dial that has to be refused: what an operator asks for, what kubectl has to print, the reason in the audit line.
 struct Dial {
@@ -17,15 +17,17 @@ struct Dial {
 }
 
 /// Nodes that are none: their addresses are another host's, or a name that means something else on the node.
-const NODES: [(&str, &str, &str); 3] = [
-    ("elsewhere", "InternalIP", NEIGHBOUR),
-    ("metadata", "Hostname", "metadata.lab"),
-    ("loopback", "Hostname", "loopback.lab"),
-];
+fn nodes() -> [(&'static str, &'static str, &'static str); 3] {
+    [
+        ("elsewhere", "InternalIP", at().neighbour),
+        ("metadata", "Hostname", "metadata.lab"),
+        ("loopback", "Hostname", "loopback.lab"),
+    ]
+}
 
 /// Ports and addresses outside `tunnel.dial`.
 pub(crate) fn dials(cluster: &Cluster<'_>, egress: Egress, table: &mut Table) -> Result<()> {
-    for (name, kind, address) in NODES {
+    for (name, kind, address) in nodes() {
         let node = serde_json::json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}});
         cluster.kubectl.apply(&node.to_string())?;
         let status = serde_json::json!({"status": {

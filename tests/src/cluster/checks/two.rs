@@ -5,10 +5,11 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use lab::process::until;
 use serde_json::Value;
 
 use crate::{
-    control::{Control, Egress, STRATEGIES},
+    control::{Control, Egress, PATIENCE, STRATEGIES},
     install::{Cluster, images},
     kubectl::Stream,
     node::{NAME, Node, SECOND_NAME},
@@ -76,6 +77,22 @@ pub(crate) fn nodes(cluster: &Cluster<'_>, control: &mut Control, pki: &Pki, tab
         ensure!(refused > 0 && answered > 0, "{refused} refused, {answered} answered");
         Ok(format!("some refused, flag named ({refused} of {CHANCES})"))
     })?;
+    table.check(
+        "two nodes",
+        "what the other guard says of it",
+        "status of worker-1",
+        "refused, another-node",
+        || {
+            // By chance another guard may answer: asked until its own does.
+            until("the guard of worker-1 tells", PATIENCE, || {
+                let status = status_of(cluster, NAME);
+                let refused = status.ok().and_then(|status| status.get("lastRefusedDials")?.as_array().cloned());
+                let reason = |dial: &Value| dial.get("reason").and_then(Value::as_str) == Some("another-node");
+                Ok(refused.is_some_and(|refused| refused.iter().any(reason)))
+            })?;
+            Ok("refused, another-node".to_owned())
+        },
+    )?;
     control.change_front(cluster.place, pki, Egress::Grpc, STRATEGIES)?;
     second.check()
 }
@@ -89,6 +106,12 @@ fn exec(cluster: &Cluster<'_>, pod: &str) -> Result<()> {
 
 /// How many dials the guard of a node has admitted.
 fn admitted(cluster: &Cluster<'_>, node: &str) -> Result<u64> {
+    let status = status_of(cluster, node)?;
+    let admitted = status.pointer("/dials/admitted").and_then(Value::as_u64);
+    admitted.ok_or_else(|| anyhow::anyhow!("no count of dials in {}", status.get("dials").unwrap_or(&Value::Null)))
+}
+
+fn status_of(cluster: &Cluster<'_>, node: &str) -> Result<Value> {
     let label = "app.kubernetes.io/name=nodeguard";
     let on = format!("spec.nodeName={node}");
     let name = [
@@ -105,7 +128,5 @@ fn admitted(cluster: &Cluster<'_>, node: &str) -> Result<u64> {
     ];
     let pod = cluster.kubectl.run(&name)?;
     let status = ["-n", "kube-system", "exec", &pod, "--", "nodeguard", "status", "-o", "json"];
-    let status: Value = serde_json::from_str(&cluster.kubectl.run(&status)?)?;
-    let admitted = status.pointer("/dials/admitted").and_then(Value::as_u64);
-    admitted.ok_or_else(|| anyhow::anyhow!("no count of dials in {}", status.get("dials").unwrap_or(&Value::Null)))
+    Ok(serde_json::from_str(&cluster.kubectl.run(&status)?)?)
 }

@@ -3,10 +3,9 @@
 //! Must never let a gap pass: one admitted attempt is a failure, whenever it was.
 
 use std::{
-    fs,
-    io::{BufRead, BufReader},
-    net::SocketAddr,
-    process::Stdio,
+    fs::{self, File},
+    io::{BufRead, BufReader, Read},
+    process::{Child, ChildStdout, Stdio},
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     time::{Duration, Instant},
 };
@@ -19,9 +18,11 @@ use nix::{
 use serde_json::Value;
 
 use crate::{
+    addresses::{at, socket},
     install::Cluster,
     kubectl::Stream,
-    place::{NODE, Where},
+    node::Node,
+    place::Where,
     table::Table,
 };
 
@@ -39,27 +40,83 @@ enum Way {
 const ATTEMPTS: usize = 1000;
 const PATIENCE: Duration = Duration::from_secs(180);
 
+/// A stream: how it is called, over what, kubectl's words.
+struct Open(&'static str, Stream, &'static [&'static str]);
+
+const TICKS: &[&str] = &["exec", "web", "-c", "web", "--", "sh", "-c", "while sleep 0.2; do echo tick; done"];
+/// What is open while the guard is replaced.
+const STREAMS: [Open; 4] = [
+    Open(
+        "nodes/proxy",
+        Stream::WebSocket,
+        &["get", "--raw", "/api/v1/nodes/worker-1/proxy/containerLogs/default/web/ticks?follow=true&tailLines=1"],
+    ),
+    Open("logs -f", Stream::WebSocket, &["logs", "-f", "web", "-c", "ticks", "--tail=1"]),
+    Open("exec over WebSocket", Stream::WebSocket, TICKS),
+    Open("exec over SPDY", Stream::Spdy, TICKS),
+];
+
+/// What a replacement under load came to.
+struct Seen {
+    /// Of the direct attempts: how many were admitted, and how many were made.
+    knocked: (usize, usize),
+    /// Execs made meanwhile, one after the other, and whether each was answered.
+    execs: Vec<bool>,
+    /// From ready to the end of the first exec.
+    first: Duration,
+    /// How each of `STREAMS` ended.
+    open: Vec<String>,
+    /// How many dials the guard that went away recorded as ended by its drain.
+    drained: usize,
+    took: Duration,
+}
+
 /// Each of them, under load.
-pub(crate) fn replaced(cluster: &Cluster<'_>, table: &mut Table) -> Result<()> {
+///
+/// A `logs -f` or an exec over SPDY that is cut ends without a word, the exec even with exit code 0: kube-apiserver drops the error of a log that
+/// breaks off (apiserver, StreamObject in responsewriters/writers.go), and to client-go the end of a SPDY connection is a success (remotecommand,
+/// watchErrorStream). No agent can change that; its reason stands in the guard's record. What the API server passes on as it is, it tells of.
+pub(crate) fn replaced(cluster: &Cluster<'_>, node: &Node, table: &mut Table) -> Result<()> {
     for (way, what) in [
         (Way::Rollout, "rolling update of the DaemonSet"),
         (Way::Kill, "kill -9 of the guard"),
         (Way::Delete, "delete of the guard's pod"),
     ] {
-        let expected = format!("0 of {ATTEMPTS} direct admitted");
-        table.check("everybody", what, "under load", &expected, || under_load(cluster, way))?;
+        let (expected, mut seen) = (format!("0 of {ATTEMPTS} direct admitted"), None);
+        table.check("everybody", what, "under load", &expected, || {
+            let now = under_load(cluster, node, way)?;
+            let (admitted, count) = now.knocked;
+            let good = now.execs.iter().filter(|good| **good).count();
+            let text = format!(
+                "{admitted} of {ATTEMPTS} direct admitted ({count} made in {:.0?}; {good} of {} execs answered meanwhile; first exec {:.1?} after ready)",
+                now.took,
+                now.execs.len(),
+                now.first,
+            );
+            seen = Some(now);
+            Ok(text)
+        })?;
+        let Some(Seen { open, drained, .. }) = seen else { continue };
+        let said = |each: (&Open, &String)| format!("{} {}", each.0.0, each.1);
+        let all: Vec<String> = STREAMS.iter().zip(&open).map(said).collect();
+        table.check("everybody", what, "nodes/proxy that was open", "ended with an error", || {
+            Ok(open.first().cloned().unwrap_or_default())
+        })?;
+        if !matches!(way, Way::Kill) {
+            table.check("everybody", what, "what was open: audit lines", "drained", || {
+                ensure!(drained >= STREAMS.len(), "{drained} dials are recorded as ended by the drain");
+                Ok(format!("drained ({drained} dials; {})", all.join("; ")))
+            })?;
+        }
     }
     Ok(())
 }
 
-fn under_load(cluster: &Cluster<'_>, way: Way) -> Result<String> {
-    let kubelet: SocketAddr = format!("{NODE}:10250").parse()?;
+fn under_load(cluster: &Cluster<'_>, node: &Node, way: Way) -> Result<Seen> {
+    let kubelet = socket(at().node, 10250)?;
     let before = container(cluster)?.context("the guard has no running container")?;
-    let mut log = cluster.kubectl.command(Stream::WebSocket, &["logs", "-f", "web", "-c", "ticks", "--tail=1"])?;
-    let mut log = log.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
-    // It is open once a line came; what comes later stays in the pipe, which holds minutes of it.
-    let mut lines = BufReader::new(log.stdout.take().context("stdout")?);
-    lines.read_line(&mut String::new())?;
+    let record = record(node)?;
+    let held = STREAMS.iter().map(|open| Held::open(cluster, open)).collect::<Result<Vec<_>>>()?;
     let (stop, made) = (AtomicBool::new(false), AtomicUsize::new(0));
     let started = Instant::now();
     let outcome = std::thread::scope(|scope| -> Result<_> {
@@ -90,15 +147,32 @@ fn under_load(cluster: &Cluster<'_>, way: Way) -> Result<String> {
         works.context("the first exec after the new pod was ready")?;
         Ok((knocked, outcomes, after))
     });
-    let said = how_it_ended(&mut log)?;
-    let ((admitted, count), outcomes, after) = outcome?;
-    ensure!(after < Duration::from_secs(2) + SLOW, "the first exec of the new pod took {after:?}");
-    let good = outcomes.iter().filter(|good| **good).count();
-    Ok(format!(
-        "{admitted} of {ATTEMPTS} direct admitted ({count} made in {:.0?}; {good} of {} execs answered meanwhile; first exec {after:.1?} after ready; logs -f: {said})",
-        started.elapsed(),
-        outcomes.len(),
-    ))
+    let open = held.into_iter().map(Held::end).collect::<Result<Vec<_>>>()?;
+    let (knocked, execs, first) = outcome?;
+    ensure!(first < Duration::from_secs(2) + SLOW, "the first exec of the new pod took {first:?}");
+    let drained = lines_of(record)?.filter(|line| line.contains(r#""reason":"drained""#)).count();
+    Ok(Seen { knocked, execs, first, open, drained, took: started.elapsed() })
+}
+
+/// The files that the running guard's lines go to, held open: they are removed with the pod.
+fn record(node: &Node) -> Result<Vec<File>> {
+    let mut files = Vec::new();
+    for pod in fs::read_dir(node.seen("/var/log/pods"))?.flatten() {
+        let container = pod.path().join("nodeguard");
+        for file in fs::read_dir(container).into_iter().flatten().flatten() {
+            files.push(File::open(file.path())?);
+        }
+    }
+    ensure!(!files.is_empty(), "the guard's container has no log");
+    Ok(files)
+}
+
+fn lines_of(files: Vec<File>) -> Result<impl Iterator<Item = String>> {
+    let mut text = String::new();
+    for mut file in files {
+        file.read_to_string(&mut text)?;
+    }
+    Ok(text.lines().map(str::to_owned).collect::<Vec<_>>().into_iter())
 }
 
 /// What kubectl itself takes here, when many others work on the machine.
@@ -111,20 +185,40 @@ fn answers(cluster: &Cluster<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Whether the stream that was open goes on, or with which words it ended.
-fn how_it_ended(log: &mut std::process::Child) -> Result<String> {
-    let mut error = log.stderr.take().context("stderr")?;
-    let ended = log.try_wait()?;
-    if ended.is_none() {
-        log.kill()?;
-        log.wait()?;
+/// A stream that stays open until somebody ends it.
+struct Held {
+    child: Child,
+    /// What comes stays in the pipe, which holds minutes of it.
+    _lines: BufReader<ChildStdout>,
+}
+
+impl Held {
+    /// It is open once a line came.
+    fn open(cluster: &Cluster<'_>, Open(_, stream, words): &Open) -> Result<Held> {
+        let mut command = cluster.kubectl.command(*stream, words)?;
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        let mut lines = BufReader::new(child.stdout.take().context("stdout")?);
+        lines.read_line(&mut String::new())?;
+        Ok(Held { child, _lines: lines })
     }
-    let mut text = String::new();
-    std::io::Read::read_to_string(&mut error, &mut text)?;
-    Ok(match ended {
-        None => "went on".to_owned(),
-        Some(status) => format!("ended, {status}, {:?}", text.trim()),
-    })
+
+    /// Whether it goes on, or with which words it ended.
+    fn end(mut self) -> Result<String> {
+        let mut error = self.child.stderr.take().context("stderr")?;
+        let ended = self.child.try_wait()?;
+        if ended.is_none() {
+            self.child.kill()?;
+            self.child.wait()?;
+        }
+        let mut text = String::new();
+        error.read_to_string(&mut text)?;
+        let text = text.trim();
+        Ok(match ended {
+            None => "went on".to_owned(),
+            Some(status) if status.success() || text.is_empty() => format!("ended without a word ({status})"),
+            Some(status) => format!("ended with an error ({status}, {text:?})"),
+        })
+    }
 }
 
 /// Makes it go away and waits until another one is ready.
