@@ -207,8 +207,11 @@ impl Status {
             ]);
         }
         table.write(out)?;
+        if let Some(identifiers) = self.tunnel.get("identifiers").and_then(serde_json::Value::as_str) {
+            writeln!(out, "\nAdvertised: {}", advertised(identifiers))?;
+        }
         let dial = |name: &str| self.dials.get(name).map_or_else(|| "-".to_owned(), text);
-        writeln!(out, "\nDials: {} admitted, {} refused, {} open", dial("admitted"), dial("refused"), dial("open"))
+        writeln!(out, "Dials:      {} admitted, {} refused, {} open", dial("admitted"), dial("refused"), dial("open"))
     }
 
     fn render_rules(&self, out: &mut dyn Write) -> io::Result<()> {
@@ -236,6 +239,18 @@ impl Status {
             writeln!(out, "mended: {} (somebody removed or changed what is pinned; the log says what)", self.mended)?;
         }
         Ok(())
+    }
+}
+
+/// What the servers are told of this node: the first of it, and how much more there is.
+fn advertised(identifiers: &str) -> String {
+    const SHOWN: usize = 8;
+    let all: Vec<&str> = identifiers.split('&').filter(|each| !each.is_empty()).collect();
+    let shown = all.iter().take(SHOWN).copied().collect::<Vec<_>>().join(", ");
+    match all.len() {
+        0 => "nothing".to_owned(),
+        count if count > SHOWN => format!("{shown}, and {} more", count - SHOWN),
+        _ => shown,
     }
 }
 

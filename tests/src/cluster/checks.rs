@@ -6,9 +6,11 @@ mod direct;
 pub(crate) mod drop_in;
 mod edge;
 mod edits;
+mod facts;
 mod operators;
 mod refused;
 mod two;
+mod undo;
 mod updates;
 
 use anyhow::{Result, ensure};
@@ -55,8 +57,10 @@ pub(crate) fn all(
     direct::probes(cluster, table)?;
     edits::edits(cluster, node, table)?;
     edge::tier(cluster, table)?;
+    facts::found(cluster, table)?;
     updates::replaced(cluster, node, table)?;
     two::nodes(cluster, control, pki, table)?;
+    undo::undo(cluster, node, table)?;
     control.check()?;
     node.check()
 }

@@ -5,7 +5,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result, ensure};
-use lab::process::until;
+use lab::{client::Digest, process::until};
 use nodeguard::status::Status;
 
 use crate::{
@@ -207,12 +207,14 @@ impl Cluster<'_> {
 
     /// Sets the policy and waits until the guard says that it is in force.
     pub(crate) fn enforce(&self, policy: &str) -> Result<()> {
-        // Not the epoch: an edit that means the same to the listeners' guard is no new ruleset.
-        let before = self.status()?.policy.digest;
+        // Not by the epoch: an edit that means the same to the listeners' guard is no new ruleset.
+        let mut digest = Digest::default();
+        digest.update(policy.as_bytes());
+        let sum = digest.finish().split(' ').nth(1).map(str::to_owned);
         self.set_policy(policy)?;
         until("the policy is in force", PATIENCE, || {
             std::thread::sleep(Duration::from_millis(200));
-            Ok(self.status()?.policy.digest != before)
+            Ok(Some(self.status()?.policy.digest) == sum)
         })
     }
 

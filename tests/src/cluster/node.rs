@@ -132,6 +132,11 @@ impl Node {
         self.process.check()
     }
 
+    /// The process that is in the node's namespaces.
+    pub(crate) fn id(&self) -> u32 {
+        self.process.id()
+    }
+
     /// A directory as the node's own processes see it.
     pub(crate) fn seen(&self, path: &str) -> PathBuf {
         PathBuf::from(format!("/proc/{}/root", self.process.id())).join(path.trim_start_matches('/'))

@@ -139,7 +139,10 @@ impl Place {
             ip(&["-n", &switch, "link", "set", &port, "master", "br0", "up"], "")?;
             let mut lines = "link set lo up\nlink set eth0 up\n".to_owned();
             for address in place.addresses() {
-                lines.push_str(&format!("address add {address}/{} dev eth0{nodad}\n", at().prefix));
+                // One that is not the host's first is used by whoever asks for it alone.
+                let other = at().family == "ip6" && Some(&address) != place.addresses().first();
+                let asked = if other { " preferred_lft 0" } else { "" };
+                lines.push_str(&format!("address add {address}/{} dev eth0{nodad}{asked}\n", at().prefix));
             }
             self.run(place, || Ok(fs::write("/proc/sys/net/ipv6/conf/default/accept_dad", "0")?))?;
             ip(&["-n", &namespace, "-batch", "-"], &lines)?;

@@ -104,7 +104,8 @@ pub(crate) fn replaced(cluster: &Cluster<'_>, node: &Node, table: &mut Table) ->
         })?;
         if !matches!(way, Way::Kill) {
             table.check("everybody", what, "what was open: audit lines", "drained", || {
-                ensure!(drained >= STREAMS.len(), "{drained} dials are recorded as ended by the drain");
+                // Logs may share a connection; each exec has its own.
+                ensure!(drained >= STREAMS.len() - 1, "{drained} dials are recorded as ended by the drain");
                 Ok(format!("drained ({drained} dials; {})", all.join("; ")))
             })?;
         }
