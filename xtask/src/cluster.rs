@@ -10,6 +10,7 @@ use clap::ValueEnum;
 use crate::{
     image::{self, Image},
     shell::{command, find, read, root, run, say},
+    upstream,
 };
 
 /// A minor of Kubernetes: each has a Go module of its own below tests.
@@ -80,6 +81,20 @@ fn build(kubernetes: Kubernetes, program: &str, package: &str) -> Result<()> {
     // A program that does not start is found here, not in a lab.
     read(command(&binary).arg("--help"))?;
     Ok(fs::write(built_from, sums)?)
+}
+
+/// The upstream agent's image: what the guard is measured beside.
+pub(crate) fn agent_image() -> Result<()> {
+    upstream::agent_and_suite()?;
+    let image = Image {
+        name: "localhost/proxy-agent:lab",
+        files: &[(&root().join("target/upstream/proxy-agent"), "proxy-agent")],
+        texts: &[],
+        links: &[],
+        entry: &["/proxy-agent"],
+        path: "/",
+    };
+    image::write(&image, &root().join("target/cluster/proxy-agent.tar"))
 }
 
 /// The images of the lab's pods: one static program is all that is in them, under each of its names.

@@ -32,7 +32,7 @@ pub(crate) enum Area {
     Tunnel,
     /// The whole guard in network namespaces.
     Lab,
-    /// The guard as its DaemonSet in a real cluster. By name alone, not in a run of everything: it builds a whole Kubernetes first.
+    /// The guard as its DaemonSet in a real cluster. By name, or in a soak; not in a run of everything: it builds a whole Kubernetes first.
     Cluster,
 }
 
@@ -51,7 +51,9 @@ pub(crate) fn test(area: Option<Area>, filter: Option<&str>, options: demo::Opti
         setup::setup(setup::For::Test)?;
     }
     let mut total = Total::default();
-    let wanted = |each: &Area| area.map_or(*each != Area::Cluster, |area| area == *each);
+    // For a release it is worth its time.
+    let whole = std::env::var_os("NODEGUARD_SOAK").is_some();
+    let wanted = |each: &Area| area.map_or(whole || *each != Area::Cluster, |area| area == *each);
     for each in Area::value_variants().iter().filter(|each| wanted(each)) {
         say(format!("\n== {}", each.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())));
         run(*each, filter, options, &mut total)?;

@@ -53,7 +53,7 @@ spec:
   containers: [{name: sh, image: 'localhost/busybox:lab', imagePullPolicy: Never, command: [sh, -c, 'echo a line; exec sleep 1000000']}]
 ";
 
-/// Everybody who is compared is admitted: the upstream agent as a process of the node, the API server by its address.
+/// Everybody who is compared is admitted: the upstream agent as one of the node, the API server by its address.
 fn policy() -> String {
     let Addresses { control, whole, pods, .. } = at();
     format!(
@@ -89,7 +89,8 @@ pub(crate) fn bench(quick: bool) -> Result<bool> {
     let place = Place::new()?;
     let pki = Pki::new(&place)?;
     let mut control = Control::start(&place, &pki, Egress::Grpc)?;
-    let mut node = Node::start(&place, &pki, Where::Node, &install::images()?)?;
+    let images: Vec<_> = install::images()?.into_iter().chain([fronts::image()?]).collect();
+    let mut node = Node::start(&place, &pki, Where::Node, &images)?;
     let kubectl = Kubectl::new(&place, &pki)?;
     let cluster = Cluster { place: &place, kubectl: &kubectl };
     cluster.access()?;
@@ -115,7 +116,7 @@ pub(crate) fn bench(quick: bool) -> Result<bool> {
 
 fn measure(cluster: &Cluster<'_>, control: &mut Control, pki: &Pki, amount: Amount) -> Result<Vec<Row>> {
     let mut rows = pods::measure(cluster, amount)?;
-    let _others = fronts::Others::start(cluster, control, pki)?;
+    fronts::start(cluster, control, pki)?;
     let ways = [("guard", 6443), ("upstream agent", fronts::UPSTREAM), ("no tunnel", fronts::DIRECT)];
     let client = requests::Client::new(pki)?;
     let measured = cluster.place.run(Where::Control, || {

@@ -5,12 +5,13 @@
 use anyhow::Result;
 
 use super::{Row, rows_of};
-use crate::{demo, image, setup};
+use crate::{cluster, demo, image, setup};
 
 /// Builds what it needs and runs it; its progress is shown, its output are the rows.
 pub(super) fn measure(quick: bool, options: demo::Options) -> Result<Vec<Row>> {
     setup::setup(options.setup())?;
     image::guard()?;
+    cluster::agent_image()?;
     let mut words = options.lab();
     words.push("bench".to_owned());
     rows_of("nodeguard-cluster", &words, quick)
