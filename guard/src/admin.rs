@@ -34,6 +34,10 @@ pub trait Snapshots: Send + Sync + 'static {
     fn unready(&self) -> Vec<&'static str>;
     /// What whoever asks for details should know although it makes nothing unready, a line each.
     fn remarks(&self) -> Vec<String>;
+    /// A check that is only made where it is asked for, with what there is to say: the name, whether it holds, in words.
+    fn more(&self) -> Option<(&'static str, bool, String)> {
+        None
+    }
 }
 
 /// Why the daemon could not be asked.
@@ -161,8 +165,17 @@ async fn ready<S: Snapshots>(State(snapshots): State<Arc<S>>, RawQuery(query): R
     for remark in snapshots.remarks() {
         lines.push_str(&format!("[!]{remark}\n"));
     }
+    let mut more_holds = true;
+    if let Some((check, holds, words)) = snapshots.more() {
+        more_holds = holds;
+        lines.push_str(&if holds {
+            format!("[+]{check} ok: {words}\n")
+        } else {
+            format!("[-]{check} failed: {words}\n")
+        });
+    }
     let verbose = query.unwrap_or_default().split('&').any(|pair| pair.split('=').next() == Some("verbose"));
-    match (unready.is_empty(), verbose) {
+    match (unready.is_empty() && more_holds, verbose) {
         (false, _) => (StatusCode::SERVICE_UNAVAILABLE, lines),
         (true, false) => (StatusCode::OK, "ok".to_owned()),
         (true, true) => (StatusCode::OK, lines + "check passed\n"),

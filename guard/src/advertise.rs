@@ -73,7 +73,7 @@ fn chosen(found: &BTreeSet<IpAddr>, ruleset: Option<&Ruleset>, node: &NodeFacts)
         .flat_map(|ruleset| &ruleset.dial)
         .filter_map(|rule| match &rule.target {
             DialTarget::Pods(cidrs) => Some(cidrs),
-            DialTarget::Node => None,
+            DialTarget::Node | DialTarget::Services(_) => None,
         })
         .flatten()
         .filter(|cidr| cidr.prefix_len() > 0)
@@ -94,7 +94,7 @@ mod tests {
     #[test]
     fn what_the_policy_dials_and_is_not_the_nodes_is_advertised() {
         let text = "apiVersion: nodeguard.dev/v1alpha1\nkind: NodeGuardPolicy\nmetadata: {name: t}\nspec: {mode: Enforce, guard: [], tunnel: {dial: [pods: {cidrs: [10.244.1.0/24, 'fd01::/64', 127.0.0.0/8], ports: [80]}, pods: {cidrs: [0.0.0.0/0], ports: [81]}, node: {ports: [1]}]}}\n";
-        let node = NodeFacts { addresses: vec!["10.244.1.1".parse().unwrap()], names: Vec::new() };
+        let node = NodeFacts { addresses: vec!["10.244.1.1".parse().unwrap()], ..NodeFacts::default() };
         let ruleset = compile(&Source { path: "t".into(), text: text.to_owned() }, &node).unwrap().0;
         let ips = |texts: &[&str]| texts.iter().map(|text| text.parse::<IpAddr>().unwrap()).collect::<BTreeSet<_>>();
         let found = ips(&["10.244.1.1", "10.244.1.2", "10.244.2.2", "127.0.0.1", "fd01::2", "fe80::1", "172.17.0.2"]);

@@ -49,6 +49,7 @@ spec:
   tunnel:
     dial:
       - pods: {cidrs: [0.0.0.0/0, '::/0', 127.0.0.1/32, '::1/128'], ports: [1-65535]}
+      - services: {cidrs: [0.0.0.0/0, '::/0'], ports: [1-65535]}
 ";
 
 /// The weakness that `--dial-anything` is.
@@ -119,6 +120,10 @@ impl Snapshots for Agent {
     fn remarks(&self) -> Vec<String> {
         lock(&self.current).remark().into_iter().collect()
     }
+
+    fn more(&self) -> Option<(&'static str, bool, String)> {
+        self.dialer.services.readiness()
+    }
 }
 
 impl Agent {
@@ -154,6 +159,7 @@ pub async fn run(config: AgentConfig, colour: bool) -> anyhow::Result<()> {
         advertise_pods,
         audit,
         limits,
+        services,
     } = config;
     let own_identifiers = tunnel.identifiers.clone();
     let first = match &policy {
@@ -168,7 +174,7 @@ pub async fn run(config: AgentConfig, colour: bool) -> anyhow::Result<()> {
     }
     let connections = Connections::new(node.clone());
     let audit = Audit::start(audit)?;
-    let dialer = Dialer::new(Arc::clone(&connections), Arc::new(NoKernel), Arc::clone(&audit), limits);
+    let dialer = Dialer::new(Arc::clone(&connections), Arc::new(NoKernel), Arc::clone(&audit), limits, services);
     let agent = Arc::new(Agent {
         policy: policy.clone(),
         current: Mutex::default(),
@@ -188,6 +194,8 @@ pub async fn run(config: AgentConfig, colour: bool) -> anyhow::Result<()> {
         let followed = advertise::follow(Arc::clone(&connections), Arc::clone(&agent.tunnel), own_identifiers);
         parts.spawn(named("watch on pods", followed));
     }
+    let watched = Arc::clone(&agent);
+    parts.spawn(named("watch on Services", async move { watched.dialer.services.watch().await }));
     parts.spawn(named("audit file", log_error(Arc::clone(&audit).follow_hangups())));
     let (tunnel, drained, stopped) = (Arc::clone(&agent.tunnel), draining.clone(), stop.clone());
     parts.spawn(named("tunnel", async move { tunnel.run(drained, stopped).await }));
@@ -260,10 +268,11 @@ mod tests {
 
     #[test]
     fn anything_is_anything_but_what_serves_credentials() {
-        let node = NodeFacts::default();
+        // In a pod, where wide prefixes do not hold Services.
+        let node = NodeFacts { service_host: Some([10, 96, 0, 1].into()), ..NodeFacts::default() };
         let ruleset = anything(&node).unwrap().ruleset;
         let judge = |address: &str| authorize(Some(&ruleset), &node, address.parse().unwrap()).map(drop);
-        for address in ["10.1.2.3:1", "[::]:80", "127.0.0.1:80", "[::1]:65535", "[2001:db8::1]:443"] {
+        for address in ["10.1.2.3:1", "10.96.3.4:443", "[::]:80", "127.0.0.1:80", "[::1]:65535", "[2001:db8::1]:443"] {
             assert_eq!(judge(address), Ok(()), "{address}");
         }
         assert_eq!(judge("169.254.169.254:80"), Err(Refusal::LinkLocal));

@@ -64,6 +64,7 @@ pub async fn run(config: Config, colour: bool) -> anyhow::Result<()> {
         advertise_pods,
         audit,
         limits,
+        services,
     } = config;
     let own_identifiers = tunnel.identifiers.clone();
     let admin_listener =
@@ -115,8 +116,13 @@ pub async fn run(config: Config, colour: bool) -> anyhow::Result<()> {
     let connections = Connections::new(node.clone());
     connections.publish(current.ruleset.clone());
     let audit = Audit::start(audit)?;
-    let dialer =
-        Dialer::new(Arc::clone(&connections), Arc::new(KernelPinholes::new(cookies)?), Arc::clone(&audit), limits);
+    let dialer = Dialer::new(
+        Arc::clone(&connections),
+        Arc::new(KernelPinholes::new(cookies)?),
+        Arc::clone(&audit),
+        limits,
+        services,
+    );
     let tunnel = Tunnel::new(tunnel, Arc::clone(&dialer));
     let guard = Arc::new(Guard {
         policy: policy.clone(),
@@ -159,6 +165,8 @@ pub async fn run(config: Config, colour: bool) -> anyhow::Result<()> {
         let followed = advertise::follow(Arc::clone(&connections), Arc::clone(&guard.tunnel), own_identifiers);
         parts.spawn(named("watch on pods", followed));
     }
+    let watched = Arc::clone(&guard);
+    parts.spawn(named("watch on Services", async move { watched.dialer.services.watch().await }));
     parts.spawn(named("audit file", log_error(Arc::clone(&audit).follow_hangups())));
     let (drained, stopped) = (draining.clone(), stop.clone());
     parts.spawn(named("tunnel", async move { tunnel.run(drained, stopped).await }));

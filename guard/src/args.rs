@@ -124,6 +124,10 @@ pub struct RunArgs {
     /// its own node. Needs the host's process ids (hostPID), or a CNI with a route for each pod.
     #[arg(long)]
     pub advertise_pod_addresses: bool,
+    /// Reads the cluster's Services and EndpointSlices: a dial to a ClusterIP then goes to an endpoint, a local one first, that is judged as any
+    /// other address. Needs read access (deploy/services.yaml), with --kubeconfig or as a pod.
+    #[arg(long)]
+    pub watch_services: bool,
     /// The audit file.
     #[command(flatten)]
     pub audit: AuditArgs,
@@ -162,6 +166,10 @@ pub struct AgentArgs {
     /// its own node. Needs the host's process ids (hostPID), or a CNI with a route for each pod.
     #[arg(long, conflicts_with = "dial_anything")]
     pub advertise_pod_addresses: bool,
+    /// Reads the cluster's Services and EndpointSlices: a dial to a ClusterIP then goes to an endpoint, a local one first, that is judged as any
+    /// other address. Needs read access (deploy/services.yaml), with --kubeconfig or as a pod.
+    #[arg(long)]
+    pub watch_services: bool,
     /// The audit file.
     #[command(flatten)]
     pub audit: AuditArgs,

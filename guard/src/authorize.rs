@@ -48,6 +48,14 @@ pub enum Refusal {
     PortNotNamed,
     /// Nobody's address that is known here, at a port that an entry names for this node's own: most likely another node's.
     AnotherNode,
+    /// A Service's address, and nobody says which pods are behind it.
+    ServiceAddress,
+    /// The Services of the cluster are known, and none has this address and port.
+    ServiceUnknown,
+    /// A Service without an endpoint that takes connections.
+    ServiceNotReady,
+    /// The Services of the cluster are to be known, and were never read.
+    ServicesUnread,
     /// What the backend shows is not what `certificate` asks for.
     KubeletCertificate,
     /// Loopback, which reaches what trusts its own node.
@@ -68,11 +76,15 @@ pub enum Refusal {
 
 impl Refusal {
     /// Every one.
-    pub const ALL: [Refusal; 12] = [
+    pub const ALL: [Refusal; 16] = [
         Refusal::NoPolicy,
         Refusal::AddressNotNamed,
         Refusal::PortNotNamed,
         Refusal::AnotherNode,
+        Refusal::ServiceAddress,
+        Refusal::ServiceUnknown,
+        Refusal::ServiceNotReady,
+        Refusal::ServicesUnread,
         Refusal::KubeletCertificate,
         Refusal::Loopback,
         Refusal::LinkLocal,
@@ -90,6 +102,10 @@ impl Refusal {
             Refusal::AddressNotNamed => "address-not-named",
             Refusal::PortNotNamed => "port-not-named",
             Refusal::AnotherNode => "another-node",
+            Refusal::ServiceAddress => "service-address",
+            Refusal::ServiceUnknown => "service-unknown",
+            Refusal::ServiceNotReady => "service-not-ready",
+            Refusal::ServicesUnread => "services-unread",
             Refusal::KubeletCertificate => "kubelet-certificate",
             Refusal::Loopback => "loopback",
             Refusal::LinkLocal => "link-local",
@@ -113,6 +129,17 @@ impl fmt::Display for Refusal {
                 "this is no address of this node, and tunnel.dial names the port for this node's own addresses: if it is another node's, \
                  the proxy-server chose the wrong agent; start it with --proxy-strategies=destHost,default (or destHost,defaultRoute), \
                  and let every agent advertise its addresses"
+            }
+            Refusal::ServiceAddress => {
+                "this is a Service's address (ClusterIP), and the guard does not know which pods are behind it: give it read access to \
+                 EndpointSlices (deploy/services.yaml, --watch-services), so that it picks one and judges its address; or name the range \
+                 in tunnel.dial as `services`, and allow what the pods then see by `ipBlock`"
+            }
+            Refusal::ServiceUnknown => "no Service of the cluster has this address and port",
+            Refusal::ServiceNotReady => "the Service has no endpoint that takes connections",
+            Refusal::ServicesUnread => {
+                "the Services of the cluster were not read yet (--watch-services): does the API server answer, and does it let the guard \
+                 read Services and EndpointSlices (deploy/services.yaml)"
             }
             Refusal::KubeletCertificate => "the serving certificate is not the one that tunnel.dial asks for",
             Refusal::Loopback => "loopback addresses are not dialled unless tunnel.dial names exactly this one",
@@ -140,7 +167,10 @@ pub fn authorize(ruleset: Option<&Ruleset>, node: &NodeFacts, address: SocketAdd
     for rule in &ruleset.dial {
         let names = match &rule.target {
             DialTarget::Node => special.is_none() && node.addresses.contains(&address.ip()),
-            DialTarget::Pods(cidrs) if special.is_none() => cidrs.iter().any(|cidr| cidr.contains(&address.ip())),
+            DialTarget::Pods(cidrs) if special.is_none() => cidrs
+                .iter()
+                .any(|cidr| cidr.contains(&address.ip()) && !ruleset.services.is_cut_out(*cidr, address.ip())),
+            DialTarget::Services(cidrs) => special.is_none() && cidrs.iter().any(|cidr| cidr.contains(&address.ip())),
             DialTarget::Pods(_) => rule.names_exactly(address.ip()),
         };
         if names && rule.has_port(address.port()) {
@@ -160,9 +190,14 @@ pub fn authorize(ruleset: Option<&Ruleset>, node: &NodeFacts, address: SocketAdd
         return Ok(permit);
     }
     let for_the_node = |rule: &DialRule| rule.target == DialTarget::Node && rule.has_port(address.port());
-    if refusal == Refusal::AddressNotNamed && ruleset.dial.iter().any(for_the_node) {
+    if refusal == Refusal::AddressNotNamed {
         // The node's own addresses were named above.
-        refusal = Refusal::AnotherNode;
+        let another_node = ruleset.dial.iter().any(for_the_node);
+        if ruleset.services.is_declared(address.ip()) || (ruleset.services.may_hold(address.ip()) && !another_node) {
+            refusal = Refusal::ServiceAddress;
+        } else if another_node {
+            refusal = Refusal::AnotherNode;
+        }
     }
     Err(special.unwrap_or(refusal))
 }
@@ -207,7 +242,7 @@ mod tests {
     }
 
     fn node() -> NodeFacts {
-        NodeFacts { addresses: vec!["10.0.0.7".parse().unwrap(), "fd00::7".parse().unwrap()], names: Vec::new() }
+        NodeFacts { addresses: vec!["10.0.0.7".parse().unwrap(), "fd00::7".parse().unwrap()], ..NodeFacts::default() }
     }
 
     #[test]

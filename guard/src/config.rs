@@ -19,6 +19,7 @@ use crate::{
     },
     limits::Limits,
     node::NodeFacts,
+    services::Services,
     tunnel::{
         CountSource, Pace, TunnelConfig,
         hosts::Host,
@@ -36,7 +37,6 @@ const LEASES_EVERY: u32 = 3;
 const PROXY_PORTS: (u16, u16) = (443, 80);
 
 /// What `run` needs.
-#[derive(Clone, Debug)]
 pub struct Config {
     /// The policy file.
     pub policy: PathBuf,
@@ -60,6 +60,8 @@ pub struct Config {
     pub audit: Option<FileConfig>,
     /// What the control plane may use of this process.
     pub limits: Limits,
+    /// What is known of the cluster's Services.
+    pub services: Services,
 }
 
 /// Why the command line makes no configuration.
@@ -95,7 +97,6 @@ pub enum ConfigError {
 }
 
 /// What `agent` needs.
-#[derive(Clone, Debug)]
 pub struct AgentConfig {
     /// The policy file; `None` dials anything.
     pub policy: Option<PathBuf>,
@@ -117,11 +118,15 @@ pub struct AgentConfig {
     pub audit: Option<FileConfig>,
     /// What the control plane may use of this process.
     pub limits: Limits,
+    /// What is known of the cluster's Services.
+    pub services: Services,
 }
 
 /// Resolves the arguments of `run`, reading what is left open from the machine.
 pub fn resolve(args: RunArgs) -> Result<Config, ConfigError> {
+    let kubeconfig = args.agent.kubeconfig.clone();
     let (health, node, tunnel) = resolve_tunnel(args.agent, args.node_name)?;
+    let services = services(args.watch_services, kubeconfig, &node)?;
     let cgroup = match args.cgroup {
         Some(cgroup) => cgroup,
         None => cgroup::v2_root()?,
@@ -138,13 +143,16 @@ pub fn resolve(args: RunArgs) -> Result<Config, ConfigError> {
         advertise_pods: args.advertise_pod_addresses,
         audit: audit_file(args.audit),
         limits: args.limits.into(),
+        services,
     })
 }
 
 /// Resolves the arguments of `agent`, which has no kernel half.
 pub fn resolve_agent(args: AgentArgs) -> Result<AgentConfig, ConfigError> {
     let admin = (args.agent.admin_bind_address.clone(), args.agent.admin_server_port);
+    let kubeconfig = args.agent.kubeconfig.clone();
     let (health, node, tunnel) = resolve_tunnel(args.agent, args.node_name)?;
+    let services = services(args.watch_services, kubeconfig, &node)?;
     Ok(AgentConfig {
         policy: args.policy,
         admin_socket: args.admin_socket,
@@ -156,6 +164,7 @@ pub fn resolve_agent(args: AgentArgs) -> Result<AgentConfig, ConfigError> {
         advertise_pods: args.advertise_pod_addresses,
         audit: audit_file(args.audit),
         limits: args.limits.into(),
+        services,
     })
 }
 
@@ -237,6 +246,14 @@ fn resolve_tunnel(
     Ok((health, node, tunnel))
 }
 
+fn services(watched: bool, kubeconfig: PathBuf, node: &NodeFacts) -> Result<Services, ConfigError> {
+    if !watched {
+        return Ok(Services::unwatched());
+    }
+    let environment = Environment::read(|name: &str| std::env::var(name).ok(), PROXY_PORTS.1)?;
+    Ok(Services::watched(given(kubeconfig), environment, node.names.clone()))
+}
+
 fn audit_file(args: AuditArgs) -> Option<FileConfig> {
     let AuditArgs { audit_file, audit_file_max_size: max_size, audit_file_max_backups: max_backups } = args;
     audit_file.and_then(given).map(|path| FileConfig { path, max_size, max_backups })
@@ -298,6 +315,7 @@ mod tests {
         let node = NodeFacts {
             addresses: vec!["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()],
             names: vec!["n".into()],
+            ..NodeFacts::default()
         };
         assert_eq!(of_node(&node, Some("N".into())).to_string(), "ipv4=10.0.0.1&ipv6=fd00::1&host=N&host=n");
     }

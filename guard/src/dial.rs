@@ -28,6 +28,7 @@ use crate::{
     limits::Limits,
     queue::{Queue, Queued, queue},
     relay::{Relayed, relay, reset},
+    services::{Denied, Named, Services},
     texts,
     tunnel::frame::{DialRequest, Packet, dial_failed, dialled},
 };
@@ -54,6 +55,8 @@ pub struct Dialer {
     pub audit: Arc<Audit>,
     /// The serving certificates that were checked.
     pub certificates: Certificates,
+    /// Which endpoints are behind a ClusterIP.
+    pub services: Services,
     /// What waits for backends, and the limits.
     pub budget: Arc<Budget>,
     pending: Semaphore,
@@ -106,9 +109,10 @@ impl Dialer {
         pinholes: Arc<dyn Pinholes>,
         audit: Arc<Audit>,
         limits: Limits,
+        services: Services,
     ) -> Arc<Dialer> {
         let (certificates, pending) = (Certificates::default(), Semaphore::new(limits.dials));
-        Arc::new(Dialer { connections, pinholes, audit, certificates, budget: Budget::new(limits), pending })
+        Arc::new(Dialer { connections, pinholes, audit, certificates, services, budget: Budget::new(limits), pending })
     }
 
     /// Serves one dial to its end. `under_way` is held until it is answered.
@@ -187,17 +191,32 @@ impl Dialer {
         }
         let (host, port) = split(&request.address).ok_or(Failure::Refused(Refusal::Malformed, None))?;
         let addresses = self.resolve(host, port, deadline).await?;
+        let ruleset = self.connections.ruleset();
+        let range = ruleset.as_ref().map(|ruleset| &ruleset.services);
         let mut failure = Failure::Unreachable(texts::lookup(host, "no such host"));
+        // A Service's address is those of its endpoints; any other is itself.
+        let mut targets = Vec::new();
         for address in addresses {
-            let permit = match self.connections.authorize(address) {
+            match self.services.targets(address, range) {
+                Ok(behind) => targets.extend(behind),
+                Err(Denied { address, refusal, more }) => {
+                    entry.judged(address, None);
+                    failure = Failure::Refused(refusal, more);
+                }
+            }
+        }
+        for target in targets {
+            let permit = match self.connections.authorize(target.address) {
                 Ok(permit) => permit,
                 Err(refusal) => {
-                    entry.judged(address, None);
-                    failure = Failure::Refused(refusal, None);
+                    let (refusal, more) = self.services.told(refusal, &target);
+                    entry.judged(target.address, None);
+                    failure = Failure::Refused(refusal, more);
                     continue;
                 }
             };
             entry.judged(permit.address(), Some(permit.rule()));
+            entry.behind(target.service.as_ref());
             if let Err(failed) = self.check_certificates(&permit, deadline).await {
                 failure = failed;
                 continue;
@@ -242,10 +261,18 @@ impl Dialer {
         if node.names.contains(&host.to_lowercase()) {
             return Ok(node.addresses.iter().map(|address| SocketAddr::new(*address, port)).collect());
         }
+        match self.services.named(host) {
+            Named::Service(all) => return Ok(all.into_iter().map(|address| SocketAddr::new(address, port)).collect()),
+            Named::Unread(why) => return Err(Failure::Refused(Refusal::ServicesUnread, why)),
+            Named::Nothing => {}
+        }
         let failed = |why: &str| Failure::Unreachable(texts::lookup(host, why));
         match timeout_at(deadline, tokio::net::lookup_host((host, port))).await {
             Ok(Ok(addresses)) => Ok(addresses.collect()),
-            Ok(Err(_)) => Err(failed("no such host")),
+            Ok(Err(_)) => Err(match self.services.unresolved(host) {
+                Some((refusal, more)) => Failure::Refused(refusal, Some(more)),
+                None => failed("no such host"),
+            }),
             Err(_elapsed) => Err(failed("i/o timeout")),
         }
     }

@@ -1,4 +1,4 @@
-//! Owns what is told of dials beyond the log: totals, the audit file, checked certificates, as data and as Prometheus text.
+//! Owns what is told of dials beyond the log: totals, the audit file, checked certificates, watched Services, as data and as Prometheus text.
 //! Called by the snapshots of `run` and `agent`, and by `metrics`.
 //! Must never carry a label without bounds.
 
@@ -13,6 +13,7 @@ use crate::{
     },
     dial::Dialer,
     kubelet::CertificateState,
+    services::ServicesState,
 };
 
 /// What is told.
@@ -27,6 +28,9 @@ pub struct Dialling {
     pub certificates: Vec<CertificateState>,
     /// Checks by what came of them.
     pub certificate_checks: Vec<(String, u64)>,
+    /// The cluster's Services, where they are watched.
+    #[serde(default)]
+    pub services: Option<ServicesState>,
 }
 
 impl Dialling {
@@ -38,6 +42,7 @@ impl Dialling {
             audit_file: dialer.audit.file(),
             certificates: dialer.certificates.states(ruleset.as_deref()),
             certificate_checks: dialer.certificates.counts().map(|(result, count)| (result.to_owned(), count)).to_vec(),
+            services: dialer.services.state(),
         }
     }
 
@@ -58,6 +63,7 @@ impl Dialling {
             family(out, name, "1 where the last write to the audit file failed.", "gauge")?;
             writeln!(out, "{name} {}", u8::from(error.is_some()))?;
         }
+        self.services.iter().try_for_each(|services| services.encode(out))?;
         let name = "nodeguard_kubelet_certificate_checks_total";
         family(out, name, "Checks of kubelet's serving certificate, by what came of them.", "counter")?;
         for (result, count) in &self.certificate_checks {

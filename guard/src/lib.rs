@@ -37,6 +37,7 @@ pub mod pods;
 pub mod policy;
 pub mod queue;
 pub mod relay;
+pub mod services;
 pub mod snapshot;
 pub mod status;
 pub mod table;

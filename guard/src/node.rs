@@ -1,6 +1,6 @@
-//! Owns what the guard knows of its own node: addresses and names.
+//! Owns what the guard knows of its own node: addresses and names, and the one Service address that kubelet tells every pod.
 //! Called by `policy/compile` (which destinations are the node's) and by `authorize` (what `node` means in a dial rule).
-//! Must never resolve a name over the network: the node's facts come from the kernel and the command line.
+//! Must never resolve a name over the network: the node's facts come from the kernel, the command line and kubelet.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -11,12 +11,18 @@ pub struct NodeFacts {
     pub addresses: Vec<IpAddr>,
     /// The node's names (host name, `--node-name`, `host` identifiers), lower case: a dial to one of them is a dial to the first address.
     pub names: Vec<String>,
+    /// Where pods reach the API server (`KUBERNETES_SERVICE_HOST`): as a rule the first address of the service range.
+    pub service_host: Option<IpAddr>,
 }
+
+/// kube-proxy in IPVS mode gives the node every ClusterIP on this interface: they are not the node's own.
+const IPVS: &str = "kube-ipvs0";
 
 impl NodeFacts {
     /// Reads the interfaces of the caller's network namespace, and adds the host name to the given names.
     pub fn read(names: &[String]) -> std::io::Result<NodeFacts> {
         let mut addresses: Vec<IpAddr> = nix::ifaddrs::getifaddrs()?
+            .filter(|interface| interface.interface_name != IPVS)
             .filter_map(|interface| {
                 let address = interface.address?;
                 let v4 = address.as_sockaddr_in().map(|address| IpAddr::from(address.ip()));
@@ -31,7 +37,8 @@ impl NodeFacts {
             names.iter().cloned().chain(host.into_string()).map(|name| name.to_lowercase()).collect();
         names.sort_unstable();
         names.dedup();
-        Ok(NodeFacts { addresses, names })
+        let service_host = std::env::var("KUBERNETES_SERVICE_HOST").ok().and_then(|host| host.parse().ok());
+        Ok(NodeFacts { addresses, names, service_host })
     }
 }
 

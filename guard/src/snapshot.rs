@@ -232,6 +232,10 @@ impl Snapshots for Guard {
     fn remarks(&self) -> Vec<String> {
         lock(&self.current).remark().into_iter().collect()
     }
+
+    fn more(&self) -> Option<(&'static str, bool, String)> {
+        self.dialer.services.readiness()
+    }
 }
 
 /// What the pins alone say.

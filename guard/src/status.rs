@@ -211,7 +211,8 @@ impl Status {
             writeln!(out, "\nAdvertised: {}", advertised(identifiers))?;
         }
         let dial = |name: &str| self.dials.get(name).map_or_else(|| "-".to_owned(), text);
-        writeln!(out, "Dials:      {} admitted, {} refused, {} open", dial("admitted"), dial("refused"), dial("open"))
+        writeln!(out, "Dials:      {} admitted, {} refused, {} open", dial("admitted"), dial("refused"), dial("open"))?;
+        self.dialling.services.iter().try_for_each(|services| services.render(out))
     }
 
     fn render_rules(&self, out: &mut dyn Write) -> io::Result<()> {

@@ -57,7 +57,12 @@ impl Table {
 pub fn age(since: &str) -> String {
     let Ok(since) = since.parse::<jiff::Timestamp>() else { return since.to_owned() };
     let now = jiff::Timestamp::try_from(SystemTime::now()).unwrap_or(since);
-    let seconds = (now.as_second() - since.as_second()).max(0);
+    ago(std::time::Duration::from_secs(u64::try_from(now.as_second() - since.as_second()).unwrap_or(0)))
+}
+
+/// A duration, as kubectl writes ages.
+pub fn ago(duration: std::time::Duration) -> String {
+    let seconds = duration.as_secs();
     let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
     match seconds {
         0..60 => format!("{seconds}s"),

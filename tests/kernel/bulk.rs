@@ -31,7 +31,7 @@ fn ruleset(salt: u32) -> Ruleset {
         }
     }
     let (name, digest, dial) = ("many".into(), String::new(), Vec::new());
-    Ruleset { name, digest, mode: Mode::Enforce, rules: vec![rule], tables, dial }
+    Ruleset { name, digest, mode: Mode::Enforce, rules: vec![rule], tables, dial, services: Default::default() }
 }
 
 #[test]

@@ -8,13 +8,13 @@ use nodeguard::args::{Cli, Command as Sub};
 use serde_json::Value;
 
 /// The documents of a manifest.
-fn documents() -> Vec<Value> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/daemonset.yaml");
+fn documents(file: &str) -> Vec<Value> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy").join(file);
     serde_saphyr::from_multiple(&std::fs::read_to_string(path).unwrap()).unwrap()
 }
 
 fn kind(kind: &str) -> Value {
-    documents().into_iter().find(|document| document["kind"] == kind).unwrap()
+    documents("daemonset.yaml").into_iter().find(|document| document["kind"] == kind).unwrap()
 }
 
 fn strings(value: &Value) -> Vec<&str> {
@@ -57,6 +57,52 @@ fn the_command_line_is_one_that_this_binary_takes() {
     }
     let grace = daemon["spec"]["template"]["spec"]["terminationGracePeriodSeconds"].as_u64().unwrap();
     assert!(grace > args.drain_timeout.as_secs() + 5, "{grace}");
+}
+
+#[test]
+fn watching_services_takes_two_rights_a_flag_and_a_token() {
+    let [role, binding] = &documents("services.yaml")[..] else { panic!("not a role and its binding") };
+    let rules = role["rules"].as_array().unwrap();
+    let granted: Vec<_> = rules
+        .iter()
+        .map(|rule| (strings(&rule["apiGroups"]), strings(&rule["resources"]), strings(&rule["verbs"])))
+        .collect();
+    let wanted = [("", "services"), ("discovery.k8s.io", "endpointslices")];
+    assert_eq!(granted, wanted.map(|(group, kind)| (vec![group], vec![kind], vec!["list", "watch"])));
+    assert_eq!((&binding["roleRef"]["name"], &binding["roleRef"]["kind"]), (&role["metadata"]["name"], &role["kind"]));
+    let account = kind("ServiceAccount");
+    let subject = &binding["subjects"][0];
+    assert_eq!(
+        (&subject["name"], &subject["namespace"]),
+        (&account["metadata"]["name"], &account["metadata"]["namespace"])
+    );
+
+    // The patch adds to what is there, and nothing of it changes who the guard is.
+    let mut daemon = kind("DaemonSet");
+    let before = daemon.clone();
+    for operation in documents("services-patch.yaml").remove(0).as_array().unwrap() {
+        assert_eq!(operation["op"], "add");
+        let place = operation["path"].as_str().unwrap().strip_suffix("/-").unwrap();
+        daemon.pointer_mut(place).unwrap().as_array_mut().unwrap().push(operation["value"].clone());
+    }
+    let pod = |daemon: &Value| daemon["spec"]["template"]["spec"].clone();
+    assert_eq!(pod(&daemon)["containers"][0]["securityContext"], pod(&before)["containers"][0]["securityContext"]);
+    let container = &pod(&daemon)["containers"][0];
+    let words = [strings(&container["command"]), strings(&container["args"])].concat();
+    let Sub::Run(args) = Cli::try_parse_from(&words).unwrap_or_else(|error| panic!("{error}")).command else {
+        panic!("not run")
+    };
+    assert!(args.watch_services && args.agent.kubeconfig.as_os_str().is_empty());
+    let mounts = container["volumeMounts"].as_array().unwrap();
+    let api =
+        mounts.iter().find(|mount| mount["mountPath"] == "/var/run/secrets/kubernetes.io/serviceaccount").unwrap();
+    assert_eq!(api["readOnly"], true);
+    let volumes = pod(&daemon)["volumes"].as_array().unwrap().clone();
+    let volume = volumes.iter().find(|volume| volume["name"] == api["name"]).unwrap();
+    let sources = volume["projected"]["sources"].as_array().unwrap();
+    assert_eq!(sources[0]["serviceAccountToken"]["path"], "token");
+    assert!(sources[0]["serviceAccountToken"]["audience"].is_null(), "a token for the API server itself");
+    assert_eq!(sources[1]["configMap"]["items"][0]["path"], "ca.crt");
 }
 
 #[test]

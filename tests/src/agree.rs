@@ -347,5 +347,13 @@ fn random_ruleset(rng: &mut StdRng) -> Ruleset {
             }
         }
     }
-    Ruleset { name: "random".into(), digest: String::new(), mode: Mode::Enforce, rules, tables, dial: Vec::new() }
+    Ruleset {
+        name: "random".into(),
+        digest: String::new(),
+        mode: Mode::Enforce,
+        rules,
+        tables,
+        dial: Vec::new(),
+        services: Default::default(),
+    }
 }

@@ -125,7 +125,7 @@ fn try_all(cgroup: &Path, bpffs: &Path) {
     let source = Source { path: "guest".into(), text: POLICY.to_owned() };
     // By these a kernel without the namespace helper tells the node's listeners from pods'.
     let addresses = ["127.0.0.1", "fd00::1"].map(|address| address.parse().unwrap()).into();
-    let node = NodeFacts { addresses, names: Vec::new() };
+    let node = NodeFacts { addresses, ..NodeFacts::default() };
     let ruleset = compile_policy(&source, &node).unwrap_or_else(|found| panic!("{}", source.render(&found, false))).0;
     let mut apply = Apply::new(maps).unwrap().below(cgroup);
     apply.apply(&Arc::new(ruleset)).unwrap();

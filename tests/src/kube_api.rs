@@ -1,5 +1,5 @@
-//! Owns a stand-in for the API server: the two questions that a tunnel makes it, over HTTPS.
-//! Called by tests of tokens (the real proxy-server asks about each) and of server leases (the agent counts them).
+//! Owns a stand-in for the API server: the questions that a tunnel and its guard ask it, over HTTPS.
+//! Called by tests of tokens (the real proxy-server asks about each) of server leases (the agent counts them), and of Services (the guard watches them).
 //! Must never answer a question that it was not told the answer to.
 
 use std::{
@@ -21,7 +21,10 @@ use serde_json::{Value, json};
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_rustls::TlsAcceptor;
 
-use crate::certs::Certs;
+use crate::{
+    certs::Certs,
+    kube_objects::{Body, Objects},
+};
 
 /// Who the proxy-server lets in.
 pub const ACCOUNT: &str = "system:serviceaccount:kube-system:konnectivity-agent";
@@ -43,6 +46,8 @@ struct State {
 /// A running API.
 pub struct KubeApi {
     state: Arc<Mutex<State>>,
+    /// Services and EndpointSlices.
+    pub objects: Arc<Objects>,
     address: SocketAddr,
     task: JoinHandle<()>,
 }
@@ -66,19 +71,20 @@ impl KubeApi {
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         let (tls, listener) = (TlsAcceptor::from(Arc::new(config)), TcpListener::bind(address).await?);
         let state: Arc<Mutex<State>> = Arc::default();
-        let shared = Arc::clone(&state);
+        let objects: Arc<Objects> = Arc::default();
+        let (shared, told) = (Arc::clone(&state), Arc::clone(&objects));
         let task = tokio::spawn(async move {
             while let Ok((tcp, _)) = listener.accept().await {
-                let (tls, state) = (tls.clone(), Arc::clone(&shared));
+                let (tls, state, objects) = (tls.clone(), Arc::clone(&shared), Arc::clone(&told));
                 tokio::spawn(async move {
-                    let service = service_fn(move |request| answer(request, Arc::clone(&state)));
+                    let service = service_fn(move |request| answer(request, Arc::clone(&state), Arc::clone(&objects)));
                     let stream = TokioIo::new(tls.accept(tcp).await?);
                     hyper::server::conn::http1::Builder::new().serve_connection(stream, service).await?;
                     anyhow::Ok(())
                 });
             }
         });
-        Ok(KubeApi { state, address, task })
+        Ok(KubeApi { state, objects, address, task })
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
@@ -126,9 +132,12 @@ impl KubeApi {
     }
 }
 
-async fn answer(request: Request<Incoming>, state: Arc<Mutex<State>>) -> Result<Response<Full<Bytes>>> {
+async fn answer(request: Request<Incoming>, state: Arc<Mutex<State>>, objects: Arc<Objects>) -> Result<Response<Body>> {
     let authorized = request.headers().get("authorization").is_some_and(|value| value == &format!("Bearer {TOKEN}"));
     let (parts, body) = request.into_parts();
+    if authorized && let Some(told) = objects.answer(parts.uri.path(), parts.uri.query().unwrap_or_default()) {
+        return Ok(told);
+    }
     let body: Value = serde_json::from_slice(&body.collect().await?.to_bytes()).unwrap_or_default();
     let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
     let refusal = |code: u16, reason: &str| {
@@ -159,7 +168,7 @@ async fn answer(request: Request<Incoming>, state: Arc<Mutex<State>>) -> Result<
         }
         _ => refusal(404, "NotFound"),
     };
-    let mut response = Response::new(Full::new(Bytes::from(said.to_string())));
+    let mut response = Response::new(Full::new(Bytes::from(said.to_string())).boxed());
     *response.status_mut() = StatusCode::from_u16(code)?;
     response.headers_mut().insert("content-type", "application/json".parse()?);
     Ok(response)

@@ -6,7 +6,7 @@
 //! Reading order: `lab` (what stands where) -> `net`, `process`, `certs`, `server`, `daemon` (its parts), `rights` (what the guard may do) -> `client` (attempts and what
 //! became of them) -> `helper` (what runs in the node and in pods) -> `attempts` (the main job, line by line). `isolated` is the small
 //! way: loopback only; in it `bare` (agents without a kernel half), `endpoint` (what they dial), `load` (what the control plane does),
-//! `fleet` (several real servers, a balancer), `kube_api` (what an API server says of tokens and leases), `fake` (a server that is not the
+//! `fleet` (several real servers, a balancer), `kube_api` (what an API server says of tokens and leases; `kube_objects`: of Services), `fake` (a server that is not the
 //! real one), `hostile` (what it may do), `http_proxy` (on the way to a server). `agree` and `packets` compare the kernel's decisions with the host's; `shapes` are real packets
 //! (`craft`, `wire`, `judged`).
 
@@ -27,6 +27,7 @@ pub mod http_proxy;
 pub mod isolated;
 pub mod judged;
 pub mod kube_api;
+pub mod kube_objects;
 pub mod lab;
 pub mod load;
 pub mod net;

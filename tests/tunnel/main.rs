@@ -24,6 +24,7 @@ mod releases;
 mod restart;
 mod rotation;
 mod servers;
+mod services;
 mod shutdown;
 mod trust;
 mod upstream;

@@ -8,6 +8,7 @@ fn record(requested: &str) -> Record {
         time: "2026-01-01T00:00:00.000Z".to_owned(),
         server: "s".to_owned(),
         requested: requested.to_owned(),
+        service: None,
         dialled: Some("10.0.0.1:80".parse().unwrap()),
         rule: None,
         verdict: Verdict::Refused,

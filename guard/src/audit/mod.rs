@@ -19,7 +19,7 @@ use self::{
     file::{AuditFile, FileConfig, FileState},
     totals::Totals,
 };
-use crate::{lock::lock, relay::Relayed};
+use crate::{lock::lock, relay::Relayed, services::view::Name};
 
 /// How much of what the control plane wrote is kept.
 const REQUESTED: usize = 300;
@@ -62,6 +62,8 @@ pub struct Record {
     pub requested: String,
     /// The address that was judged last, if it came to that; with `admitted`, the one that was dialled.
     pub dialled: Option<SocketAddr>,
+    /// The Service that was asked for, where it is an endpoint of one.
+    pub service: Option<String>,
     /// The entry of the policy that admits it.
     pub rule: Option<String>,
     /// What became of it.
@@ -102,6 +104,7 @@ impl Audit {
             server: cut(server).to_owned(),
             requested: cut(requested).to_owned(),
             dialled: None,
+            service: None,
             rule: None,
             verdict: Verdict::Abandoned,
             reason: "ended",
@@ -157,6 +160,11 @@ impl Entry {
         self.record.rule = rule.map(str::to_owned);
     }
 
+    /// The address that was judged is an endpoint of this Service, or of none.
+    pub fn behind(&mut self, service: Option<&Name>) {
+        self.record.service = service.map(Name::to_string);
+    }
+
     /// What was asked for, as far as it is kept.
     pub fn requested(&self) -> &str {
         &self.record.requested
@@ -194,18 +202,20 @@ impl Drop for Entry {
         self.record.milliseconds = milliseconds(self.started.elapsed());
         let record = &self.record;
         lock(&self.audit.totals).ended(record, self.opened.map(|opened| opened.elapsed()));
-        let Record { server, requested, dialled, rule, reason, message, to_backend, to_control_plane, .. } = record;
+        let Record { server, requested, dialled, service, rule, reason, message, to_backend, to_control_plane, .. } =
+            record;
         let (dialled, rule) = (dialled.map(|address| address.to_string()), rule.as_deref());
+        let service = service.as_deref();
         let (verdict, milliseconds, message) = (record.verdict.name(), record.milliseconds, message.as_deref());
         match record.verdict {
             Verdict::Admitted | Verdict::Abandoned => {
-                tracing::info!(target: "audit", verdict, server, requested, dialled, rule, to_backend, to_control_plane, milliseconds, reason, "dial closed");
+                tracing::info!(target: "audit", verdict, server, requested, dialled, service, rule, to_backend, to_control_plane, milliseconds, reason, "dial closed");
             }
             Verdict::Refused => {
-                tracing::warn!(target: "audit", verdict, server, requested, dialled, reason, message, milliseconds, "dial refused");
+                tracing::warn!(target: "audit", verdict, server, requested, dialled, service, reason, message, milliseconds, "dial refused");
             }
             Verdict::Failed => {
-                tracing::warn!(target: "audit", verdict, server, requested, dialled, rule, reason, message, milliseconds, "dial failed");
+                tracing::warn!(target: "audit", verdict, server, requested, dialled, service, rule, reason, message, milliseconds, "dial failed");
             }
         }
         if let Some(file) = &self.audit.file {

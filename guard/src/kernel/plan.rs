@@ -444,7 +444,8 @@ mod tests {
                 edge: BTreeSet::new(),
             };
             let (name, digest, dial) = (String::new(), String::new(), Vec::new());
-            Ruleset { name, digest, mode: Mode::Enforce, rules, tables, dial }
+            let services = Default::default();
+            Ruleset { name, digest, mode: Mode::Enforce, rules, tables, dial, services }
         })
     }
 
@@ -592,6 +593,7 @@ mod tests {
                     allows: String::new(),
                 }],
                 tables: Tables::default(),
+                services: Default::default(),
                 dial: Vec::new(),
             };
             let next = plan(&image, &want, &cgroups()).unwrap().epoch;

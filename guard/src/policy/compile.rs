@@ -16,6 +16,7 @@ use super::{
     edge::read_edge,
     read::{Read, check_pods_cgroups, read_companion, read_control_plane, read_dial, read_rule},
     ruleset::{DialRule, Mode, Rule, Ruleset, Tables},
+    services::{check as check_services, read_range},
     tables::{Parts, tables},
     values::{Findings, port_text},
 };
@@ -48,13 +49,14 @@ pub fn compile(source: &Source, node: &NodeFacts) -> Result<(Ruleset, Vec<Diagno
         }
         rules.push(rule);
     }
+    let services = read_range(&document.spec.tunnel, node, &mut findings);
     let dial: Vec<DialRule> = document
         .spec
         .tunnel
         .dial
         .iter()
         .enumerate()
-        .filter_map(|(index, dial)| read_dial(index, dial, &mut findings))
+        .filter_map(|(index, dial)| read_dial(index, dial, &services, &mut findings))
         .collect();
 
     let companion =
@@ -62,13 +64,15 @@ pub fn compile(source: &Source, node: &NodeFacts) -> Result<(Ruleset, Vec<Diagno
     let control_plane = document.spec.control_plane.as_ref().map(|hub| read_control_plane(hub, node, &mut findings));
     let edge = document.spec.edge.as_ref().map(|edge| read_edge(edge, &rules, &mut findings)).unwrap_or_default();
     check_pods_cgroups(&document, &rules, &mut findings);
+    check_services(&document, &dial, &services, &rules, &mut findings);
 
     // Tables of a document that is rejected anyway would only repeat its errors.
     let broken = |findings: &Findings| findings.0.iter().any(|finding| finding.severity == Severity::Error);
     if broken(&findings) {
         return Err(findings.0);
     }
-    let parts = Parts { rules: &rules, dial: &dial, companion, control_plane, audit: mode == Mode::Audit, edge };
+    let audit = mode == Mode::Audit;
+    let parts = Parts { rules: &rules, dial: &dial, services: &services, companion, control_plane, audit, edge };
     let tables = tables(&parts, node);
     let place = span(&document.kind);
     for (what, have, most) in sizes(&rules, &tables) {
@@ -92,7 +96,7 @@ pub fn compile(source: &Source, node: &NodeFacts) -> Result<(Ruleset, Vec<Diagno
         .iter()
         .map(|rule| Rule { name: rule.name.clone(), mode: rule.mode, guards: guards(rule), allows: allows(rule) })
         .collect();
-    Ok((Ruleset { name, digest: digest(&source.text), mode, rules, tables, dial }, findings.0))
+    Ok((Ruleset { name, digest: digest(&source.text), mode, rules, tables, dial, services }, findings.0))
 }
 
 fn check_head(document: &Document, findings: &mut Findings) {

@@ -15,7 +15,8 @@ fn source(text: &str) -> Source {
 
 fn good(text: &str) -> Ruleset {
     let source = source(text);
-    let compiled = compile(&source, &NodeFacts { addresses: vec!["10.0.0.7".parse().unwrap()], names: Vec::new() });
+    let compiled =
+        compile(&source, &NodeFacts { addresses: vec!["10.0.0.7".parse().unwrap()], ..NodeFacts::default() });
     compiled.unwrap_or_else(|diagnostics| panic!("{}", source.render(&diagnostics, false))).0
 }
 

@@ -12,6 +12,7 @@ use ipnet::IpNet;
 
 use super::{
     ruleset::{DestinationPort, DialTarget, Tables},
+    services::ServiceRange,
     tables::Parts,
 };
 use crate::{
@@ -45,6 +46,8 @@ struct Reach<'a> {
     ports: &'a [RangeInclusive<u16>],
     /// Whether special addresses inside are meant too.
     special: bool,
+    /// Whether addresses inside that are Services' are not meant.
+    pods: bool,
 }
 
 /// The prefixes whose addresses are never reached because a wider one holds them: `authorize` keeps them out of dials.
@@ -67,26 +70,33 @@ fn special_prefixes() -> impl Iterator<Item = IpNet> {
 pub(super) fn destinations(tables: &mut Tables, parts: &Parts<'_>, node: &NodeFacts) {
     let mut sets = BTreeMap::new();
     if let Some(hub) = &parts.control_plane {
-        let reach = |cidr: &IpNet| Reach { cidr: *cidr, protocol: TCP, ports: &hub.ports, special: true };
+        let reach = |cidr: &IpNet| Reach { cidr: *cidr, protocol: TCP, ports: &hub.ports, special: true, pods: false };
         let all: Vec<Reach<'_>> = hub.addresses.iter().map(reach).collect();
-        add(tables, &mut sets, DestinationKey::CONTROL_PLANE, &all, &[]);
+        add(tables, &mut sets, DestinationKey::CONTROL_PLANE, &all, &[], &ServiceRange::default());
     }
     if let Some(companion) = &parts.companion {
         let mut all: Vec<Reach<'_>> = companion
             .servers
             .iter()
-            .map(|Server { cidr, protocol, ports }| Reach { cidr: *cidr, protocol: *protocol, ports, special: true })
+            .map(|Server { cidr, protocol, ports }| Reach {
+                cidr: *cidr,
+                protocol: *protocol,
+                ports,
+                special: true,
+                pods: false,
+            })
             .collect();
         for rule in parts.dial {
             let cidrs = match &rule.target {
                 DialTarget::Node => node.addresses.iter().copied().map(IpNet::from).collect(),
-                DialTarget::Pods(cidrs) => cidrs.clone(),
+                DialTarget::Pods(cidrs) | DialTarget::Services(cidrs) => cidrs.clone(),
             };
-            let reach = |cidr| Reach { cidr, protocol: TCP, ports: &rule.ports, special: false };
+            let pods = matches!(rule.target, DialTarget::Pods(_));
+            let reach = |cidr| Reach { cidr, protocol: TCP, ports: &rule.ports, special: false, pods };
             all.extend(cidrs.into_iter().map(reach));
         }
         let special: Vec<IpNet> = special_prefixes().collect();
-        add(tables, &mut sets, DestinationKey::COMPANION, &all, &special);
+        add(tables, &mut sets, DestinationKey::COMPANION, &all, &special, parts.services);
     }
     for (ports, set) in &sets {
         let port = |(protocol, port): &(u8, u16)| DestinationPort { set: *set, protocol: *protocol, port: *port };
@@ -98,12 +108,23 @@ pub(super) fn destinations(tables: &mut Tables, parts: &Parts<'_>, node: &NodeFa
 type Set = BTreeSet<(u8, u16)>;
 
 /// Adds one list: an address belongs to its longest prefix, which therefore has the ports of every prefix around it.
-fn add(tables: &mut Tables, sets: &mut BTreeMap<Set, u32>, list: u32, all: &[Reach<'_>], special: &[IpNet]) {
-    let prefixes: BTreeSet<IpNet> = all.iter().map(|reach| reach.cidr).chain(special.iter().copied()).collect();
+fn add(
+    tables: &mut Tables,
+    sets: &mut BTreeMap<Set, u32>,
+    list: u32,
+    all: &[Reach<'_>],
+    special: &[IpNet],
+    services: &ServiceRange,
+) {
+    let others = special.iter().copied().chain(services.prefixes());
+    let prefixes: BTreeSet<IpNet> = all.iter().map(|reach| reach.cidr).chain(others).collect();
     for cidr in prefixes {
+        let of_services = services.prefixes().any(|range| range.contains(&cidr));
         let is_special = special.iter().any(|special| special.contains(&cidr));
         let holds = |reach: &&Reach<'_>| {
-            reach.cidr.contains(&cidr) && (reach.special || !is_special || named_exactly(reach.cidr, cidr))
+            reach.cidr.contains(&cidr)
+                && (reach.special || !is_special || named_exactly(reach.cidr, cidr))
+                && !(reach.pods && of_services && services.is_cut_out(reach.cidr, cidr.addr()))
         };
         let ports_of = |reach: &Reach<'_>| {
             let protocol = reach.protocol;
@@ -144,7 +165,7 @@ mod tests {
     }
 
     fn node() -> NodeFacts {
-        NodeFacts { addresses: vec!["10.0.0.7".parse().unwrap()], names: Vec::new() }
+        NodeFacts { addresses: vec!["10.0.0.7".parse().unwrap()], ..NodeFacts::default() }
     }
 
     /// What one look-up in the tables says: `None` where no prefix holds the address.
@@ -155,6 +176,52 @@ mod tests {
     }
 
     const TUNNEL: &str = "{dial: [node: {ports: [10250]}, pods: {cidrs: [0.0.0.0/0, 10.244.0.0/16], ports: [80]}, pods: {cidrs: [10.244.1.0/24, 127.0.0.5/32, 224.0.0.9/32, 169.254.1.0/24], ports: [81-82]}], companion: {cgroup: /c, servers: [{cidr: 127.0.0.1/32, ports: [8132]}, {cidr: 10.0.0.53/32, ports: [53], protocol: UDP}]}}";
+
+    #[test]
+    fn the_companion_reaches_a_service_only_where_a_dial_would() {
+        let tunnel = |dial: &str, range: &str| {
+            format!(
+                "{{dial: [{dial}], {range}companion: {{cgroup: /c, servers: [{{cidr: 127.0.0.1/32, ports: [8132]}}]}}}}"
+            )
+        };
+        let wide = "pods: {cidrs: [10.0.0.0/8, 10.97.0.0/16], ports: [1-65535]}";
+        let both = format!("{wide}, services: {{cidrs: [10.96.0.0/16], ports: [443]}}");
+        for node in ["10.96.0.1", "10.0.0.1", "10.96.0.9"].map(|host| NodeFacts {
+            addresses: vec!["10.128.0.7".parse().unwrap()],
+            service_host: Some(host.parse().unwrap()),
+            ..NodeFacts::default()
+        }) {
+            for (dial, range) in [
+                (wide, ""),
+                (wide, "serviceCidrs: [10.96.0.0/15], "),
+                (&both, ""),
+                (&both, "serviceCidrs: [10.96.0.0/15], "),
+            ] {
+                let text = format!(
+                    "apiVersion: nodeguard.dev/v1alpha1\nkind: NodeGuardPolicy\nmetadata: {{name: t}}\nspec: {{mode: Enforce, guard: [], tunnel: {}}}\n",
+                    tunnel(dial, range)
+                );
+                // A prefix of pods inside the declared range is an error.
+                let text = if range.is_empty() { text } else { text.replace(", 10.97.0.0/16", "") };
+                let ruleset = compile(&Source { path: "t".into(), text }, &node).unwrap().0;
+                for to in [
+                    "10.96.3.4:443",
+                    "10.96.3.4:80",
+                    "10.97.3.4:443",
+                    "10.98.3.4:443",
+                    "10.0.3.4:80",
+                    "10.16.3.4:80",
+                    "10.244.0.1:80",
+                    "10.128.0.7:80",
+                ] {
+                    let to: SocketAddr = to.parse().unwrap();
+                    let dialled = authorize(Some(&ruleset), &node, to).is_ok();
+                    let reached = reached(&ruleset.tables, DestinationKey::COMPANION, to, 6) == Some(true);
+                    assert_eq!(reached, dialled, "{to} {dial} {range} {:?}", node.service_host);
+                }
+            }
+        }
+    }
 
     proptest! {
         #[test]

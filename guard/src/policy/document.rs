@@ -135,12 +135,14 @@ pub struct IpBlock {
 
 /// `spec.tunnel`.
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Tunnel {
     /// Where the control plane may go; empty is nowhere.
     pub dial: Vec<Dial>,
     /// An upstream agent beside the guard, whose connections count as the tunnel's.
     pub companion: Option<Companion>,
+    /// The cluster's service range: addresses in it are no pods'.
+    pub service_cidrs: Option<Spanned<Vec<Spanned<String>>>>,
 }
 
 /// `tunnel.companion`.
@@ -175,7 +177,7 @@ pub struct ControlPlane {
     pub ports: Spanned<Vec<Spanned<String>>>,
 }
 
-/// An entry of `tunnel.dial`: either `node` or `pods`, and what is asked of the last hop.
+/// An entry of `tunnel.dial`: one of `node`, `pods` and `services`, and what is asked of the last hop.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Dial {
@@ -183,10 +185,24 @@ pub struct Dial {
     pub node: Option<Spanned<NodePorts>>,
     /// Pods' addresses.
     pub pods: Option<Spanned<PodPorts>>,
+    /// Services' addresses, dialled as they are.
+    pub services: Option<Spanned<ServicePorts>>,
     /// `Required`: what the control plane sends first must be a TLS ClientHello.
     pub tls: Option<Spanned<String>>,
     /// What kubelet's serving certificate must hold before a dial to it is made.
     pub certificate: Option<Spanned<Certificate>>,
+}
+
+/// `services: {cidrs, ports, protocol}`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ServicePorts {
+    /// Prefixes of Services' addresses; without them, `tunnel.serviceCidrs`.
+    pub cidrs: Option<Spanned<Vec<Spanned<String>>>>,
+    /// Ports and ranges of the Services.
+    pub ports: Spanned<Vec<Spanned<String>>>,
+    /// `TCP`.
+    pub protocol: Option<Spanned<String>>,
 }
 
 /// `{ca, name, pins}` of an entry of `tunnel.dial`.

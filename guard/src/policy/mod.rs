@@ -12,6 +12,7 @@ mod last_hop;
 mod peers;
 mod read;
 pub mod ruleset;
+pub mod services;
 mod tables;
 mod values;
 pub mod watch;

@@ -14,6 +14,7 @@ use super::{
     last_hop,
     peers::Block,
     ruleset::{Demands, DialRule, DialTarget, Mode},
+    services::{ServiceRange, read_services},
     values::{Findings, join},
 };
 use crate::node::NodeFacts;
@@ -167,14 +168,15 @@ fn read_selector(
     rule.blocks.push(Block { rule: index, cidr, except });
 }
 
-pub(super) fn read_dial(index: usize, dial: &Dial, findings: &mut Findings) -> Option<DialRule> {
+pub(super) fn read_dial(index: usize, dial: &Dial, range: &ServiceRange, findings: &mut Findings) -> Option<DialRule> {
     let name = format!("tunnel.dial[{index}]");
-    let (target, ports) = match (&dial.node, &dial.pods) {
-        (Some(node), None) => {
+    let (target, ports) = match (&dial.node, &dial.pods, &dial.services) {
+        (Some(node), None, None) => {
             findings.only_tcp(node.value.protocol.as_ref());
             (DialTarget::Node, findings.ports(&node.value.ports))
         }
-        (None, Some(pods)) => {
+        (None, None, Some(services)) => read_services(&name, services, range, findings),
+        (None, Some(pods), None) => {
             let PodPorts { cidrs, cgroup, ports, protocol } = &pods.value;
             findings.only_tcp(protocol.as_ref());
             let Some(cidrs) = cidrs.as_ref().filter(|_| cgroup.is_none()) else {
@@ -191,14 +193,14 @@ pub(super) fn read_dial(index: usize, dial: &Dial, findings: &mut Findings) -> O
             };
             (DialTarget::Pods(findings.cidrs(cidrs, POD_CIDRS)), findings.ports(ports))
         }
-        (node, pods) => {
-            let places = [node.as_ref().map(span), pods.as_ref().map(span)];
+        (node, pods, services) => {
+            let places = [node.as_ref().map(span), pods.as_ref().map(span), services.as_ref().map(span)];
             let place = places.into_iter().flatten().reduce(|first, second| join(&first, &second)).unwrap_or(0..0);
             findings.add(Diagnostic::error(
                 "NG012",
                 place,
-                format!("`{name}` must name either `node` or `pods`"),
-                "exactly one of `node: {ports: [...]}` and `pods: {cidrs: [...], ports: [...]}`",
+                format!("`{name}` must name one of `node`, `pods` and `services`"),
+                "exactly one of `node: {ports: [...]}`, `pods: {cidrs: [...], ports: [...]}` and `services: {ports: [...]}`",
             ));
             return None;
         }

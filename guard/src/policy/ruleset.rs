@@ -13,6 +13,7 @@ use std::{
 use guard_common::abi::ScopeValue;
 use ipnet::IpNet;
 
+use super::services::ServiceRange;
 use crate::tunnel::verify::Pin;
 
 /// Whether a denial is carried out or only counted.
@@ -39,6 +40,8 @@ pub struct Ruleset {
     pub tables: Tables,
     /// Where the control plane may go through the tunnel, in the order of the document; anything else is refused.
     pub dial: Vec<DialRule>,
+    /// Which addresses are Services'.
+    pub services: ServiceRange,
 }
 
 /// A rule, as far as people see it.
@@ -209,8 +212,10 @@ pub struct CertificateDemand {
 pub enum DialTarget {
     /// The node's own addresses.
     Node,
-    /// Addresses inside these prefixes.
+    /// Addresses inside these prefixes that are no Service's.
     Pods(Vec<IpNet>),
+    /// Addresses of Services inside these prefixes, dialled as they are.
+    Services(Vec<IpNet>),
 }
 
 impl DialRule {
@@ -222,7 +227,7 @@ impl DialRule {
     /// Whether one of the rule's prefixes is exactly this address.
     pub fn names_exactly(&self, address: IpAddr) -> bool {
         match &self.target {
-            DialTarget::Node => false,
+            DialTarget::Node | DialTarget::Services(_) => false,
             DialTarget::Pods(cidrs) => cidrs.iter().any(|cidr| *cidr == IpNet::from(address)),
         }
     }

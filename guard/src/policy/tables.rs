@@ -12,6 +12,7 @@ use super::{
     peers::{Block, peers},
     read::Read,
     ruleset::{ALL_PODS_SCOPE, DialRule, GuardedPort, Mode, NODE_SCOPE, PodsCgroup, PortRule, Scope, Tables},
+    services::ServiceRange,
 };
 use crate::node::NodeFacts;
 
@@ -19,6 +20,7 @@ use crate::node::NodeFacts;
 pub(super) struct Parts<'a> {
     pub(super) rules: &'a [Read],
     pub(super) dial: &'a [DialRule],
+    pub(super) services: &'a ServiceRange,
     pub(super) companion: Option<Companion>,
     pub(super) control_plane: Option<ControlPlane>,
     pub(super) audit: bool,

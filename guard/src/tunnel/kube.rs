@@ -1,8 +1,6 @@
-//! Owns asking the API server: where it is and as whom (a kubeconfig, or what a pod gets), and one GET.
-//! Called by `leases`.
+//! Owns asking the API server: where it is and as whom (a kubeconfig, or what a pod gets), one GET, one request of a client library.
+//! Called by `leases`, and by `services`, whose watches are kube-rs': they go through here too.
 //! Must never trust a server that the configuration's CA does not vouch for, and never write anything there.
-//!
-//! One GET of JSON needs no client library: kube-rs would bring in some sixty crates, and a runtime's worth of retries and caches with them.
 
 use std::{
     io,
@@ -13,7 +11,7 @@ use std::{
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty, Limited};
-use hyper::{Request, StatusCode, header};
+use hyper::{Request, Response, StatusCode, Uri, body::Body, body::Incoming, header};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use serde::Deserialize;
@@ -34,12 +32,14 @@ const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 const PROXY_PORT: u16 = 80;
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long the connection may be silent before it is probed, and how far apart probes are; after three without an answer it is over.
+const PROBES: Duration = Duration::from_secs(10);
 /// How large an answer may be.
 const MOST: usize = 4 << 20;
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum ApiError {
+pub(crate) enum ApiError {
     /// The kubeconfig, or what a pod gets.
     #[error("{0}")]
     Config(String),
@@ -72,7 +72,7 @@ pub(super) enum ApiError {
 
 /// Where the API server is, and as whom it is asked; the files are read for each request.
 #[derive(Clone, Debug)]
-pub(super) struct Api {
+pub(crate) struct Api {
     host: Host,
     name: String,
     prefix: String,
@@ -161,7 +161,7 @@ struct User {
 
 impl Api {
     /// As a kubeconfig says, or as a pod asks; through the HTTP proxy that it names, or that the environment does.
-    pub(super) fn new(kubeconfig: Option<&Path>, environment: &Environment) -> Result<Api, ApiError> {
+    pub(crate) fn new(kubeconfig: Option<&Path>, environment: &Environment) -> Result<Api, ApiError> {
         let mut api = Api::direct(kubeconfig)?;
         if api.host.through.is_none() {
             api.host.through = environment.proxy_for(&api.host).map(Arc::new);
@@ -212,7 +212,8 @@ impl Api {
         let user = named.ok_or(format!("it has no user `{user}`"))?.user;
         if cluster.insecure_skip_tls_verify {
             return Err(
-                "insecure-skip-tls-verify is set: whoever answered would decide how many servers there are".to_owned()
+                "insecure-skip-tls-verify is set: whoever answered would decide what the guard takes for the cluster"
+                    .to_owned(),
             );
         }
         let rest = cluster.server.strip_prefix("https://").ok_or("`server` does not begin with https://")?;
@@ -257,6 +258,37 @@ impl Api {
     }
 
     async fn ask(&self, path: &str) -> Result<serde_json::Value, ApiError> {
+        let answer = |error: &dyn std::fmt::Display| ApiError::Answer(error.to_string());
+        let request = Request::get(path).header(header::ACCEPT, "application/json");
+        let request = request.body(Empty::<Bytes>::new()).map_err(|error| answer(&error))?;
+        let response = self.send(request, PATIENCE).await?;
+        let status = response.status();
+        let body = Limited::new(response.into_body(), MOST).collect().await;
+        let body = body.map_err(|error| answer(&error))?.to_bytes();
+        if status != StatusCode::OK {
+            let said: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
+            let word = |name: &str| said.get(name).and_then(|word| word.as_str()).unwrap_or_default().to_owned();
+            return Err(ApiError::Status { code: status.as_u16(), reason: word("reason"), message: word("message") });
+        }
+        serde_json::from_slice(&body).map_err(|error| answer(&error))
+    }
+
+    /// Sends a request for a path over a connection of its own. The answer begins in time; the connection ends with it, and after `longest`.
+    pub(crate) async fn send<B>(&self, request: Request<B>, longest: Duration) -> Result<Response<Incoming>, ApiError>
+    where
+        B: Body + Send + 'static,
+        B::Data: Send,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        timeout(PATIENCE, self.begin(request, longest)).await.map_err(|_| ApiError::Patience)?
+    }
+
+    async fn begin<B>(&self, mut request: Request<B>, longest: Duration) -> Result<Response<Incoming>, ApiError>
+    where
+        B: Body + Send + 'static,
+        B::Data: Send,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
         let identity = match &self.identity {
             Some((certificate, key)) => Some((certificate.read("client-certificate")?, key.read("client-key")?)),
             None => None,
@@ -272,6 +304,19 @@ impl Api {
         client.alpn_protocols = vec![b"http/1.1".to_vec()];
         let name = ServerName::try_from(self.name.clone())
             .map_err(|_| ApiError::Config(format!("`{}` is neither a DNS name nor an address", self.name)))?;
+        let answer = |error: &dyn std::fmt::Display| ApiError::Answer(error.to_string());
+        let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
+        *request.uri_mut() = format!("{}{path}", self.prefix).parse::<Uri>().map_err(|error| answer(&error))?;
+        let header = |text: &str| header::HeaderValue::from_str(text).map_err(|error| answer(&error));
+        let headers = request.headers_mut();
+        headers.insert(header::HOST, header(&self.host.to_string())?);
+        headers.insert(header::USER_AGENT, header::HeaderValue::from_static("nodeguard"));
+        if let Some(bearer) = contents.bearer()? {
+            let mut bearer = header::HeaderValue::from_bytes(bearer.as_bytes()).map_err(|error| answer(&error))?;
+            bearer.set_sensitive(true);
+            headers.insert(header::AUTHORIZATION, bearer);
+        }
+
         let stream = match &self.host.through {
             Some(proxy) => {
                 let mut stream = BufReader::new(http_connect::reach(proxy).await?);
@@ -280,36 +325,14 @@ impl Api {
             }
             None => BufReader::new(TcpStream::connect((self.host.name.as_str(), self.host.port)).await?),
         };
+        let probes = socket2::TcpKeepalive::new().with_time(PROBES).with_interval(PROBES).with_retries(3);
+        socket2::SockRef::from(stream.get_ref()).set_tcp_keepalive(&probes)?;
         let tls = TlsConnector::from(Arc::new(client)).connect(name, stream).await?;
-
-        let answer = |error: &dyn std::fmt::Display| ApiError::Answer(error.to_string());
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(tls)).await.map_err(|error| answer(&error))?;
-        let mut request = Request::get(format!("{}{path}", self.prefix))
-            .header(header::HOST, self.host.to_string())
-            .header(header::ACCEPT, "application/json")
-            .header(header::USER_AGENT, "nodeguard");
-        if let Some(bearer) = contents.bearer()? {
-            request = request.header(header::AUTHORIZATION, bearer.as_bytes());
-        }
-        let request = request.body(Empty::<Bytes>::new()).map_err(|error| answer(&error))?;
-        let exchange = async {
-            let response = sender.send_request(request).await.map_err(|error| answer(&error))?;
-            let status = response.status();
-            let body = Limited::new(response.into_body(), MOST).collect().await;
-            Ok::<_, ApiError>((status, body.map_err(|error| answer(&error))?.to_bytes()))
-        };
-        // The connection lives as long as this request.
-        let (status, body) = tokio::select! {
-            exchanged = exchange => exchanged?,
-            ended = connection => return Err(answer(&ended.err().map_or_else(|| "it hung up".to_owned(), |error| error.to_string()))),
-        };
-        if status != StatusCode::OK {
-            let said: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
-            let word = |name: &str| said.get(name).and_then(|word| word.as_str()).unwrap_or_default().to_owned();
-            return Err(ApiError::Status { code: status.as_u16(), reason: word("reason"), message: word("message") });
-        }
-        serde_json::from_slice(&body).map_err(|error| answer(&error))
+        // It ends by itself once nobody holds the sender or reads the answer any more.
+        tokio::spawn(timeout(longest, connection));
+        sender.send_request(request).await.map_err(|error| answer(&error))
     }
 }
 

@@ -15,7 +15,7 @@ pub mod hosts;
 mod http_connect;
 pub mod http_proxy;
 pub mod identifiers;
-mod kube;
+pub(crate) mod kube;
 pub mod leases;
 mod material;
 mod run;

@@ -86,7 +86,11 @@ pub(crate) fn document<'a>(nets: impl IntoIterator<Item = &'a IpNet>) -> String 
 
 /// Compiles a document by the product's own way.
 pub(crate) fn compiled(text: String) -> Result<Ruleset> {
-    let node = NodeFacts { addresses: vec![lab::net::Who::Node.v4().into()], names: vec!["node".into()] };
+    let node = NodeFacts {
+        addresses: vec![lab::net::Who::Node.v4().into()],
+        names: vec!["node".into()],
+        ..NodeFacts::default()
+    };
     let source = Source { path: PathBuf::from("bench.yaml"), text };
     compile(&source, &node).map(|(ruleset, _)| ruleset).map_err(|findings| anyhow!(source.render(&findings, false)))
 }
