@@ -85,7 +85,7 @@ fn build(kubernetes: Kubernetes, program: &str, package: &str) -> Result<()> {
 
 /// The upstream agent's image: what the guard is measured beside.
 pub(crate) fn agent_image() -> Result<()> {
-    upstream::agent_and_suite()?;
+    upstream::agent()?;
     let image = Image {
         name: "localhost/proxy-agent:lab",
         files: &[(&root().join("target/upstream/proxy-agent"), "proxy-agent")],

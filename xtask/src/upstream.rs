@@ -25,6 +25,14 @@ pub(crate) fn proxy_server() -> Result<()> {
     PROXY_SERVER.iter().try_for_each(|(file, how, package)| build("upstream", NEWEST, file, how, package))
 }
 
+/// The upstream agent alone.
+pub(crate) fn agent() -> Result<()> {
+    OTHERS
+        .iter()
+        .filter(|(file, ..)| *file == "proxy-agent")
+        .try_for_each(|(file, how, package)| build("upstream", NEWEST, file, how, package))
+}
+
 /// What the tests and the bench compare with: the upstream agent, the upstream project's integration suite, proxy-servers of old releases.
 pub(crate) fn agent_and_suite() -> Result<()> {
     OTHERS.iter().try_for_each(|(file, how, package)| build("upstream", NEWEST, file, how, package))?;

@@ -5,11 +5,10 @@
 use anyhow::Result;
 
 use super::{Row, rows_of};
-use crate::{cluster, demo, image, setup};
+use crate::{cluster, demo, image};
 
 /// Builds what it needs and runs it; its progress is shown, its output are the rows.
 pub(super) fn measure(quick: bool, options: demo::Options) -> Result<Vec<Row>> {
-    setup::setup(options.setup())?;
     image::guard()?;
     cluster::agent_image()?;
     let mut words = options.lab();

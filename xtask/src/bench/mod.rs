@@ -67,12 +67,17 @@ pub(crate) fn bench(
     options: demo::Options,
 ) -> Result<()> {
     setup::root_or_say("bench")?;
-    setup::setup(setup::For::Test)?;
+    // The cluster has a set-up of its own, and its guard is the image's.
+    let cluster_alone = area == Some(Area::Cluster);
+    setup::setup(if cluster_alone { options.setup() } else { setup::For::Test })?;
     say("building for release (some minutes the first time)");
     let mut build = command(find("cargo").context("cargo is not in PATH")?);
-    run(build
-        .args(["build", "--quiet", "--release", "--locked", "--bins", "--package", "nodeguard"])
-        .args(["--package", "nodeguard-tests"]))?;
+    build.args(["build", "--quiet", "--release", "--locked", "--package", "nodeguard-tests"]);
+    run(if cluster_alone {
+        build.args(["--bin", "nodeguard-cluster"])
+    } else {
+        build.args(["--bins", "--package", "nodeguard"])
+    })?;
     let mut all = Vec::new();
     let wanted = |each: &&Area| area.map_or(**each != Area::Cluster, |area| area == **each);
     for each in Area::value_variants().iter().filter(wanted) {
