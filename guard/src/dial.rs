@@ -10,8 +10,9 @@ use std::{
     time::Duration,
 };
 
+use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
-    net::{TcpSocket, TcpStream},
+    net::TcpStream,
     sync::{Semaphore, mpsc},
     time::{Instant as Deadline, timeout_at},
 };
@@ -280,27 +281,19 @@ impl Dialer {
     /// Connects to the address of a permit, through a pinhole of its own.
     async fn connect_to(&self, permit: &Permit, deadline: Deadline) -> io::Result<TcpStream> {
         let address = permit.address();
-        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
         let keepalive =
             socket2::TcpKeepalive::new().with_time(Duration::from_secs(15)).with_interval(Duration::from_secs(15));
-        socket2::SockRef::from(&socket).set_tcp_keepalive(&keepalive)?;
+        socket.set_tcp_keepalive(&keepalive)?;
+        socket.set_tcp_nodelay(true)?;
+        socket.set_tcp_notsent_lowat(UNSENT)?;
         let cookie = socket_cookie(socket.as_fd())?;
         self.pinholes.register(cookie).map_err(io::Error::other)?;
-        let connected = match timeout_at(deadline, socket.connect(address)).await {
+        let connected = match timeout_at(deadline, connect(socket, address)).await {
             Ok(connected) => connected,
             Err(_elapsed) => Err(io::ErrorKind::TimedOut.into()),
         };
-        match connected {
-            Ok(backend) => {
-                backend.set_nodelay(true)?;
-                socket2::SockRef::from(&backend).set_tcp_notsent_lowat(UNSENT)?;
-                Ok(backend)
-            }
-            Err(error) => {
-                self.pinholes.forget(cookie);
-                Err(error)
-            }
-        }
+        connected.inspect_err(|_| self.pinholes.forget(cookie))
     }
 
     /// Writes the record, and tells the control plane. There is no connection.
@@ -344,6 +337,27 @@ impl Dialer {
         entry.ended(verdict, reason, Some(&text));
         Some(text)
     }
+}
+
+/// Connects. To an address of this node and to most of its pods that is over when the system call returns: then nothing waits for the event
+/// loop, and the answer goes out with whatever else there is to send.
+async fn connect(socket: Socket, address: SocketAddr) -> io::Result<TcpStream> {
+    match socket.connect(&address.into()) {
+        Ok(()) => {}
+        Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => {}
+        Err(error) => return Err(error),
+    }
+    let stream = TcpStream::from_std(socket.into())?;
+    if let Some(error) = stream.take_error()? {
+        return Err(error);
+    }
+    if stream.peer_addr().is_err() {
+        stream.writable().await?;
+        if let Some(error) = stream.take_error()? {
+            return Err(error);
+        }
+    }
+    Ok(stream)
 }
 
 /// Everything between DIAL_RSP and the end.

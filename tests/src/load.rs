@@ -129,8 +129,8 @@ impl Load {
         Ok(latency(clients.join_all().await.into_iter().flatten().collect()))
     }
 
-    /// Dials one after the other.
-    pub async fn dials(&self, count: usize) -> Result<Latency> {
+    /// Dials one after the other; what each took.
+    pub async fn dials(&self, count: usize) -> Result<Vec<Duration>> {
         let mut took = Vec::with_capacity(count);
         for _ in 0..count {
             let started = Instant::now();
@@ -138,7 +138,7 @@ impl Load {
             took.push(started.elapsed());
             drop(stream);
         }
-        Ok(latency(took))
+        Ok(took)
     }
 
     /// Dials by 32 at once; how many per second.
