@@ -117,3 +117,17 @@ pub(crate) fn pod_images() -> Result<()> {
     }
     Ok(())
 }
+
+/// The image of the pod that serves a webhook and an aggregated API.
+pub(crate) fn hook_image() -> Result<()> {
+    let binary = image::static_binary("nodeguard-tests", "nodeguard-pod")?;
+    let image = Image {
+        name: "localhost/hook:lab",
+        files: &[(&binary, "bin/hook")],
+        texts: &[],
+        links: &[],
+        entry: &["/bin/hook"],
+        path: "/bin",
+    };
+    image::write(&image, &root().join("target/cluster/hook.tar"))
+}

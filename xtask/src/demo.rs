@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
 use crate::{
-    cluster::Kubernetes,
+    cluster::{self, Kubernetes},
     image, setup,
     shell::{command, find, root, run, say},
 };
@@ -92,6 +92,7 @@ pub(crate) fn cluster_lab(options: Options) -> Result<std::process::Command> {
     setup::setup(options.setup())?;
     say("building the guard's image and the lab (a few minutes the first time)");
     image::guard()?;
+    cluster::hook_image()?;
     let mut build = command(find("cargo").context("cargo is not in PATH")?);
     run(build.args(["build", "--quiet", "--locked", "--package", "nodeguard-tests", "--bin", "nodeguard-cluster"]))?;
     let mut lab = command(root().join("target/debug/nodeguard-cluster"));

@@ -36,10 +36,7 @@ const TARGET: &str = "x86_64-unknown-linux-gnu";
 /// Builds the guard statically and writes its image; where that is.
 pub(crate) fn guard() -> Result<PathBuf> {
     build_ebpf::build_ebpf(false)?;
-    let mut build = command(find("cargo").context("cargo is not in PATH")?);
-    build.args(["build", "--quiet", "--locked", "--release", "--package", "nodeguard", "--bin", "nodeguard"]);
-    run(build.args(["--target", TARGET]).env("RUSTFLAGS", "-C target-feature=+crt-static"))?;
-    let binary = root().join("target").join(TARGET).join("release/nodeguard");
+    let binary = static_binary("nodeguard", "nodeguard")?;
     let archive = root().join("target/image/nodeguard.tar");
     let name = format!("localhost/nodeguard:{}", env!("CARGO_PKG_VERSION"));
     let image = Image {
@@ -53,6 +50,14 @@ pub(crate) fn guard() -> Result<PathBuf> {
     };
     write(&image, &archive)?;
     Ok(archive)
+}
+
+/// Builds a program that needs no file beside itself.
+pub(crate) fn static_binary(package: &str, program: &str) -> Result<PathBuf> {
+    let mut build = command(find("cargo").context("cargo is not in PATH")?);
+    build.args(["build", "--quiet", "--locked", "--release", "--package", package, "--bin", program]);
+    run(build.args(["--target", TARGET]).env("RUSTFLAGS", "-C target-feature=+crt-static"))?;
+    Ok(root().join("target").join(TARGET).join("release").join(program))
 }
 
 /// `cargo xtask image`.

@@ -9,6 +9,7 @@ mod edits;
 mod facts;
 mod operators;
 mod refused;
+mod services;
 mod two;
 mod undo;
 mod updates;
@@ -47,7 +48,7 @@ pub(crate) fn all(
             operators::crowd(cluster, egress, stream, table)?;
         }
         refused::dials(cluster, egress, table)?;
-        refused::webhook(cluster, egress, table)?;
+        services::all(cluster, pki, egress, table)?;
     }
     table.check("control plane", "new connections past the tunnel", "packet filter", "0 packets", || {
         Ok(format!("{} packets", cluster.place.refused_by_filter()? - before))

@@ -113,10 +113,11 @@ spec:
     )
 }
 
-/// The archives that the node imports: exactly what `cargo xtask image` wrote, and the pods' two.
+/// The archives that the node imports: exactly what `cargo xtask image` wrote, and the pods' three.
 pub(crate) fn images() -> Result<Vec<PathBuf>> {
     let target = lab::lab::target()?;
-    let images = [("image", "nodeguard.tar"), ("cluster", "pause.tar"), ("cluster", "busybox.tar")];
+    let images =
+        [("image", "nodeguard.tar"), ("cluster", "pause.tar"), ("cluster", "busybox.tar"), ("cluster", "hook.tar")];
     let images: Vec<PathBuf> = images.iter().map(|(below, file)| target.with_file_name(below).join(file)).collect();
     for image in &images {
         ensure!(image.is_file(), "{} is missing: `cargo xtask test cluster` makes it", image.display());

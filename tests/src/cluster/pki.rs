@@ -77,6 +77,11 @@ impl Pki {
         self.directory.join(name)
     }
 
+    /// A server's certificate for these names.
+    pub(crate) fn serving(&self, file: &str, names: &[&str]) -> Result<()> {
+        self.sign(file, file, "", names)
+    }
+
     fn sign(&self, file: &str, user: &str, group: &str, names: &[&str]) -> Result<()> {
         let key = KeyPair::generate()?;
         let mut params = CertificateParams::default();

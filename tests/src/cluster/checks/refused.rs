@@ -96,36 +96,3 @@ pub(crate) fn dials(cluster: &Cluster<'_>, egress: Egress, table: &mut Table) ->
     }
     Ok(())
 }
-
-/// A webhook that is asked about labelled ConfigMaps alone.
-const WEBHOOK: &str = "apiVersion: admissionregistration.k8s.io/v1
-kind: ValidatingWebhookConfiguration
-metadata: {name: lab}
-webhooks:
-- name: lab.example.com
-  admissionReviewVersions: [v1]
-  sideEffects: None
-  failurePolicy: Fail
-  timeoutSeconds: 5
-  objectSelector: {matchLabels: {webhook: asked}}
-  rules: [{apiGroups: [''], apiVersions: [v1], operations: [CREATE], resources: [configmaps]}]
-  clientConfig: {service: {namespace: default, name: web, port: 80}}
-";
-
-const ASKED: &str = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: asked, labels: {webhook: asked}}\n";
-
-/// A webhook is dialled at its ClusterIP, which is no pod's and no node's address: the policy does not name it, so it is not dialled.
-pub(crate) fn webhook(cluster: &Cluster<'_>, egress: Egress, table: &mut Table) -> Result<()> {
-    table.check("API server", "a webhook at its ClusterIP, not named", egress, "refused, address-not-named", || {
-        cluster.kubectl.apply(WEBHOOK)?;
-        let asked = ["create", "-f", "-"];
-        let said = cluster.kubectl.all(Stream::WebSocket, &asked, ASKED.as_bytes().to_vec(), Duration::from_secs(60));
-        cluster.kubectl.run(&["delete", "validatingwebhookconfiguration", "lab"])?;
-        let said = said?;
-        ensure!(said.code != 0, "it was admitted: {}", said.text());
-        let shown =
-            if egress == Egress::Grpc { "no entry of tunnel.dial names this address" } else { "502 Bad Gateway" };
-        ensure!(said.error.contains(shown), "kubectl says {:?}", said.error.trim());
-        Ok("refused, address-not-named".to_owned())
-    })
-}
