@@ -127,6 +127,7 @@ fn cluster(filter: Option<&str>, job: Job) -> Result<bool> {
     let interrupt = Interrupt::of(&place)?;
     let pki = Pki::new(&place)?;
     let outcome = run(&place, &pki, filter, job, &interrupt, started);
+    interrupt.let_it_end();
     if let Err(error) = &outcome {
         keep_logs(&place).with_context(|| format!("{error:#}"))?;
     }

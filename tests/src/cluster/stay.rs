@@ -55,6 +55,7 @@ pub(crate) fn try_it(place: &Place) -> Result<()> {
 pub(crate) struct Interrupt {
     came: Receiver<()>,
     waits: Arc<AtomicBool>,
+    removes: Arc<AtomicBool>,
 }
 
 impl Interrupt {
@@ -62,7 +63,8 @@ impl Interrupt {
     pub(crate) fn of(place: &Place) -> Result<Interrupt> {
         let (send, came) = channel();
         let waits = Arc::new(AtomicBool::new(false));
-        let (waiting, id) = (Arc::clone(&waits), place.id.clone());
+        let removes = Arc::new(AtomicBool::new(false));
+        let (waiting, removing, id) = (Arc::clone(&waits), Arc::clone(&removes), place.id.clone());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (mut interrupt, mut terminate) = {
             let _in_it = runtime.enter();
@@ -79,12 +81,20 @@ impl Interrupt {
                 let _ = send.send(());
                 return;
             }
+            removing.store(true, Ordering::Relaxed);
             drop(say("\ninterrupted: removing the cluster"));
             lab::sweep::remove(&id);
             // As a shell says of a command that SIGINT ended.
             std::process::exit(130);
         });
-        Ok(Interrupt { came, waits })
+        Ok(Interrupt { came, waits, removes })
+    }
+
+    /// Does not come back where the cluster is being removed: that its parts end is no error then.
+    pub(crate) fn let_it_end(&self) {
+        while self.removes.load(Ordering::Relaxed) {
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
 
     /// Whether one came, waiting so long for it. From the first call on it ends nothing else.
