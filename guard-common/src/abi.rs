@@ -6,7 +6,7 @@ mod report;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-pub use report::{DenyEvent, Health, Judged, MAX_HEALTH, Probe, RuleName, Told, counter_index};
+pub use report::{DenyEvent, Flood, Health, Judged, MAX_HEALTH, Probe, RuleName, Told, counter_index};
 
 /// The number of this layout. Part of the pin directory's name (`v3`): maps of another ABI are never opened by mistake.
 pub const ABI: u32 = if cfg!(feature = "other-abi") { 1003 } else { 3 };
@@ -368,6 +368,7 @@ mod user {
         super::DestinationKey,
         super::DestinationValue,
         super::DenyEvent,
+        super::Flood,
         super::FlowKey,
         super::Generation,
         super::Judged,

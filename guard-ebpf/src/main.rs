@@ -10,6 +10,8 @@ mod connect;
 mod edge;
 #[cfg(target_arch = "bpf")]
 mod egress;
+#[cfg(all(target_arch = "bpf", feature = "probe"))]
+mod flood;
 #[cfg(target_arch = "bpf")]
 mod ingress;
 #[cfg(target_arch = "bpf")]

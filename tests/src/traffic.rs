@@ -1,21 +1,24 @@
 //! Owns the traffic that is measured: a server in the node, and what a client does with it.
 //! Called by the benches of the kernel half and of the cluster; each starts the server as a process of its own, in a namespace and a cgroup.
-//! Must never count bytes that have not arrived.
+//! Must never count bytes that have not arrived, nor give one side of a comparison a buffer that the other one has not: where it happens to
+//! lie is worth more than what is measured.
 
 use std::{
     io::{ErrorKind, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
+    sync::{Arc, Mutex},
+    thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use nix::{
     sched::{CpuSet, sched_setaffinity},
     unistd::Pid,
 };
-use socket2::SockRef;
 
-const CHUNK: usize = 256 << 10;
+/// Bytes of a buffer.
+pub const CHUNK: usize = 256 << 10;
 
 /// The processor of the node.
 pub const NODE_CPU: usize = 1;
@@ -40,27 +43,33 @@ pub fn pin(cpu: usize) -> Result<()> {
     Ok(sched_setaffinity(Pid::from_raw(0), &set)?)
 }
 
-/// Serves conversations at a port, and takes and closes connections at the next one.
+/// A buffer that conversations share.
+pub type Buffer = Arc<Mutex<Vec<u8>>>;
+
+/// One of the right size.
+pub fn buffer() -> Buffer {
+    Arc::new(Mutex::new(vec![0; CHUNK]))
+}
+
+/// Serves conversations at a port.
 pub fn serve(address: SocketAddr) -> Result<()> {
     pin(NODE_CPU)?;
-    let listen =
-        |address: SocketAddr| TcpListener::bind(address).with_context(|| format!("cannot listen on {address}"));
-    let conversations = listen(address)?;
-    let connections = listen(SocketAddr::new(address.ip(), address.port() + 1))?;
-    // Longer than the library makes it: the flood must not be what fills the queue of the allowed.
-    socket2::SockRef::from(&connections).listen(4096)?;
+    let listener = TcpListener::bind(address).with_context(|| format!("cannot listen on {address}"))?;
     crate::bench::print_ready()?;
-    std::thread::spawn(move || connections.incoming().for_each(drop));
-    for stream in conversations.incoming() {
-        let stream = stream?;
-        std::thread::spawn(move || converse(stream));
+    converse_at(&listener, &buffer())
+}
+
+/// Serves conversations at a listener, with a buffer that others may have, too.
+pub fn converse_at(listener: &TcpListener, buffer: &Buffer) -> Result<()> {
+    for stream in listener.incoming() {
+        let (stream, buffer) = (stream?, Arc::clone(buffer));
+        thread::spawn(move || converse(stream, &buffer));
     }
     Ok(())
 }
 
-fn converse(mut stream: TcpStream) -> Result<()> {
+fn converse(mut stream: TcpStream, buffer: &Mutex<Vec<u8>>) -> Result<()> {
     stream.set_nodelay(true)?;
-    let mut buffer = vec![0; CHUNK];
     loop {
         let mut head = [0; 9];
         match stream.read_exact(&mut head) {
@@ -69,6 +78,7 @@ fn converse(mut stream: TcpStream) -> Result<()> {
         }
         let [ask, count @ ..] = head;
         let mut left = usize::try_from(u64::from_be_bytes(count))?;
+        let mut buffer = buffer.lock().map_err(|_| anyhow!("another conversation failed"))?;
         match ask {
             b'G' => {
                 while left > 0 {
@@ -105,7 +115,6 @@ fn read_all(stream: &mut TcpStream, buffer: &mut [u8], mut left: usize) -> Resul
 /// A client's conversation.
 pub struct Conversation {
     stream: TcpStream,
-    buffer: Vec<u8>,
 }
 
 impl Conversation {
@@ -113,11 +122,11 @@ impl Conversation {
     pub fn open(to: SocketAddr) -> Result<Conversation> {
         let stream = TcpStream::connect_timeout(&to, Duration::from_secs(5)).with_context(|| to.to_string())?;
         stream.set_nodelay(true)?;
-        Ok(Conversation { stream, buffer: vec![0; CHUNK] })
+        Ok(Conversation { stream })
     }
 
-    /// Asks once, and what it took until all had arrived.
-    pub fn ask(&mut self, ask: Ask, count: usize) -> Result<Duration> {
+    /// Asks once, with a buffer that other conversations have, too, and what it took until all had arrived.
+    pub fn ask(&mut self, ask: Ask, count: usize, buffer: &mut [u8]) -> Result<Duration> {
         let letter = match ask {
             Ask::Get => b'G',
             Ask::Put => b'P',
@@ -126,11 +135,11 @@ impl Conversation {
         let started = Instant::now();
         self.stream.write_all(&[&[letter][..], &(count as u64).to_be_bytes()].concat())?;
         match ask {
-            Ask::Get => read_all(&mut self.stream, &mut self.buffer, count)?,
+            Ask::Get => read_all(&mut self.stream, buffer, count)?,
             Ask::Put => {
                 let mut left = count;
                 while left > 0 {
-                    left -= self.stream.write(self.buffer.get(..left.min(CHUNK)).unwrap_or_default())?;
+                    left -= self.stream.write(buffer.get(..left.min(CHUNK)).unwrap_or_default())?;
                 }
                 self.stream.read_exact(&mut [0])?;
             }
@@ -143,17 +152,4 @@ impl Conversation {
         }
         Ok(started.elapsed())
     }
-}
-
-/// Opens and ends one connection after the other for so long; how many were there. One that is not there within a second is given up.
-pub fn connections(to: SocketAddr, time: Duration) -> Result<u64> {
-    let (started, mut count) = (Instant::now(), 0);
-    while started.elapsed() < time {
-        if let Ok(stream) = TcpStream::connect_timeout(&to, Duration::from_secs(1)) {
-            // Ended with a RST: no port waits.
-            SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
-            count += 1;
-        }
-    }
-    Ok(count)
 }

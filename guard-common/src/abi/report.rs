@@ -115,6 +115,29 @@ pub struct Probe {
     pub reserved: [u8; 3],
 }
 
+/// The pace of the bench's flood, and what of it was sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Flood {
+    /// Nanoseconds from packet to packet, in the mean; zero sends as fast as it goes.
+    pub pace: u64,
+    /// When the next ones may leave, in nanoseconds of the monotonic clock.
+    pub due: u64,
+    /// How many were sent.
+    pub sent: u64,
+}
+
+impl Flood {
+    /// The low half of the first source's address; each following source is one more.
+    pub const SOURCE: u16 = 0x1000;
+    /// The first packet's identification; each following one is one less.
+    pub const IDENTIFICATION: u16 = 0x2000;
+    /// The first packet's source port; each following one is one less, and one less again in each turn of the sources.
+    pub const SOURCE_PORT: u16 = 45_000;
+    /// The low half of the first sequence number; one more in each turn of the sources.
+    pub const SEQUENCE: u16 = 1;
+}
+
 /// A slot of the loss and pressure counters ([`Health`] names the index).
 pub const MAX_HEALTH: u32 = 8;
 

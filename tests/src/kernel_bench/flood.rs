@@ -2,12 +2,18 @@
 //! Called by `main`.
 //! Must never give a rival another flood, another client or another server than the guard has.
 //!
-//! One processor is the outside world: it floods as fast as it can and runs the client. The other one is the node: it runs the server and
-//! the one thread that does all work on arriving packets (`uplink`). So what a drop costs is what the allowed client does not get; the
-//! time of that thread, divided by the packets it took, is what a packet of the flood costs. The guard judges a server in the guarded
-//! cgroup; its rivals, and nobody at all, stand before the same server in a cgroup beside it.
+//! One processor is the outside world: it floods and runs the clients, which go before the flood there. The other one is the node: it runs
+//! the server and the one thread that does all work on arriving packets (`uplink`), which goes before, as an interrupt does. The flood has a
+//! set pace below what the node can take, and the server some work for each connection, so that the node limits the clients: what a drop
+//! costs is what they do not get. What a packet of the flood costs is measured apart, without clients and at full speed: the time of that
+//! thread, divided by the packets it took. The guard judges a listener in the guarded cgroup; its rivals, and nobody at all, stand before a
+//! listener of the same process in a cgroup beside it.
 
-use std::{net::SocketAddr, thread, time::Duration};
+use std::{
+    net::SocketAddr,
+    thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result};
 use ipnet::IpNet;
@@ -17,14 +23,16 @@ use lab::{
     net::Who,
     process::until,
 };
+use nix::unistd::Pid;
 use nodeguard::edge::EdgeLink;
 
 use crate::{
     Amount,
-    generator::{flood, hardware_address},
+    generator::{Generator, hardware_address},
+    precedence,
     prefixes::{PORT, document, prefixes},
     rivals::Rival,
-    traffic::{OTHER_CPU, connections, pin},
+    traffic::{OTHER_CPU, connection, pin},
     undisturbed,
     uplink::Uplink,
     wire::{FREE_PORT, lab_with},
@@ -32,8 +40,12 @@ use crate::{
 
 /// How many prefixes everybody allows.
 const PREFIXES: usize = 1_000;
-/// How many connections the client tries to open at a time.
-const CLIENTS: usize = 8;
+/// How many connections the clients try to open at a time.
+const CLIENTS: usize = 16;
+/// What the server works for a connection: a fraction of what a TLS handshake takes it.
+const WORK: Duration = Duration::from_micros(30);
+/// From packet to packet beside the clients: 500,000 a second.
+const PACE: Duration = Duration::from_nanos(2_000);
 
 /// Who stands before the port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +67,18 @@ struct Figures {
     packet: Vec<f64>,
 }
 
+/// One turn of a subject.
+struct Measured {
+    /// Connections a second beside the flood.
+    allowed: f64,
+    /// How many were not answered in time.
+    given_up: u64,
+    /// Packets of the flood a second, beside the clients.
+    sent: f64,
+    /// What a packet of the flood costs the node alone, in nanoseconds.
+    cost: f64,
+}
+
 impl Subject {
     fn name(self) -> &'static str {
         match self {
@@ -69,8 +93,9 @@ impl Subject {
 pub(crate) fn measure(amount: Amount) -> Result<Vec<Row>> {
     let nets: Vec<IpNet> =
         IpNet::aggregate(&prefixes(false, PREFIXES, 1)).into_iter().chain(["10.0.8.0/24".parse()?]).collect();
-    let (lab, _servers) = lab_with(&document(&nets), false)?;
+    let (lab, _server) = lab_with(&document(&nets), WORK)?;
     let uplink = Uplink::of(&lab)?;
+    let mut generator = uplink.outside(Generator::new)?;
     let mut subjects = vec![Subject::Edge, Subject::Guard, Subject::Nobody];
     for rival in Rival::ALL {
         match lab.net.run(Who::Node, || rival.install(FREE_PORT + 1, &nets).and_then(|()| rival.remove())) {
@@ -80,22 +105,27 @@ pub(crate) fn measure(amount: Amount) -> Result<Vec<Row>> {
     }
     let mut all: Vec<Figures> =
         subjects.iter().map(|subject| Figures { subject: *subject, allowed: Vec::new(), packet: Vec::new() }).collect();
-    for round in 0..amount.rounds.min(6) {
+    for round in 0..amount.rounds {
         progress(&format!("a flood of SYNs, round {}", round + 1));
         let first = round % all.len();
         all.rotate_left(first);
         for figures in &mut all {
             let subject = figures.subject;
             place(&lab, subject, &nets)?;
-            let measured = one(&lab, &uplink, subject, Duration::from_secs_f64(amount.seconds * 2.0));
+            // Who starts, ends and reads goes before all that is measured: else the clients come when the flood is over.
+            precedence(Pid::from_raw(0), 3)?;
+            let measured = one(&lab, &uplink, &mut generator, subject, Duration::from_secs_f64(amount.seconds));
+            undisturbed(false)?;
             if let Subject::Rival(rival) = subject {
                 lab.net.run(Who::Node, || rival.remove())?;
             }
-            let (allowed, packet, rate) = measured?;
-            let name = subject.name();
-            progress(&format!("  {name:<22} {allowed:>7.0} connections/s, {rate:>8.0} packets/s at {packet:.0} ns"));
+            let Measured { allowed, given_up, sent, cost } = measured?;
+            progress(&format!(
+                "  {:<22} {allowed:>6.0} connections/s, {given_up} given up, beside {sent:>7.0} SYNs/s; {cost:>5.0} ns",
+                subject.name()
+            ));
             figures.allowed.push(allowed);
-            figures.packet.push(packet);
+            figures.packet.push(cost);
         }
         all.rotate_right(first);
     }
@@ -118,39 +148,45 @@ fn place(lab: &Lab, subject: Subject, nets: &[IpNet]) -> Result<()> {
     }
 }
 
-/// Connections a second beside the flood, what a packet of it costs the node, and how many a second the node took.
-fn one(lab: &Lab, uplink: &Uplink, subject: Subject, time: Duration) -> Result<(f64, f64, f64)> {
+fn one(lab: &Lab, uplink: &Uplink, generator: &mut Generator, subject: Subject, time: Duration) -> Result<Measured> {
     let port = match subject {
         Subject::Edge | Subject::Guard => PORT + 1,
         Subject::Nobody | Subject::Rival(_) => FREE_PORT + 1,
     };
     let to = lab.net.run(Who::Node, || hardware_address("eth0"))?;
-    let before = uplink.done(lab)?;
-    lab.net.run(Who::Stranger, || flood(to, port, time / 2))?;
-    let after = uplink.done(lab)?;
-    let packets = after.packets.saturating_sub(before.packets) as f64;
-    let cost = after.nanoseconds.saturating_sub(before.nanoseconds) as f64 / packets;
+    let frame = generator.frame(to, port);
     let address = SocketAddr::new(Who::Node.v4().into(), port);
-    let count = thread::scope(|scope| -> Result<u64> {
-        let flood = scope.spawn(|| lab.net.run(Who::Stranger, || flood(to, port, time + Duration::from_millis(200))));
+    thread::scope(|scope| {
+        let flood =
+            |generator: &mut Generator, pace, time| lab.net.run(Who::Stranger, || generator.flood(&frame, pace, time));
+        let before = uplink.done(lab)?;
+        flood(generator, Duration::ZERO, time / 2)?;
+        let after = uplink.done(lab)?;
+        let cost = after.nanoseconds.saturating_sub(before.nanoseconds) as f64
+            / after.packets.saturating_sub(before.packets) as f64;
+        let flood = scope.spawn(move || flood(generator, PACE, time + Duration::from_millis(200)));
         thread::sleep(Duration::from_millis(100));
         let client = || {
             lab.net.run(Who::Peer, || {
                 pin(OTHER_CPU)?;
-                // Else the flood and the scheduler decide how much of their processor the clients have.
-                undisturbed(true)?;
-                connections(address, time)
+                // Else the flood decides how much of their processor the clients have.
+                precedence(Pid::from_raw(0), 2)?;
+                let (started, mut counts) = (Instant::now(), [0, 0]);
+                while started.elapsed() < time {
+                    counts[usize::from(!connection(address))] += 1;
+                }
+                Ok(counts)
             })
         };
         let clients: Vec<_> = (0..CLIENTS).map(|_| scope.spawn(client)).collect();
-        let mut count = 0;
+        let mut counts = [0, 0];
         for client in clients {
-            count += client.join().ok().context("a client")??;
+            let [answered, given_up] = client.join().ok().context("a client")??;
+            counts = [counts[0] + answered, counts[1] + given_up];
         }
-        flood.join().ok().context("the flood")??;
-        Ok(count)
-    })?;
-    Ok((count as f64 / time.as_secs_f64(), cost, packets / (time / 2).as_secs_f64()))
+        let sent = flood.join().ok().context("the flood")??;
+        Ok(Measured { allowed: counts[0] as f64 / time.as_secs_f64(), given_up: counts[1], sent, cost })
+    })
 }
 
 fn rows(all: &[Figures]) -> Vec<Row> {

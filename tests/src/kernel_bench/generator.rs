@@ -1,26 +1,45 @@
-//! Owns the flood: SYNs of strangers, as many as one processor can send through a packet socket.
-//! Called by `flood`, in the stranger's namespace.
+//! Owns the flood: SYNs of strangers, put on the node's wire by a kernel program.
+//! Called by `flood`.
 //! Must never send anywhere but to the node of its lab, and never longer than it is told.
+//!
+//! A test run with live frames sends what its program redirects. A packet costs its sender half of what a guard takes to drop it, so that the
+//! node is what limits how fast a flood goes.
 
 use std::{
-    io,
-    mem::zeroed,
-    net::Ipv4Addr,
-    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    sync::{
+        Barrier,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result};
-use lab::net::Who;
-use nix::net::if_::if_nametoindex;
+use aya::{
+    Ebpf,
+    maps::{Array, DevMap, MapData},
+    programs::{TestRun, TestRunAttrs, TestRunOptions, Xdp},
+};
+use guard_common::abi::Flood;
+use lab::{agree::load, net::Who};
+use nix::{
+    net::if_::if_nametoindex,
+    sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction},
+    unistd::{Pid, gettid},
+};
 
-use crate::traffic::{OTHER_CPU, pin};
+use crate::{
+    object, precedence,
+    traffic::{OTHER_CPU, pin},
+    undisturbed,
+};
 
+/// Frames that a test run hands over at a time.
+const BATCH: u32 = 64;
+/// Frames of one test run: more than it comes to. To set one up and to take it down takes tens of milliseconds.
+const MANY: u32 = 1 << 30;
 /// The sources are strangers of 10.0.16.0/20: nobody answers there, and no rule admits them.
-const SOURCES: u32 = 8192;
-/// Frames of one system call.
-const BURST: usize = 64;
-const FRAME: usize = 54;
+const NETWORK: [u8; 2] = [10, 0];
 
 /// The hardware address of an interface of the calling thread's network namespace.
 pub(crate) fn hardware_address(interface: &str) -> Result<[u8; 6]> {
@@ -28,91 +47,93 @@ pub(crate) fn hardware_address(interface: &str) -> Result<[u8; 6]> {
     all.find_map(|address| address.address?.as_link_addr()?.addr()).context("no hardware address")
 }
 
-/// Floods a port of the node from the calling thread's network namespace for so long.
-pub(crate) fn flood(to: [u8; 6], port: u16, time: Duration) -> Result<()> {
-    pin(OTHER_CPU)?;
-    let socket = packet_socket("eth0")?;
-    let from = hardware_address("eth0")?;
-    let mut frames: Vec<[u8; FRAME]> = (0..SOURCES).map(|number| frame(from, to, port, number)).collect();
-    // SAFETY: all-zero is a value of these C structs.
-    let empty: (libc::iovec, libc::mmsghdr) = unsafe { (zeroed(), zeroed()) };
-    let mut vectors = vec![empty.0; frames.len()];
-    for (vector, frame) in vectors.iter_mut().zip(&mut frames) {
-        *vector = libc::iovec { iov_base: frame.as_mut_ptr().cast(), iov_len: FRAME };
-    }
-    let mut messages = vec![empty.1; vectors.len()];
-    for (message, vector) in messages.iter_mut().zip(&mut vectors) {
-        message.msg_hdr.msg_iov = vector;
-        message.msg_hdr.msg_iovlen = 1;
-    }
-    let started = Instant::now();
-    while started.elapsed() < time {
-        for burst in messages.chunks_mut(BURST) {
-            // SAFETY: the messages, their vectors and their frames live through the call, and are as long as they say.
-            let count = unsafe { libc::sendmmsg(socket.as_raw_fd(), burst.as_mut_ptr(), burst.len() as u32, 0) };
-            // ENOBUFS and EAGAIN: the queue behind the interface is full.
-            if count < 0 && !matches!(io::Error::last_os_error().raw_os_error(), Some(libc::ENOBUFS | libc::EAGAIN)) {
-                return Err(io::Error::last_os_error().into());
-            }
-        }
-    }
-    Ok(())
+/// The program that floods.
+pub(crate) struct Generator {
+    ebpf: Ebpf,
+    flood: Array<MapData, Flood>,
+    _wire: DevMap<MapData>,
+    from: [u8; 6],
 }
 
-/// A packet socket that sends out of an interface, past its queue.
-fn packet_socket(interface: &str) -> Result<OwnedFd> {
-    // SAFETY: no pointers are passed; the descriptor, where there is one, is ours.
-    let socket = unsafe {
-        let fd = libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0);
-        if fd < 0 {
-            return Err(io::Error::last_os_error()).context("a packet socket");
+impl Generator {
+    /// To be called in the namespace where the other end of the node's wire is; the program floods from any other one, too.
+    pub(crate) fn new() -> Result<Generator> {
+        let mut ebpf = load(&object()?);
+        let program: &mut Xdp = ebpf.program_mut("bench_flood").context("bench_flood")?.try_into()?;
+        program.load().context("bench_flood")?;
+        let mut wire = DevMap::try_from(ebpf.take_map("WIRE").context("WIRE")?)?;
+        wire.set(0, if_nametoindex("to-node")?, None, 0)?;
+        let flood = Array::try_from(ebpf.take_map("FLOOD").context("FLOOD")?)?;
+        Ok(Generator { ebpf, flood, _wire: wire, from: hardware_address("to-node")? })
+    }
+
+    /// A SYN to a port of the node, whose hardware address this is.
+    pub(crate) fn frame(&self, to: [u8; 6], port: u16) -> Vec<u8> {
+        frame(self.from, to, port)
+    }
+
+    /// Sends a SYN from one source after the other for so long, a packet every `pace` or as fast as it goes; how many a second were sent.
+    pub(crate) fn flood(&mut self, frame: &[u8], pace: Duration, time: Duration) -> Result<f64> {
+        self.flood.set(0, Flood { pace: u64::try_from(pace.as_nanos())?, ..Flood::default() }, 0)?;
+        let program: &mut Xdp = self.ebpf.program_mut("bench_flood").context("bench_flood")?.try_into()?;
+        let (sender, done, started) = (gettid(), AtomicBool::new(false), Instant::now());
+        let watched = Barrier::new(2);
+        let sent = thread::scope(|scope| {
+            scope.spawn(|| {
+                // The sender never waits for anything: who is to end it goes before it.
+                let goes_before = precedence(Pid::from_raw(0), 3);
+                watched.wait();
+                thread::sleep(if goes_before.is_ok() { time } else { Duration::ZERO });
+                while !done.load(Ordering::Relaxed) {
+                    interrupt(sender);
+                    thread::sleep(Duration::from_millis(5));
+                }
+            });
+            watched.wait();
+            pin(OTHER_CPU).and_then(|()| undisturbed(true))?;
+            let attrs = TestRunAttrs::new().xdp_live_frames(BATCH);
+            let sent =
+                program.test_run(TestRunOptions { data_in: Some(frame), repeat: MANY, attrs, ..TestRunOptions::new() });
+            done.store(true, Ordering::Relaxed);
+            anyhow::Ok(sent)
+        })?;
+        let took = started.elapsed();
+        if took < time {
+            sent.context("sending with a test run (Linux 5.18)")?;
         }
-        OwnedFd::from_raw_fd(fd)
-    };
-    // SAFETY: all-zero is a value of this C struct.
-    let mut address: libc::sockaddr_ll = unsafe { zeroed() };
-    address.sll_family = libc::AF_PACKET as u16;
-    address.sll_ifindex = if_nametoindex(interface)? as i32;
-    let bypass: libc::c_int = 1;
-    // SAFETY: address and option are ours and as long as we say.
-    let results = unsafe {
-        [
-            libc::bind(socket.as_raw_fd(), (&raw const address).cast(), size_of_val(&address) as u32),
-            libc::setsockopt(
-                socket.as_raw_fd(),
-                libc::SOL_PACKET,
-                libc::PACKET_QDISC_BYPASS,
-                (&raw const bypass).cast(),
-                size_of_val(&bypass) as u32,
-            ),
-        ]
-    };
-    if results.contains(&-1) { Err(io::Error::last_os_error()).context("a packet socket") } else { Ok(socket) }
+        Ok(self.flood.get(&0, 0)?.sent as f64 / took.as_secs_f64())
+    }
 }
 
-/// A SYN with right checksums: one with wrong ones would be dropped before anybody judges it.
-fn frame(from: [u8; 6], to: [u8; 6], port: u16, number: u32) -> [u8; FRAME] {
-    let source = Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 0, 16, 0)) | (number & 0xfff));
-    let mut frame = [0u8; FRAME];
-    frame[..6].copy_from_slice(&to);
-    frame[6..12].copy_from_slice(&from);
-    frame[12..14].copy_from_slice(&[0x08, 0x00]);
-    let ip = &mut frame[14..34];
-    ip.copy_from_slice(&[0x45, 0, 0, 40, 0, 0, 0, 0, 64, 6, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
-    ip[12..16].copy_from_slice(&source.octets());
-    ip[16..20].copy_from_slice(&Who::Node.v4().octets());
-    let sum = checksum(ip, 0);
+/// Ends the system call that a thread of this process is in.
+fn interrupt(thread: Pid) {
+    extern "C" fn nothing(_: libc::c_int) {}
+    let action = SigAction::new(SigHandler::Handler(nothing), SaFlags::empty(), SigSet::empty());
+    // SAFETY: the handler does nothing; the numbers are those of this process and of one of its threads.
+    unsafe {
+        let _ = sigaction(Signal::SIGUSR1, &action);
+        libc::syscall(libc::SYS_tgkill, libc::getpid(), thread.as_raw(), libc::SIGUSR1);
+    }
+}
+
+/// The first source's SYN, with right checksums: one with wrong ones would be dropped before anybody judges it.
+fn frame(from: [u8; 6], to: [u8; 6], port: u16) -> Vec<u8> {
+    let mut ip = vec![0x45, 0, 0, 40];
+    ip.extend(Flood::IDENTIFICATION.to_be_bytes());
+    ip.extend([0, 0, 64, 6, 0, 0]);
+    ip.extend(NETWORK);
+    ip.extend(Flood::SOURCE.to_be_bytes());
+    ip.extend(Who::Node.v4().octets());
+    let sum = checksum(&ip, 0);
     ip[10..12].copy_from_slice(&sum);
-    let addresses: Vec<u8> = ip[12..20].to_vec();
-    let tcp = &mut frame[34..];
-    tcp[..2].copy_from_slice(&(1024 + (number >> 12) as u16 * 7 + number as u16 % 30_000).to_be_bytes());
-    tcp[2..4].copy_from_slice(&port.to_be_bytes());
-    tcp[4..8].copy_from_slice(&number.to_be_bytes());
-    tcp[12..16].copy_from_slice(&[0x50, 0x02, 0xff, 0xff]);
+    let mut tcp = Vec::from(Flood::SOURCE_PORT.to_be_bytes());
+    tcp.extend(port.to_be_bytes());
+    tcp.extend(u32::from(Flood::SEQUENCE).to_be_bytes());
+    tcp.extend([0, 0, 0, 0, 0x50, 0x02, 0xff, 0xff, 0, 0, 0, 0]);
     // The pseudo header: addresses, protocol, length.
-    let sum = checksum(&[&addresses[..], &tcp[..]].concat(), 6 + 20);
+    let sum = checksum(&[&ip[12..], &tcp].concat(), 6 + 20);
     tcp[16..18].copy_from_slice(&sum);
-    frame
+    [&to[..], &from, &[0x08, 0x00], &ip, &tcp].concat()
 }
 
 fn checksum(bytes: &[u8], more: u32) -> [u8; 2] {

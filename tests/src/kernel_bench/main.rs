@@ -15,10 +15,11 @@ mod traffic;
 mod uplink;
 mod wire;
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use lab::bench;
+use nix::unistd::Pid;
 
 /// How much is done.
 #[derive(Clone, Copy)]
@@ -41,10 +42,10 @@ fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let (amount, parts) = match words[..] {
-        ["serve", address] => return traffic::serve(address.parse()?),
-        ["serve", address, "--precedence"] => {
+        ["serve", address, guarded, free, work, beside] => {
             undisturbed(true)?;
-            return traffic::serve(address.parse()?);
+            let work = Duration::from_micros(work.parse()?);
+            return traffic::serve(address.parse()?, [guarded.parse()?, free.parse()?], work, Path::new(beside));
         }
         ["--quick", ref parts @ ..] => (QUICK, parts.to_vec()),
         ref parts => (FULL, parts.to_vec()),
@@ -65,10 +66,15 @@ fn main() -> Result<()> {
 
 /// Gives the calling thread, and what it starts, precedence over everything ordinary; or takes it back.
 fn undisturbed(on: bool) -> Result<()> {
-    let (policy, priority) = if on { (libc::SCHED_FIFO, 1) } else { (libc::SCHED_OTHER, 0) };
+    precedence(Pid::from_raw(0), i32::from(on))
+}
+
+/// Gives a thread precedence over all that have less; none has zero.
+fn precedence(thread: Pid, priority: i32) -> Result<()> {
+    let policy = if priority > 0 { libc::SCHED_FIFO } else { libc::SCHED_OTHER };
     let parameter = libc::sched_param { sched_priority: priority };
     // SAFETY: the parameter is ours and lives through the call.
-    let result = unsafe { libc::sched_setscheduler(0, policy, &raw const parameter) };
+    let result = unsafe { libc::sched_setscheduler(thread.as_raw(), policy, &raw const parameter) };
     if result == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()).context("sched_setscheduler") }
 }
 

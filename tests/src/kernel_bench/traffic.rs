@@ -1,25 +1,94 @@
-//! Owns starting the server that traffic is measured with, in the node of a lab.
-//! Called by `wire` and `flood`; the server is this program again: `nodeguard-kernel-bench serve ADDRESS`.
-//! Must never start it in the measuring process: it would share its processor and its cgroup.
+//! Owns the server that traffic is measured with, in the node of a lab, and a client's short connections.
+//! Called by `wire` and `flood`; the server is this program again: `nodeguard-kernel-bench serve`.
+//! Must never give one listener a process, threads or a buffer that the other one has not.
 
-use std::{path::Path, process::Command, time::Duration};
+use std::{
+    fs,
+    io::{Read, Write},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream},
+    path::Path,
+    process::Command,
+    sync::Arc,
+    thread,
+    time::Duration,
+};
 
-use anyhow::Result;
-pub(crate) use lab::traffic::{Ask, Conversation, NODE_CPU, OTHER_CPU, connections, pin, serve};
+use anyhow::{Context, Result};
+pub(crate) use lab::traffic::{Ask, CHUNK, Conversation, NODE_CPU, OTHER_CPU, pin};
 use lab::{
     lab::Lab,
     net::Who,
     process::{Process, command, until},
+    traffic::{buffer, converse_at},
 };
+use nix::time::{ClockId, clock_gettime};
+use socket2::SockRef;
 
-/// Starts the server in the node, in a cgroup, and waits until it listens. With precedence nothing ordinary disturbs it.
-pub(crate) fn start(lab: &Lab, cgroup: &Path, port: u16, precedence: bool) -> Result<Process> {
-    let mut serve: Command = command(&std::env::current_exe()?, lab.net.open(Who::Node)?, cgroup)?;
-    serve.args(["serve", &format!("0.0.0.0:{port}")]).args(precedence.then_some("--precedence"));
-    let mut process = Process::start("server", serve, &lab.directory.join(format!("serve-{port}.log")))?;
+/// Serves conversations at two ports, the first one guarded, and answers connections at the next ones with a byte after so much work each.
+/// The process comes in the guarded cgroup and listens at the first port there, then goes to the cgroup beside it and listens at the second:
+/// a socket stays of the cgroup that it was made in.
+pub(crate) fn serve(address: IpAddr, ports: [u16; 2], work: Duration, beside: &Path) -> Result<()> {
+    pin(NODE_CPU)?;
+    let buffer = buffer();
+    let listen = |port: u16| {
+        TcpListener::bind((address, port)).with_context(|| format!("cannot listen on {address}, port {port}"))
+    };
+    let mut conversations = Vec::new();
+    for port in ports {
+        conversations.push(listen(port)?);
+        let connections = listen(port + 1)?;
+        // Longer than the library makes it: the flood must not be what fills the queue of the allowed.
+        SockRef::from(&connections).listen(4096)?;
+        thread::spawn(move || connections.incoming().flatten().for_each(|stream| answer(stream, work)));
+        fs::write(beside.join("cgroup.procs"), "0").context("cannot go to the other cgroup")?;
+    }
+    lab::bench::print_ready()?;
+    let serving = conversations.into_iter().map(|listener| {
+        let buffer = Arc::clone(&buffer);
+        thread::spawn(move || converse_at(&listener, &buffer))
+    });
+    for thread in serving.collect::<Vec<_>>() {
+        thread.join().ok().context("a listener")??;
+    }
+    Ok(())
+}
+
+/// A client that is gone already is no error.
+fn answer(mut stream: TcpStream, work: Duration) {
+    let until = busy().map(|now| now + work);
+    while until.zip(busy()).is_some_and(|(until, now)| now < until) {}
+    let _ = stream.write_all(b"!");
+}
+
+/// The processor time that this thread had so far.
+fn busy() -> Option<Duration> {
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).ok().map(Duration::from)
+}
+
+/// Starts the server in the node and waits until it listens. Nothing ordinary disturbs it.
+pub(crate) fn start(lab: &Lab, ports: [u16; 2], work: Duration) -> Result<Process> {
+    let mut serve: Command = command(&std::env::current_exe()?, lab.net.open(Who::Node)?, lab.guarded())?;
+    serve.args(["serve", "0.0.0.0"]).args(ports.map(|port| port.to_string()));
+    serve.arg(work.as_micros().to_string()).arg(lab.guarded().with_file_name("elsewhere"));
+    let mut process = Process::start("server", serve, &lab.directory.join("serve.log"))?;
     until("the server listens", Duration::from_secs(10), || {
         process.check()?;
         Ok(process.printed().contains("ready"))
     })?;
     Ok(process)
+}
+
+/// How long a client waits for a connection, and again for the answer. Its system would send a lost SYN again only after a second: a client
+/// that is turned away for most of its time tells nothing of how much the node has left for it.
+const PATIENCE: Duration = Duration::from_millis(20);
+
+/// Opens a connection and ends it when it is answered; whether it was.
+pub(crate) fn connection(to: SocketAddr) -> bool {
+    let answered = TcpStream::connect_timeout(&to, PATIENCE).and_then(|mut stream| {
+        // Ended with a RST: no port waits.
+        SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.read_exact(&mut [0])
+    });
+    answered.is_ok()
 }

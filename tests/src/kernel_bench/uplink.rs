@@ -5,6 +5,10 @@
 use std::{
     fs::{self, File},
     path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::Duration,
 };
@@ -21,7 +25,10 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::traffic::NODE_CPU;
+use crate::{
+    precedence,
+    traffic::{NODE_CPU, pin},
+};
 
 /// `ETHTOOL_STSO` and `ETHTOOL_SGRO`.
 const SET_TSO: u32 = 0x1f;
@@ -30,6 +37,9 @@ const SET_GRO: u32 = 0x2c;
 /// The thread that does all work on what arrives at the node, from the driver to the socket.
 pub(crate) struct Uplink {
     thread: u32,
+    _awake: Awake,
+    /// The namespace with the other end of the node's wire.
+    switch: File,
 }
 
 /// What the thread did, since it is there.
@@ -44,11 +54,7 @@ impl Uplink {
     /// over at once, in the sender's own time.
     pub(crate) fn of(lab: &Lab) -> Result<Uplink> {
         let switch = File::open(PathBuf::from("/run/netns").join(name(&lab.id, "switch")))?;
-        let one_by_one = || {
-            setns(&switch, CloneFlags::CLONE_NEWNET)?;
-            set_offload("to-node", SET_TSO, false)
-        };
-        thread::scope(|scope| scope.spawn(one_by_one).join()).ok().context("a thread")??;
+        outside(&switch, || set_offload("to-node", SET_TSO, false))?;
         let before = threads()?;
         lab.net.run(Who::Node, || {
             set_offload("eth0", SET_GRO, true)?;
@@ -62,8 +68,16 @@ impl Uplink {
         let thread = found.context("no thread for the uplink")?;
         let mut set = CpuSet::new();
         set.set(NODE_CPU)?;
-        sched_setaffinity(Pid::from_raw(i32::try_from(thread)?), &set)?;
-        Ok(Uplink { thread })
+        let id = Pid::from_raw(i32::try_from(thread)?);
+        sched_setaffinity(id, &set)?;
+        // A card's work is done in an interrupt: no process holds it up until packets are lost.
+        precedence(id, 2)?;
+        Ok(Uplink { thread, _awake: Awake::start(), switch })
+    }
+
+    /// Does something at the other end of the wire, in a thread of its own.
+    pub(crate) fn outside<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        outside(&self.switch, work)
     }
 
     /// What the thread has done.
@@ -75,6 +89,40 @@ impl Uplink {
         })?;
         Ok(Done { packets: packets.trim().parse()?, nanoseconds })
     }
+}
+
+/// Keeps the node's processor from sleeping, with a thread that everything else goes before: to wake a virtual processor takes its waker
+/// tens of microseconds, and the flood could not keep its pace.
+struct Awake(Arc<AtomicBool>);
+
+impl Awake {
+    fn start() -> Awake {
+        let goes_on = Arc::new(AtomicBool::new(true));
+        let spin = Arc::clone(&goes_on);
+        thread::spawn(move || {
+            let parameter = libc::sched_param { sched_priority: 0 };
+            // SAFETY: the parameter is ours and lives through the call.
+            let idle = unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const parameter) } == 0;
+            while idle && pin(NODE_CPU).is_ok() && spin.load(Ordering::Relaxed) {
+                (0..10_000).for_each(|_| std::hint::spin_loop());
+            }
+        });
+        Awake(goes_on)
+    }
+}
+
+impl Drop for Awake {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+}
+
+fn outside<T: Send>(switch: &File, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    let there = || {
+        setns(switch, CloneFlags::CLONE_NEWNET)?;
+        work()
+    };
+    thread::scope(|scope| scope.spawn(there).join()).ok().context("a thread")?
 }
 
 /// The kernel's threads that receive for some `eth0`.

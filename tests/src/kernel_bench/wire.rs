@@ -1,44 +1,48 @@
 //! Owns what the guard costs traffic that it lets through: established connections, both ways and by requests, and new connections.
 //! Called by `main`.
-//! Must never compare two servers that differ in anything but the guard: same namespace, same program, one in the guarded cgroup and
-//! one beside it, to which no program is attached.
+//! Must never compare two listeners that differ in anything but the guard: same process, same buffers, one made in the guarded cgroup and
+//! one in a cgroup beside it, to which no program is attached.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 use anyhow::Result;
 use lab::{
-    bench::{Pairs, Row, progress},
+    bench::{Pairs, Row, median, progress},
     lab::Lab,
     net::Who,
+    process::Process,
 };
 
 use crate::{
     Amount,
     prefixes::{PORT, document},
-    traffic::{Ask, Conversation, OTHER_CPU, connections, pin, start},
+    traffic::{Ask, CHUNK, Conversation, OTHER_CPU, connection, pin, start},
     undisturbed,
 };
 
-/// Where the server without the guard listens.
+/// The listener without the guard.
 pub(crate) const FREE_PORT: u16 = 20_250;
 
-/// A lab with the guard, and both servers.
-pub(crate) fn lab_with(text: &str, precedence: bool) -> Result<(Lab, [lab::process::Process; 2])> {
+/// A lab with the guard, and the server, which works so long for each new connection.
+pub(crate) fn lab_with(text: &str, work: Duration) -> Result<(Lab, Process)> {
     let mut lab = Lab::bare()?;
     lab.write_policy(text)?;
     lab.start_daemon()?;
-    let guarded = start(&lab, lab.guarded(), PORT, precedence)?;
-    let free = start(&lab, &lab.guarded().with_file_name("elsewhere"), FREE_PORT, precedence)?;
-    Ok((lab, [guarded, free]))
+    let server = start(&lab, [PORT, FREE_PORT], work)?;
+    Ok((lab, server))
 }
 
 pub(crate) fn measure(amount: Amount) -> Result<Vec<Row>> {
-    let (lab, _servers) = lab_with(&document(&["10.0.8.0/24".parse()?]), true)?;
+    let (lab, _server) = lab_with(&document(&["10.0.8.0/24".parse()?]), Duration::ZERO)?;
     lab.net.run(Who::Peer, || {
         pin(OTHER_CPU)?;
         undisturbed(true)?;
         let at = |port: u16| SocketAddr::new(Who::Node.v4().into(), port);
         let mut sides = [Conversation::open(at(PORT))?, Conversation::open(at(FREE_PORT))?];
+        let mut buffer = vec![0; CHUNK];
         let goal = Some(("at least", 0.99));
         let mut rows = Vec::new();
         for (ask, count, scale, unit, what) in [
@@ -58,7 +62,7 @@ pub(crate) fn measure(amount: Amount) -> Result<Vec<Row>> {
                 let each = round_of(amount, round, |side| {
                     Ok((
                         count as f64 * scale,
-                        sides.get_mut(side).map_or(Ok(Duration::ZERO), |side| side.ask(ask, count))?,
+                        sides.get_mut(side).map_or(Ok(Duration::ZERO), |side| side.ask(ask, count, &mut buffer))?,
                     ))
                 })?;
                 pairs.add(each[0], each[1]);
@@ -68,11 +72,15 @@ pub(crate) fn measure(amount: Amount) -> Result<Vec<Row>> {
         let what = "new connections, with | without";
         progress(what);
         let mut pairs = Pairs::default();
-        let slice = Duration::from_millis(50);
+        let slice = Duration::from_millis(10);
         for round in 0..amount.rounds {
             let each = round_of(amount, round, |side| {
                 let port = [PORT + 1, FREE_PORT + 1].get(side).copied().unwrap_or_default();
-                Ok((connections(at(port), slice)? as f64, slice))
+                let (started, mut count) = (Instant::now(), 0);
+                while started.elapsed() < slice {
+                    count += u32::from(connection(at(port)));
+                }
+                Ok((count.into(), started.elapsed()))
             })?;
             pairs.add(each[0], each[1]);
         }
@@ -81,18 +89,18 @@ pub(crate) fn measure(amount: Amount) -> Result<Vec<Row>> {
     })
 }
 
-/// A round: short turns of both sides, so that what happens elsewhere on the machine meets both alike. How much of each a second.
+/// A round: some hundred short turns of both sides, so that what happens elsewhere on the machine meets both alike. The median turn of each:
+/// how much a second.
 fn round_of(amount: Amount, round: usize, mut turn: impl FnMut(usize) -> Result<(f64, Duration)>) -> Result<[f64; 2]> {
-    let (mut done, mut took) = ([0.0; 2], [0.0; 2]);
+    let (started, mut rates) = (Instant::now(), [Vec::new(), Vec::new()]);
     for number in 0_usize.. {
         for side in if (round + number).is_multiple_of(2) { [0, 1] } else { [1, 0] } {
             let (more, time) = turn(side)?;
-            done[side] += more;
-            took[side] += time.as_secs_f64();
+            rates[side].push(more / time.as_secs_f64());
         }
-        if took.iter().sum::<f64>() > amount.seconds * 2.0 {
+        if started.elapsed().as_secs_f64() > amount.seconds * 2.0 {
             break;
         }
     }
-    Ok([done[0] / took[0], done[1] / took[1]])
+    Ok([median(&rates[0]), median(&rates[1])])
 }

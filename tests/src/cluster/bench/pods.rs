@@ -142,6 +142,7 @@ impl Drop for Side {
 pub(crate) fn converse(to: SocketAddr) -> Result<bool> {
     pin(OTHER_CPU)?;
     let mut conversation = Conversation::open(to)?;
+    let mut buffer = vec![0; traffic::CHUNK];
     for line in std::io::stdin().lines() {
         let line = line?;
         let (letter, count) = line.split_once(' ').context("a letter and a count")?;
@@ -151,7 +152,7 @@ pub(crate) fn converse(to: SocketAddr) -> Result<bool> {
             "T" => Ask::Transact,
             _ => bail!("no such request: {letter}"),
         };
-        crate::say(&conversation.ask(ask, count.parse()?)?.as_nanos().to_string())?;
+        crate::say(&conversation.ask(ask, count.parse()?, &mut buffer)?.as_nanos().to_string())?;
     }
     Ok(true)
 }
