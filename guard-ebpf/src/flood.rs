@@ -58,7 +58,7 @@ fn bench_flood(ctx: XdpContext) -> u32 {
     unsafe {
         for (at, value) in [
             (SOURCE, Flood::SOURCE + number),
-            (IDENTIFICATION, Flood::IDENTIFICATION - number),
+            (IDENTIFICATION, Flood::SOURCE_PORT - number),
             (SOURCE_PORT, Flood::SOURCE_PORT - number - turn),
             (SEQUENCE, Flood::SEQUENCE + turn),
         ] {

@@ -155,8 +155,7 @@ impl Net {
 
     /// A descriptor of a namespace.
     pub fn open(&self, who: Who) -> Result<File> {
-        let path = PathBuf::from("/run/netns").join(self.namespace(who));
-        File::open(&path).with_context(|| path.display().to_string())
+        open(&self.namespace(who))
     }
 
     /// An `ip` command in a namespace.
@@ -168,13 +167,26 @@ impl Net {
 
     /// Runs code in a namespace, on a thread of its own.
     pub fn run<T: Send>(&self, who: Who, code: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-        let namespace = self.open(who)?;
-        let in_it = || {
-            setns(&namespace, CloneFlags::CLONE_NEWNET)?;
-            code()
-        };
-        std::thread::scope(|scope| scope.spawn(in_it).join()).unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        run(&self.open(who)?, code)
     }
+
+    /// The same where the other ends of everybody's wires are.
+    pub fn run_on_switch<T: Send>(&self, code: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        run(&open(&name(&self.id, "switch"))?, code)
+    }
+}
+
+fn open(namespace: &str) -> Result<File> {
+    let path = PathBuf::from("/run/netns").join(namespace);
+    File::open(&path).with_context(|| path.display().to_string())
+}
+
+fn run<T: Send>(namespace: &File, code: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    let in_it = || {
+        setns(namespace, CloneFlags::CLONE_NEWNET)?;
+        code()
+    };
+    std::thread::scope(|scope| scope.spawn(in_it).join()).unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 /// Removes the namespaces of a lab, whatever is there of them.

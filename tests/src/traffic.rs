@@ -38,9 +38,14 @@ pub enum Ask {
 
 /// Holds the calling thread to a processor; its children, too.
 pub fn pin(cpu: usize) -> Result<()> {
+    pin_thread(Pid::from_raw(0), cpu)
+}
+
+/// The same for some thread.
+pub fn pin_thread(thread: Pid, cpu: usize) -> Result<()> {
     let mut set = CpuSet::new();
     set.set(cpu)?;
-    Ok(sched_setaffinity(Pid::from_raw(0), &set)?)
+    Ok(sched_setaffinity(thread, &set)?)
 }
 
 /// A buffer that conversations share.

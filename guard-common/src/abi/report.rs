@@ -130,9 +130,8 @@ pub struct Flood {
 impl Flood {
     /// The low half of the first source's address; each following source is one more.
     pub const SOURCE: u16 = 0x1000;
-    /// The first packet's identification; each following one is one less.
-    pub const IDENTIFICATION: u16 = 0x2000;
-    /// The first packet's source port; each following one is one less, and one less again in each turn of the sources.
+    /// The first packet's identification and source port. Each following one's are one less; its port is one less again in each turn of the
+    /// sources.
     pub const SOURCE_PORT: u16 = 45_000;
     /// The low half of the first sequence number; one more in each turn of the sources.
     pub const SEQUENCE: u16 = 1;

@@ -22,13 +22,14 @@ use lab::{
     lab::Lab,
     net::Who,
     process::until,
+    wire::hardware,
 };
 use nix::unistd::Pid;
 use nodeguard::edge::EdgeLink;
 
 use crate::{
     Amount,
-    generator::{Generator, hardware_address},
+    generator::Generator,
     precedence,
     prefixes::{PORT, document, prefixes},
     rivals::Rival,
@@ -95,7 +96,7 @@ pub(crate) fn measure(amount: Amount) -> Result<Vec<Row>> {
         IpNet::aggregate(&prefixes(false, PREFIXES, 1)).into_iter().chain(["10.0.8.0/24".parse()?]).collect();
     let (lab, _server) = lab_with(&document(&nets), WORK)?;
     let uplink = Uplink::of(&lab)?;
-    let mut generator = uplink.outside(Generator::new)?;
+    let mut generator = lab.net.run_on_switch(Generator::new)?;
     let mut subjects = vec![Subject::Edge, Subject::Guard, Subject::Nobody];
     for rival in Rival::ALL {
         match lab.net.run(Who::Node, || rival.install(FREE_PORT + 1, &nets).and_then(|()| rival.remove())) {
@@ -153,7 +154,7 @@ fn one(lab: &Lab, uplink: &Uplink, generator: &mut Generator, subject: Subject, 
         Subject::Edge | Subject::Guard => PORT + 1,
         Subject::Nobody | Subject::Rival(_) => FREE_PORT + 1,
     };
-    let to = lab.net.run(Who::Node, || hardware_address("eth0"))?;
+    let to = lab.net.run(Who::Node, || hardware("eth0"))?.1;
     let frame = generator.frame(to, port);
     let address = SocketAddr::new(Who::Node.v4().into(), port);
     thread::scope(|scope| {

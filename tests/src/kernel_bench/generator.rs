@@ -6,6 +6,7 @@
 //! node is what limits how fast a flood goes.
 
 use std::{
+    net::Ipv4Addr,
     sync::{
         Barrier,
         atomic::{AtomicBool, Ordering},
@@ -20,10 +21,14 @@ use aya::{
     maps::{Array, DevMap, MapData},
     programs::{TestRun, TestRunAttrs, TestRunOptions, Xdp},
 };
-use guard_common::abi::Flood;
-use lab::{agree::load, net::Who};
+use guard_common::{abi::Flood, packet::TCP};
+use lab::{
+    agree::load,
+    craft::{Flow, SYN, Segment, ip, tcp},
+    net::Who,
+    wire::hardware,
+};
 use nix::{
-    net::if_::if_nametoindex,
     sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction},
     unistd::{Pid, gettid},
 };
@@ -38,14 +43,8 @@ use crate::{
 const BATCH: u32 = 64;
 /// Frames of one test run: more than it comes to. To set one up and to take it down takes tens of milliseconds.
 const MANY: u32 = 1 << 30;
-/// The sources are strangers of 10.0.16.0/20: nobody answers there, and no rule admits them.
-const NETWORK: [u8; 2] = [10, 0];
-
-/// The hardware address of an interface of the calling thread's network namespace.
-pub(crate) fn hardware_address(interface: &str) -> Result<[u8; 6]> {
-    let mut all = nix::ifaddrs::getifaddrs()?.filter(|address| address.interface_name == interface);
-    all.find_map(|address| address.address?.as_link_addr()?.addr()).context("no hardware address")
-}
+/// The first source, a stranger of 10.0.16.0/20: nobody answers there, and no rule admits them.
+const FIRST: Ipv4Addr = Ipv4Addr::from_octets([10, 0, Flood::SOURCE.to_be_bytes()[0], Flood::SOURCE.to_be_bytes()[1]]);
 
 /// The program that floods.
 pub(crate) struct Generator {
@@ -61,15 +60,21 @@ impl Generator {
         let mut ebpf = load(&object()?);
         let program: &mut Xdp = ebpf.program_mut("bench_flood").context("bench_flood")?.try_into()?;
         program.load().context("bench_flood")?;
+        let (interface, from) = hardware("to-node")?;
         let mut wire = DevMap::try_from(ebpf.take_map("WIRE").context("WIRE")?)?;
-        wire.set(0, if_nametoindex("to-node")?, None, 0)?;
+        wire.set(0, u32::try_from(interface)?, None, 0)?;
         let flood = Array::try_from(ebpf.take_map("FLOOD").context("FLOOD")?)?;
-        Ok(Generator { ebpf, flood, _wire: wire, from: hardware_address("to-node")? })
+        let action = SigAction::new(SigHandler::Handler(nothing), SaFlags::empty(), SigSet::empty());
+        // SAFETY: the handler does nothing.
+        unsafe { sigaction(Signal::SIGUSR1, &action)? };
+        Ok(Generator { ebpf, flood, _wire: wire, from })
     }
 
-    /// A SYN to a port of the node, whose hardware address this is.
+    /// The first source's SYN to a port of the node, whose hardware address this is.
     pub(crate) fn frame(&self, to: [u8; 6], port: u16) -> Vec<u8> {
-        frame(self.from, to, port)
+        let flow = Flow { from: (FIRST, Flood::SOURCE_PORT).into(), to: (Who::Node.v4(), port).into() };
+        let segment = Segment { flags: SYN, seq: Flood::SEQUENCE.into(), ..Segment::default() };
+        [&to[..], &self.from, &[0x08, 0x00], &ip(flow, TCP, &tcp(flow, segment))].concat()
     }
 
     /// Sends a SYN from one source after the other for so long, a packet every `pace` or as fast as it goes; how many a second were sent.
@@ -105,42 +110,10 @@ impl Generator {
     }
 }
 
+extern "C" fn nothing(_: libc::c_int) {}
+
 /// Ends the system call that a thread of this process is in.
 fn interrupt(thread: Pid) {
-    extern "C" fn nothing(_: libc::c_int) {}
-    let action = SigAction::new(SigHandler::Handler(nothing), SaFlags::empty(), SigSet::empty());
-    // SAFETY: the handler does nothing; the numbers are those of this process and of one of its threads.
-    unsafe {
-        let _ = sigaction(Signal::SIGUSR1, &action);
-        libc::syscall(libc::SYS_tgkill, libc::getpid(), thread.as_raw(), libc::SIGUSR1);
-    }
-}
-
-/// The first source's SYN, with right checksums: one with wrong ones would be dropped before anybody judges it.
-fn frame(from: [u8; 6], to: [u8; 6], port: u16) -> Vec<u8> {
-    let mut ip = vec![0x45, 0, 0, 40];
-    ip.extend(Flood::IDENTIFICATION.to_be_bytes());
-    ip.extend([0, 0, 64, 6, 0, 0]);
-    ip.extend(NETWORK);
-    ip.extend(Flood::SOURCE.to_be_bytes());
-    ip.extend(Who::Node.v4().octets());
-    let sum = checksum(&ip, 0);
-    ip[10..12].copy_from_slice(&sum);
-    let mut tcp = Vec::from(Flood::SOURCE_PORT.to_be_bytes());
-    tcp.extend(port.to_be_bytes());
-    tcp.extend(u32::from(Flood::SEQUENCE).to_be_bytes());
-    tcp.extend([0, 0, 0, 0, 0x50, 0x02, 0xff, 0xff, 0, 0, 0, 0]);
-    // The pseudo header: addresses, protocol, length.
-    let sum = checksum(&[&ip[12..], &tcp].concat(), 6 + 20);
-    tcp[16..18].copy_from_slice(&sum);
-    [&to[..], &from, &[0x08, 0x00], &ip, &tcp].concat()
-}
-
-fn checksum(bytes: &[u8], more: u32) -> [u8; 2] {
-    let words = bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair.get(1).copied().unwrap_or(0)));
-    let mut sum = words.sum::<u32>() + more;
-    while sum >> 16 != 0 {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    (!(sum as u16)).to_be_bytes()
+    // SAFETY: the numbers are those of this process and of one of its threads, and the signal's handler does nothing.
+    unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), thread.as_raw(), libc::SIGUSR1) };
 }

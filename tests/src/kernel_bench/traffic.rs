@@ -14,7 +14,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-pub(crate) use lab::traffic::{Ask, CHUNK, Conversation, NODE_CPU, OTHER_CPU, pin};
+pub(crate) use lab::traffic::{Ask, CHUNK, Conversation, NODE_CPU, OTHER_CPU, pin, pin_thread};
 use lab::{
     lab::Lab,
     net::Who,

@@ -3,8 +3,7 @@
 //! Must never leave the work on arriving packets to whoever sends them: then a drop would cost its sender, and nobody could tell.
 
 use std::{
-    fs::{self, File},
-    path::PathBuf,
+    fs,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -14,20 +13,12 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use lab::{
-    isolated::with_sysfs,
-    lab::Lab,
-    net::{Who, name},
-    process::until,
-};
-use nix::{
-    sched::{CloneFlags, CpuSet, sched_setaffinity, setns},
-    unistd::Pid,
-};
+use lab::{isolated::with_sysfs, lab::Lab, net::Who, process::until};
+use nix::unistd::Pid;
 
 use crate::{
-    precedence,
-    traffic::{NODE_CPU, pin},
+    precedence, schedule,
+    traffic::{NODE_CPU, pin, pin_thread},
 };
 
 /// `ETHTOOL_STSO` and `ETHTOOL_SGRO`.
@@ -38,8 +29,6 @@ const SET_GRO: u32 = 0x2c;
 pub(crate) struct Uplink {
     thread: u32,
     _awake: Awake,
-    /// The namespace with the other end of the node's wire.
-    switch: File,
 }
 
 /// What the thread did, since it is there.
@@ -53,8 +42,7 @@ impl Uplink {
     /// Gives the node's uplink such a thread. Whole frames go one by one over the wire: a veth pair that may send bigger ones hands them
     /// over at once, in the sender's own time.
     pub(crate) fn of(lab: &Lab) -> Result<Uplink> {
-        let switch = File::open(PathBuf::from("/run/netns").join(name(&lab.id, "switch")))?;
-        outside(&switch, || set_offload("to-node", SET_TSO, false))?;
+        lab.net.run_on_switch(|| set_offload("to-node", SET_TSO, false))?;
         let before = threads()?;
         lab.net.run(Who::Node, || {
             set_offload("eth0", SET_GRO, true)?;
@@ -66,18 +54,11 @@ impl Uplink {
             Ok(found.is_some())
         })?;
         let thread = found.context("no thread for the uplink")?;
-        let mut set = CpuSet::new();
-        set.set(NODE_CPU)?;
         let id = Pid::from_raw(i32::try_from(thread)?);
-        sched_setaffinity(id, &set)?;
+        pin_thread(id, NODE_CPU)?;
         // A card's work is done in an interrupt: no process holds it up until packets are lost.
         precedence(id, 2)?;
-        Ok(Uplink { thread, _awake: Awake::start(), switch })
-    }
-
-    /// Does something at the other end of the wire, in a thread of its own.
-    pub(crate) fn outside<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-        outside(&self.switch, work)
+        Ok(Uplink { thread, _awake: Awake::start() })
     }
 
     /// What the thread has done.
@@ -100,10 +81,8 @@ impl Awake {
         let goes_on = Arc::new(AtomicBool::new(true));
         let spin = Arc::clone(&goes_on);
         thread::spawn(move || {
-            let parameter = libc::sched_param { sched_priority: 0 };
-            // SAFETY: the parameter is ours and lives through the call.
-            let idle = unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const parameter) } == 0;
-            while idle && pin(NODE_CPU).is_ok() && spin.load(Ordering::Relaxed) {
+            let placed = schedule(Pid::from_raw(0), libc::SCHED_IDLE, 0).and_then(|()| pin(NODE_CPU));
+            while placed.is_ok() && spin.load(Ordering::Relaxed) {
                 (0..10_000).for_each(|_| std::hint::spin_loop());
             }
         });
@@ -115,14 +94,6 @@ impl Drop for Awake {
     fn drop(&mut self) {
         self.0.store(false, Ordering::Relaxed);
     }
-}
-
-fn outside<T: Send>(switch: &File, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-    let there = || {
-        setns(switch, CloneFlags::CLONE_NEWNET)?;
-        work()
-    };
-    thread::scope(|scope| scope.spawn(there).join()).ok().context("a thread")?
 }
 
 /// The kernel's threads that receive for some `eth0`.
