@@ -16,7 +16,7 @@ use super::{
     edge::read_edge,
     read::{Read, check_pods_cgroups, read_companion, read_control_plane, read_dial, read_rule},
     ruleset::{DialRule, Mode, Rule, Ruleset, Tables},
-    services::{check as check_services, read_range},
+    services::{check_rules, read_range},
     tables::{Parts, tables},
     values::{Findings, port_text},
 };
@@ -64,7 +64,7 @@ pub fn compile(source: &Source, node: &NodeFacts) -> Result<(Ruleset, Vec<Diagno
     let control_plane = document.spec.control_plane.as_ref().map(|hub| read_control_plane(hub, node, &mut findings));
     let edge = document.spec.edge.as_ref().map(|edge| read_edge(edge, &rules, &mut findings)).unwrap_or_default();
     check_pods_cgroups(&document, &rules, &mut findings);
-    check_services(&document, &dial, &services, &rules, &mut findings);
+    check_rules(&document, &rules, &mut findings);
 
     // Tables of a document that is rejected anyway would only repeat its errors.
     let broken = |findings: &Findings| findings.0.iter().any(|finding| finding.severity == Severity::Error);

@@ -14,7 +14,7 @@ use super::{
     last_hop,
     peers::Block,
     ruleset::{Demands, DialRule, DialTarget, Mode},
-    services::{ServiceRange, read_services},
+    services::{ServiceRange, check_pods, read_services},
     values::{Findings, join},
 };
 use crate::node::NodeFacts;
@@ -191,7 +191,9 @@ pub(super) fn read_dial(index: usize, dial: &Dial, range: &ServiceRange, finding
                 );
                 return None;
             };
-            (DialTarget::Pods(findings.cidrs(cidrs, POD_CIDRS)), findings.ports(ports))
+            let cidrs = findings.cidrs(cidrs, POD_CIDRS);
+            check_pods(&cidrs, pods, range, findings);
+            (DialTarget::Pods(cidrs), findings.ports(ports))
         }
         (node, pods, services) => {
             let places = [node.as_ref().map(span), pods.as_ref().map(span), services.as_ref().map(span)];

@@ -12,9 +12,9 @@ use serde_saphyr::Spanned;
 
 use super::{
     diagnostic::Diagnostic,
-    document::{Document, ServicePorts, Tunnel, span},
+    document::{Document, PodPorts, ServicePorts, Tunnel, span},
     read::Read,
-    ruleset::{DialRule, DialTarget},
+    ruleset::DialTarget,
     values::Findings,
 };
 use crate::node::NodeFacts;
@@ -129,48 +129,38 @@ pub(super) fn read_services(
     (DialTarget::Services(cidrs), findings.ports(ports))
 }
 
-/// What an entry says of Services and does not mean, or does not get.
-pub(super) fn check(
-    document: &Document,
-    dial: &[DialRule],
-    range: &ServiceRange,
-    rules: &[Read],
-    findings: &mut Findings,
-) {
-    for rule in dial {
-        // The name of a rule is its place in the document.
-        let place = rule.name.strip_prefix("tunnel.dial[").and_then(|rest| rest.strip_suffix(']'));
-        let Some(written) = place.and_then(|index| document.spec.tunnel.dial.get(index.parse::<usize>().ok()?)) else {
-            continue;
-        };
-        if let (DialTarget::Pods(cidrs), Some(pods)) = (&rule.target, &written.pods) {
-            let inside = |cidr: &IpNet| range.declared.iter().any(|declared| declared.contains(cidr));
-            if let Some(cidr) = cidrs.iter().find(|cidr| inside(cidr)) {
-                findings.add(
-                    Diagnostic::error(
-                        "NG021",
-                        span(pods),
-                        format!("`{cidr}` is named as pods' and lies inside `serviceCidrs`"),
-                        "no pod has such an address",
-                    )
-                    .help("write `services` in the place of `pods` to have these addresses dialled as they are"),
-                );
-            }
-        }
-        let deaf = |rule: &&Read| !rule.pods.is_empty() && rule.tunnel && rule.blocks.is_empty();
-        if let (DialTarget::Services(_), Some(services)) = (&rule.target, &written.services)
-            && let Some(rule) = rules.iter().find(deaf)
-        {
-            findings.add(
-                Diagnostic::warning(
-                    "NG106",
-                    span(services),
-                    format!("rule `{}` will not know these connections for the tunnel's", rule.name),
-                    "kube-proxy rewrites them on their way: pods see another address",
-                )
-                .help("have the guard read EndpointSlices (--watch-services), or allow what pods see by `ipBlock`: mode Audit shows it"),
-            );
-        }
+/// What is named as pods' and cannot be.
+pub(super) fn check_pods(cidrs: &[IpNet], pods: &Spanned<PodPorts>, range: &ServiceRange, findings: &mut Findings) {
+    let inside = |cidr: &&IpNet| range.declared.iter().any(|declared| declared.contains(*cidr));
+    if let Some(cidr) = cidrs.iter().find(inside) {
+        findings.add(
+            Diagnostic::error(
+                "NG021",
+                span(pods),
+                format!("`{cidr}` is named as pods' and lies inside `serviceCidrs`"),
+                "no pod has such an address",
+            )
+            .help("write `services` in the place of `pods` to have these addresses dialled as they are"),
+        );
+    }
+}
+
+/// Which rule will not know connections to Services for the tunnel's.
+pub(super) fn check_rules(document: &Document, rules: &[Read], findings: &mut Findings) {
+    let deaf = |rule: &&Read| !rule.pods.is_empty() && rule.tunnel && rule.blocks.is_empty();
+    let Some(rule) = rules.iter().find(deaf) else { return };
+    // One that names more than Services is an error already.
+    let of_services = document.spec.tunnel.dial.iter().filter(|dial| dial.node.is_none() && dial.pods.is_none());
+    for services in of_services.filter_map(|dial| dial.services.as_ref()) {
+        findings.add(
+            Diagnostic::warning(
+                "NG106",
+                span(services),
+                format!("rule `{}` will not know these connections for the tunnel's", rule.name),
+                "kube-proxy rewrites them on their way: pods see another address",
+            )
+            .help("have the guard read EndpointSlices (--watch-services), or allow what pods see by `ipBlock`: mode Audit shows it"),
+        );
     }
 }
 
