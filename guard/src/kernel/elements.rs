@@ -1,5 +1,5 @@
 //! Owns the bpf(2) calls on a map's entries, single and in batches, which the eBPF library has only the single ones of.
-//! Called by `bulk`.
+//! Called by `bulk` and `usage`.
 //! Must never know what a table means: keys and values are plain bytes here.
 
 use std::{

@@ -16,7 +16,6 @@ use std::{
 const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
-const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
 const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_LINK_UPDATE: libc::c_long = 29;
 
@@ -127,56 +126,6 @@ pub(super) fn link_create(
     let fd = bpf(BPF_LINK_CREATE, &mut attr)?;
     // SAFETY: the kernel has just given this descriptor to us.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
-/// For `BPF_MAP_LOOKUP_BATCH`.
-#[repr(C)]
-#[derive(Default)]
-struct MapBatch {
-    in_batch: u64,
-    out_batch: u64,
-    keys: u64,
-    values: u64,
-    count: u32,
-    map_fd: u32,
-    elem_flags: u64,
-    flags: u64,
-}
-
-/// What one batch brought.
-pub(super) struct Batch {
-    /// How many entries.
-    pub(super) count: u32,
-    /// Where to go on; `None` at the end.
-    pub(super) next: Option<u32>,
-}
-
-/// Reads many entries of a hash table (5.6), from where the batch before ended. Both buffers have room for `most` entries.
-pub(super) fn map_batch(
-    map: BorrowedFd<'_>,
-    from: Option<u32>,
-    keys: &mut [u8],
-    values: &mut [u8],
-    most: u32,
-) -> io::Result<Batch> {
-    let (mut at, mut next) = (from.unwrap_or_default(), 0u32);
-    let mut attr = MapBatch {
-        in_batch: if from.is_some() { (&raw mut at) as u64 } else { 0 },
-        out_batch: (&raw mut next) as u64,
-        keys: keys.as_mut_ptr() as u64,
-        values: values.as_mut_ptr() as u64,
-        count: most,
-        map_fd: map.as_raw_fd() as u32,
-        ..MapBatch::default()
-    };
-    // SAFETY: as for `bpf` below; the kernel also writes `count`, and no more entries than it says.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, BPF_MAP_LOOKUP_BATCH, &raw mut attr, size_of::<MapBatch>()) };
-    if result == 0 {
-        return Ok(Batch { count: attr.count, next: Some(next) });
-    }
-    let error = io::Error::last_os_error();
-    // The end: what it brought counts all the same.
-    if error.raw_os_error() == Some(libc::ENOENT) { Ok(Batch { count: attr.count, next: None }) } else { Err(error) }
 }
 
 /// Puts another program into a link, in one step: packets meet the old one or the new one, and the link's id stays.

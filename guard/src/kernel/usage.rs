@@ -4,24 +4,23 @@
 
 use std::{
     io,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::OwnedFd,
     path::Path,
     time::{Duration, Instant},
 };
 
-use aya::{maps::MapData, programs::ProgramInfo};
+use aya::{Pod, maps::MapData, programs::ProgramInfo};
 use guard_common::abi::{
     FlowKey, MAX_CALLERS, MAX_COOKIES, MAX_DESTINATIONS, MAX_PEERS, MAX_PINHOLES, MAX_PORTS, MAX_RULES, MAX_SCOPES,
     MAX_UDP_FLOWS, Pinhole, UDP_FLOW_SECONDS,
 };
-use zerocopy::FromBytes;
 
 use super::{
     edge::EDGE_PROGRAMS,
-    load::{LoadError, at, pins},
+    elements::{Batch, lookup_batch},
+    load::{LoadError, pins},
     object::PROGRAMS,
     plan::Image,
-    sys,
 };
 use crate::usage::{MapUse, ProgramUse};
 
@@ -40,8 +39,9 @@ pub struct Usage {
 
 struct Table {
     name: &'static str,
-    map: OwnedFd,
-    key: usize,
+    map: MapData,
+    /// Counts the entries, with keys of this table's kind.
+    count: fn(&Table, u32) -> io::Result<u64>,
     capacity: u32,
     /// Whether entries run out by their age alone.
     ages: bool,
@@ -50,17 +50,16 @@ struct Table {
 impl Usage {
     /// Opens the pinned tables. `measure` has the kernel measure its programs, where it lets this process ask for that.
     pub fn open(bpffs: &Path, measure: bool) -> Result<Usage, LoadError> {
-        let cookie = size_of::<u64>();
+        let (of_flows, of_cookies) = (Table::count::<FlowKey> as fn(&Table, u32) -> _, Table::count::<u64> as _);
         let tables = [
-            ("PINHOLES", size_of::<FlowKey>(), MAX_PINHOLES, false),
-            ("COOKIES", cookie, MAX_COOKIES, false),
-            ("CONNECTING", cookie, MAX_COOKIES, false),
-            ("UDP_FLOWS", size_of::<FlowKey>(), MAX_UDP_FLOWS, true),
+            ("PINHOLES", of_flows, MAX_PINHOLES, false),
+            ("COOKIES", of_cookies, MAX_COOKIES, false),
+            ("CONNECTING", of_cookies, MAX_COOKIES, false),
+            ("UDP_FLOWS", of_flows, MAX_UDP_FLOWS, true),
         ];
-        let open = |(name, key, capacity, ages)| {
-            let path = pins(bpffs).join("maps").join(name);
-            let map = MapData::from_pin(&path)?.fd().as_fd().try_clone_to_owned().map_err(at(&path))?;
-            Ok(Table { name, map, key, capacity, ages })
+        let open = |(name, count, capacity, ages)| {
+            let map = MapData::from_pin(pins(bpffs).join("maps").join(name))?;
+            Ok(Table { name, map, count, capacity, ages })
         };
         let tables = tables.into_iter().map(open).collect::<Result<_, LoadError>>()?;
         let measuring = measure.then(|| aya::sys::enable_stats(aya::sys::Stats::RunTime)).and_then(|measuring| {
@@ -81,7 +80,8 @@ impl Usage {
         }
         let now = seconds();
         let count = |table: &Table| {
-            let entries = table.count(now).inspect_err(|error| tracing::warn!(map = table.name, %error, "not counted"));
+            let entries =
+                (table.count)(table, now).inspect_err(|error| tracing::warn!(map = table.name, %error, "not counted"));
             Some(MapUse { name: table.name.to_owned(), entries: entries.ok()?, capacity: table.capacity.into() })
         };
         let counted: Vec<MapUse> = self.tables.iter().filter_map(count).collect();
@@ -92,21 +92,18 @@ impl Usage {
 
 impl Table {
     /// The entries, but those that have run out.
-    fn count(&self, now: u32) -> io::Result<u64> {
-        let value = size_of::<Pinhole>();
-        let (mut keys, mut values) = (vec![0; self.key * BATCH], vec![0; value * BATCH]);
-        let (mut entries, mut from) = (0, None);
+    fn count<K: Pod>(&self, now: u32) -> io::Result<u64> {
+        let lives = |(_, entry): &&(K, Pinhole)| !self.ages || now.wrapping_sub(entry.at) <= UDP_FLOW_SECONDS;
+        let (mut entries, mut place) = (0, None);
         // Entries come and go meanwhile: no more rounds than a full table takes.
         for _ in 0..=self.capacity as usize / BATCH * 2 {
-            let batch = sys::map_batch(self.map.as_fd(), from, &mut keys, &mut values, BATCH as u32)?;
-            let lives = |bytes: &&[u8]| {
-                !self.ages
-                    || Pinhole::read_from_bytes(bytes).is_ok_and(|flow| now.wrapping_sub(flow.at) <= UDP_FLOW_SECONDS)
-            };
-            entries += values.chunks_exact(value).take(batch.count as usize).filter(lives).count() as u64;
-            match batch.next {
-                Some(next) => from = Some(next),
-                None => break,
+            let (found, result) = lookup_batch(self.map.fd(), &mut place, BATCH);
+            entries += found.iter().filter(lives).count() as u64;
+            match result {
+                Batch::Done(_) => {}
+                Batch::Stopped(_, error) if error.raw_os_error() == Some(libc::ENOENT) => break,
+                Batch::Stopped(_, error) => return Err(error),
+                Batch::Unknown => return Err(io::ErrorKind::Unsupported.into()),
             }
         }
         Ok(entries)
