@@ -25,6 +25,7 @@ use crate::{
         hosts::Host,
         http_proxy::{Environment, ProxyError},
         identifiers::{Identifier, IdentifierError, Identifiers},
+        kube,
         leases::LeaseConfig,
         tls::{Files, Manner},
         verify::Demands,
@@ -33,8 +34,8 @@ use crate::{
 
 /// How often the server leases are counted, in longest waits: every 30 seconds by default.
 const LEASES_EVERY: u32 = 3;
-/// The ports of an HTTP proxy that is named without one: grpc-go's for the tunnel, net/http's for the API server.
-const PROXY_PORTS: (u16, u16) = (443, 80);
+/// The port of an HTTP proxy for the tunnel that is named without one: grpc-go's.
+const PROXY_PORT: u16 = 443;
 
 /// What `run` needs.
 pub struct Config {
@@ -193,8 +194,7 @@ fn resolve_tunnel(
     if identifiers.is_empty() {
         identifiers = of_node(&node, node_name);
     }
-    let variable = |name: &str| std::env::var(name).ok();
-    let environment = Environment::read(variable, PROXY_PORTS.0)?;
+    let environment = environment(PROXY_PORT)?;
     let mut hosts = Vec::new();
     for text in agent.proxy_server_host.iter().map(|text| text.trim()) {
         let mut host = Host::parse(text, agent.proxy_server_port).map_err(ConfigError::Host)?;
@@ -210,7 +210,7 @@ fn resolve_tunnel(
     let alpn = agent.alpn();
     let leases = LeaseConfig {
         kubeconfig: given(agent.kubeconfig),
-        environment: Environment::read(variable, PROXY_PORTS.1)?,
+        environment: self::environment(kube::PROXY_PORT)?,
         namespace: agent.lease_namespace,
         label: agent.lease_label,
         every: agent.sync_interval_cap * LEASES_EVERY,
@@ -250,8 +250,12 @@ fn services(watched: bool, kubeconfig: PathBuf, node: &NodeFacts) -> Result<Serv
     if !watched {
         return Ok(Services::unwatched());
     }
-    let environment = Environment::read(|name: &str| std::env::var(name).ok(), PROXY_PORTS.1)?;
-    Ok(Services::watched(given(kubeconfig), environment, node.names.clone()))
+    Ok(Services::watched(given(kubeconfig), environment(kube::PROXY_PORT)?, node.names.clone()))
+}
+
+/// What this process's variables say of HTTP proxies; the port is that of one that is named without.
+fn environment(port: u16) -> Result<Environment, ProxyError> {
+    Environment::read(|name| std::env::var(name).ok(), port)
 }
 
 fn audit_file(args: AuditArgs) -> Option<FileConfig> {

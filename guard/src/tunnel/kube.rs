@@ -28,8 +28,8 @@ use super::{
 
 /// What a pod gets.
 const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
-/// The port of an HTTP proxy that is named without one.
-const PROXY_PORT: u16 = 80;
+/// The port of an HTTP proxy that is named without one: net/http's.
+pub(crate) const PROXY_PORT: u16 = 80;
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long the connection may be silent before it is probed, and how far apart probes are; after three without an answer it is over.
