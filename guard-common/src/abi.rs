@@ -8,8 +8,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 pub use report::{DenyEvent, Flood, Health, Judged, MAX_HEALTH, Probe, RuleName, Told, counter_index};
 
-/// The number of this layout. Part of the pin directory's name (`v3`): maps of another ABI are never opened by mistake.
-pub const ABI: u32 = if cfg!(feature = "other-abi") { 1003 } else { 3 };
+/// The number of this layout. Part of the pin directory's name (`v4`): maps of another ABI are never opened by mistake.
+pub const ABI: u32 = if cfg!(feature = "other-abi") { 1004 } else { 4 };
 
 /// Rules of one policy.
 pub const MAX_RULES: u32 = 1024;
@@ -31,6 +31,8 @@ pub const MAX_SCOPES: u32 = 1 << 16;
 pub const MAX_PEERS: u32 = 1 << 18;
 /// Pinholes open at once. Full means that a new dial is refused, never that an old pinhole is lost.
 pub const MAX_PINHOLES: u32 = 1 << 16;
+/// Marks of addresses that opened a pinhole.
+pub const OPENER_SLOTS: u32 = 1 << 11;
 /// Sockets registered and not yet connected.
 pub const MAX_COOKIES: u32 = 1 << 14;
 /// UDP conversations that a guarded port or the node takes part in; the longest unused one makes way.
@@ -100,6 +102,16 @@ impl Pinhole {
         Pinhole { via, at: 0, cgroup: 0 }
     }
 }
+
+/// Which mark is an address's. Marks are set before a pinhole is and never taken back: one that is not set says that this address has no
+/// pinhole, and a stranger's packet is spared a look-up in a table too large for a processor's cache.
+#[inline(always)]
+pub fn opener_slot(address: &Address) -> u32 {
+    let all = u128::from_ne_bytes(*address);
+    let hash = ((all >> 64) as u64 ^ all as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    (hash >> 53) as u32
+}
+const _: () = assert!(OPENER_SLOTS == 1 << (u64::BITS - 53));
 
 /// Which generation of the tables is in force: the one store that makes a whole ruleset active.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]

@@ -7,8 +7,8 @@ use proptest::prelude::*;
 use crate::{
     InForce, Listener, Reason, Scope, Tables, Verdict,
     abi::{
-        CallerKey, CallerValue, FlowKey, PeerKey4, PeerKey6, PeerValue, Pinhole, PortKey, PortValue, ScopeKey,
-        ScopeValue, counter_index,
+        CallerKey, CallerValue, FlowKey, OPENER_SLOTS, PeerKey4, PeerKey6, PeerValue, Pinhole, PortKey, PortValue,
+        ScopeKey, ScopeValue, counter_index, opener_slot,
     },
     decide,
     packet::{mapped, parse},
@@ -273,4 +273,20 @@ fn every_reason_has_its_own_index_name_and_counter() {
     }
     // u16::MAX is counted as "no rule", every other one by itself.
     assert_eq!(seen.len(), Reason::ALL.len() * 3 * 2);
+}
+
+proptest! {
+    /// A flood of strangers finds few marks of a node's pods: they spread.
+    #[test]
+    fn the_marks_of_a_nodes_pods_spread(network: [u8; 3], long: [u8; 14]) {
+        let v4 = |last| mapped([network[0], network[1], network[2], last]);
+        let v6 = |last: u8| std::array::from_fn(|at| long.get(at).copied().unwrap_or(if at == 15 { last } else { 0 }));
+        for addresses in [&v4 as &dyn Fn(u8) -> [u8; 16], &v6] {
+            let mut slots: Vec<u32> = (0..=255).map(|last| opener_slot(&addresses(last))).collect();
+            prop_assert!(slots.iter().all(|slot| *slot < OPENER_SLOTS));
+            slots.sort_unstable();
+            slots.dedup();
+            prop_assert!(slots.len() > 128, "{} of 256", slots.len());
+        }
+    }
 }

@@ -12,9 +12,9 @@ use guard_common::{
     abi::{
         Active, Address, CallerKey, CallerValue, CgroupKey, CgroupValue, DestinationKey, DestinationValue,
         EVENTS_BYTES, FlowKey, Generation, Judged, MAX_CALLERS, MAX_COOKIES, MAX_COUNTERS, MAX_DESTINATIONS,
-        MAX_HEALTH, MAX_PEERS, MAX_PINHOLES, MAX_PORT_WORDS, MAX_PORTS, MAX_SCOPES, MAX_UDP_FLOWS, PeerKey4, PeerKey6,
-        PeerValue, Pinhole, PortKey, PortValue, RULE_SLOTS, RuleName, ScopeKey, ScopeValue, Told, UDP_FLOW_SECONDS,
-        port_word,
+        MAX_HEALTH, MAX_PEERS, MAX_PINHOLES, MAX_PORT_WORDS, MAX_PORTS, MAX_SCOPES, MAX_UDP_FLOWS, OPENER_SLOTS,
+        PeerKey4, PeerKey6, PeerValue, Pinhole, PortKey, PortValue, RULE_SLOTS, RuleName, ScopeKey, ScopeValue, Told,
+        UDP_FLOW_SECONDS, opener_slot, port_word,
     },
     in_force,
     packet::UDP,
@@ -51,6 +51,9 @@ pub(crate) static DESTINATIONS: LpmTrie<DestinationKey, DestinationValue> =
     LpmTrie::with_max_entries(MAX_DESTINATIONS, 0);
 #[map]
 pub(crate) static PINHOLES: HashMap<FlowKey, Pinhole> = HashMap::with_max_entries(MAX_PINHOLES, NO_PREALLOC);
+/// Whether an address opened a pinhole, by its `opener_slot`.
+#[map]
+pub(crate) static OPENERS: Array<u8> = Array::with_max_entries(OPENER_SLOTS, 0);
 #[map]
 pub(crate) static COOKIES: HashMap<u64, Pinhole> = HashMap::with_max_entries(MAX_COOKIES, NO_PREALLOC);
 /// Sockets of callers and of the companion between their connect hook and their SYN.
@@ -160,6 +163,9 @@ impl Tables for KernelTables {
             let flow = unsafe { UDP_FLOWS.get(key) }.copied()?;
             let age = crate::egress::seconds().wrapping_sub(flow.at);
             return if age <= UDP_FLOW_SECONDS { Some(flow) } else { None };
+        }
+        if OPENERS.get(opener_slot(&key.source)).is_none_or(|mark| *mark == 0) {
+            return None;
         }
         // SAFETY: as above.
         unsafe { PINHOLES.get(key) }.copied()

@@ -13,12 +13,12 @@ use aya_ebpf::{
 };
 use guard_common::{
     Tables,
-    abi::{Address, FlowKey, Generation, Health, Pinhole, PortKey, PortValue, ScopeKey, ScopeValue},
+    abi::{Address, FlowKey, Generation, Health, Pinhole, PortKey, PortValue, ScopeKey, ScopeValue, opener_slot},
     packet::{TCP, mapped},
 };
 
 use crate::{
-    maps::{self, CONNECTING, COOKIES, KernelTables, PINHOLES, node_netns},
+    maps::{self, CONNECTING, COOKIES, KernelTables, OPENERS, PINHOLES, node_netns},
     report::lost,
 };
 
@@ -42,7 +42,8 @@ fn guard_sockops(ctx: SockOpsContext) -> u32 {
 fn connecting(ctx: &SockOpsContext) {
     let flow = outbound(ctx);
     let Some(pinhole) = registered(ctx).or_else(|| opened_here(ctx, &flow)) else { return };
-    if PINHOLES.insert(flow, pinhole, 0).is_err() {
+    let opener = opener_slot(&flow.source);
+    if OPENERS.set(opener, 1, 0).is_err() || PINHOLES.insert(flow, pinhole, 0).is_err() {
         lost(Health::PinholesLost);
         return;
     }

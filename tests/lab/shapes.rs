@@ -4,9 +4,8 @@
 use std::net::SocketAddr;
 
 use anyhow::Result;
-use aya::maps::{HashMap, Map, MapData};
 use guard_common::{
-    abi::{FlowKey, Pinhole},
+    abi::Pinhole,
     packet::{TCP, UDP},
 };
 use lab::{
@@ -19,7 +18,7 @@ use lab::{
     shapes::{all, flow_of},
     wire::{Wire, hardware},
 };
-use nodeguard::kernel::{apply::Apply, maps::Maps};
+use nodeguard::kernel::{apply::Apply, maps::Maps, pinholes::OpenPinholes};
 
 pub(crate) const HTTP: u16 = 10_251;
 pub(crate) const ECHO: u16 = 10_253;
@@ -104,17 +103,16 @@ pub(crate) fn counter(lab: &Lab) -> impl Fn() -> Result<Counts> + use<> {
 }
 
 /// Opens and closes pinholes as the guard's own dials do.
-pub(crate) struct Pinholes(HashMap<MapData, FlowKey, Pinhole>);
+pub(crate) struct Pinholes(OpenPinholes);
 
 impl Pinholes {
     pub(crate) fn of(lab: &Lab) -> Pinholes {
         let pins = nodeguard::kernel::load::pins(&lab.directory.join("bpf/nodeguard"));
-        let map = MapData::from_pin(pins.join("maps/PINHOLES")).unwrap();
-        Pinholes(Map::from_map_data(map).unwrap().try_into().unwrap())
+        Pinholes(OpenPinholes::pinned(&pins).unwrap())
     }
 
     pub(crate) fn open(&mut self, flow: Flow) {
-        self.0.insert(flow.key(), Pinhole::of(Pinhole::TUNNEL), 0).unwrap();
+        self.0.insert(flow.key(), Pinhole::of(Pinhole::TUNNEL)).unwrap();
     }
 
     pub(crate) fn close(&mut self, flow: Flow) {

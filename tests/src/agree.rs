@@ -21,6 +21,7 @@ use nodeguard::{
         follow::Cgroups,
         maps::Maps,
         model::Model,
+        pinholes::OpenPinholes,
         plan::{self, Op},
     },
     policy::ruleset::{ALL_PODS_SCOPE, GuardedPort, Mode, Peer, PeerKind, PortRule, Rule, Ruleset, Tables},
@@ -33,7 +34,7 @@ use crate::packets::{self, Sample, pick};
 struct Pair {
     ebpf: Ebpf,
     probe: Array<MapData, Probe>,
-    pinholes: HashMap<MapData, FlowKey, Pinhole>,
+    pinholes: OpenPinholes,
     udp_flows: HashMap<MapData, FlowKey, Pinhole>,
     apply: Apply,
     model: Model,
@@ -94,7 +95,7 @@ impl Pair {
         <&mut SchedClassifier>::try_from(ebpf.program_mut("probe_edge_tc").unwrap()).unwrap().load().unwrap();
         Pair {
             probe: Array::try_from(ebpf.take_map("PROBE").unwrap()).unwrap(),
-            pinholes: HashMap::try_from(ebpf.take_map("PINHOLES").unwrap()).unwrap(),
+            pinholes: OpenPinholes::take(&mut ebpf).unwrap(),
             udp_flows: HashMap::try_from(ebpf.take_map("UDP_FLOWS").unwrap()).unwrap(),
             apply: Apply::new(Maps::take(&mut ebpf).unwrap()).unwrap().below(Path::new(HERE)),
             ebpf,
@@ -134,7 +135,7 @@ impl Pair {
             let vias = [Pinhole::TUNNEL, Pinhole::NODE, Pinhole::CALLER, Pinhole::CALLER | Pinhole::NODE, 0, 64];
             let pinhole = Pinhole { via: pick(rng, &vias), at: now(), cgroup: pick(rng, &callers) };
             if round % 2 == 0 {
-                self.pinholes.insert(key, pinhole, 0).unwrap();
+                self.pinholes.insert(key, pinhole).unwrap();
                 self.model.pinholes.insert(key, pinhole);
                 continue;
             }

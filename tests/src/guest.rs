@@ -38,7 +38,7 @@ use nodeguard::{
         edge::EDGE_PROGRAMS,
         load::{self, Loaded, Location},
         object::PROGRAMS,
-        pinholes::KernelPinholes,
+        pinholes::{KernelPinholes, OpenPinholes},
     },
     node::NodeFacts,
     policy::{compile::compile as compile_policy, diagnostic::Source},
@@ -247,9 +247,7 @@ fn shapes(apply: &Apply, bpffs: &Path) {
             }
         });
     }
-    let pins = load::pins(bpffs).join("maps/PINHOLES");
-    let pinholes = aya::maps::Map::from_map_data(aya::maps::MapData::from_pin(pins).unwrap()).unwrap();
-    let mut pinholes: aya::maps::HashMap<_, guard_common::abi::FlowKey, Pinhole> = pinholes.try_into().unwrap();
+    let mut pinholes = OpenPinholes::pinned(&load::pins(bpffs)).unwrap();
     let wire = Wire::open("lo", [0; 6]).unwrap();
     for (number, shape) in all().iter().enumerate() {
         let mut wrong = Vec::new();
@@ -262,7 +260,7 @@ fn shapes(apply: &Apply, bpffs: &Path) {
             let own = 20_000 + 4 * number as u16 + sender as u16;
             let flow = Flow { from: SocketAddr::new(from, own), to: at(shape.v6, port) };
             if sender == Sender::Pinhole {
-                pinholes.insert(flow_of(shape, flow).key(), Pinhole::of(Pinhole::TUNNEL), 0).unwrap();
+                pinholes.insert(flow_of(shape, flow).key(), Pinhole::of(Pinhole::TUNNEL)).unwrap();
             }
             wrong.extend(check_shape(shape, sender, flow, &wire, &|| counts(apply)).err());
         }

@@ -77,7 +77,7 @@ pub(super) fn pinned_map(pins: &Path, name: &str) -> Result<Map, LoadError> {
     Ok(Map::from_map_data(MapData::from_pin(pins.join("maps").join(name))?)?)
 }
 
-fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, LoadError> {
+pub(super) fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, LoadError> {
     ebpf.take_map(name).ok_or(LoadError::Missing(name))
 }
 

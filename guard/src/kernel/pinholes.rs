@@ -1,12 +1,19 @@
 //! Owns registering sockets with the kernel: the sock_ops program turns a registered cookie into a pinhole when it connects.
-//! Called by `dial`, with the cookie of a socket that a permit allows to connect.
+//! Called by `dial`, with the cookie of a socket that a permit allows to connect; by `upgrade`, which carries open pinholes over.
 //! Must never keep a registration whose socket is gone: the cookie is forgotten when the dial ends without a connection.
 
-use std::sync::Mutex;
+use std::{path::Path, sync::Mutex};
 
-use aya::maps::{HashMap, MapData, MapError};
-use guard_common::abi::Pinhole;
+use aya::{
+    Ebpf,
+    maps::{Array, HashMap, Map, MapData, MapError},
+};
+use guard_common::abi::{FlowKey, Pinhole, opener_slot};
 
+use super::{
+    load::LoadError,
+    maps::{pinned_map, take},
+};
 use crate::{dial::Pinholes, lock::lock};
 
 /// Registers sockets in the kernel's cookie table.
@@ -23,6 +30,39 @@ impl KernelPinholes {
             cookies.remove(&cookie)?;
         }
         Ok(KernelPinholes { cookies: Mutex::new(cookies) })
+    }
+}
+
+/// The pinholes that are open, for whoever has to open one without a socket.
+pub struct OpenPinholes {
+    flows: HashMap<MapData, FlowKey, Pinhole>,
+    openers: Array<MapData, u8>,
+}
+
+impl OpenPinholes {
+    /// Opens the tables by their pins.
+    pub fn pinned(pins: &Path) -> Result<OpenPinholes, LoadError> {
+        OpenPinholes::open(|name| pinned_map(pins, name))
+    }
+
+    /// Takes the tables out of a loaded object.
+    pub fn take(ebpf: &mut Ebpf) -> Result<OpenPinholes, LoadError> {
+        OpenPinholes::open(|name| take(ebpf, name))
+    }
+
+    fn open(mut map: impl FnMut(&'static str) -> Result<Map, LoadError>) -> Result<OpenPinholes, LoadError> {
+        Ok(OpenPinholes { flows: map("PINHOLES")?.try_into()?, openers: map("OPENERS")?.try_into()? })
+    }
+
+    /// Opens one. Fails where the table is full.
+    pub fn insert(&mut self, flow: FlowKey, pinhole: Pinhole) -> Result<(), MapError> {
+        self.openers.set(opener_slot(&flow.source), 1, 0)?;
+        self.flows.insert(flow, pinhole, 0)
+    }
+
+    /// Closes one. Fails where it is not open.
+    pub fn remove(&mut self, flow: &FlowKey) -> Result<(), MapError> {
+        self.flows.remove(flow)
     }
 }
 

@@ -20,6 +20,7 @@ use guard_common::{
 use super::{
     load::{LoadError, at},
     maps::rule_name,
+    pinholes::OpenPinholes,
     shape::Shape,
     sys,
 };
@@ -118,12 +119,12 @@ impl Predecessor {
             );
             return Ok(());
         }
-        let open =
-            |path: PathBuf| HashMap::<_, FlowKey, Pinhole>::try_from(Map::from_map_data(MapData::from_pin(path)?)?);
-        let (old, mut new) = (open(self.map("PINHOLES"))?, open(pins.join("maps/PINHOLES"))?);
+        let old = Map::from_map_data(MapData::from_pin(self.map("PINHOLES"))?)?;
+        let old: HashMap<_, FlowKey, Pinhole> = old.try_into()?;
+        let mut new = OpenPinholes::pinned(pins)?;
         sys::grace_period().map_err(at(&self.directory))?;
         for (flow, pinhole) in old.iter().flatten() {
-            new.insert(flow, pinhole, 0)?;
+            new.insert(flow, pinhole)?;
         }
         Ok(())
     }

@@ -21,7 +21,7 @@ use lab::{
     bench::{Pairs, Row, median, progress},
     lab::Lab,
     net::Who,
-    process::until,
+    process::{Process, until},
     wire::hardware,
 };
 use nix::unistd::Pid;
@@ -89,18 +89,43 @@ impl Subject {
             Subject::Rival(rival) => rival.name(),
         }
     }
+
+    /// The first node, but for iptables: once it was there, every packet goes through its tables, be they empty.
+    fn node(self, [node, other]: &mut [Node; 2]) -> &mut Node {
+        if self == Subject::Rival(Rival::Ipset) { other } else { node }
+    }
+}
+
+/// A node to flood.
+struct Node {
+    lab: Lab,
+    _server: Process,
+    uplink: Uplink,
+    generator: Generator,
+}
+
+impl Node {
+    fn start(nets: &[IpNet]) -> Result<Node> {
+        let (lab, server) = lab_with(&document(nets), WORK)?;
+        // Strangers are behind a gateway. Else the node asks each of them for a hardware address, and there are only so many in the
+        // kernel, for all namespaces together.
+        lab.net.ip(Who::Node, &["route", "add", "10.0.16.0/20", "via", &Who::Stranger.v4().to_string()])?;
+        let uplink = Uplink::of(&lab)?;
+        let generator = lab.net.run_on_switch(Generator::new)?;
+        Ok(Node { lab, _server: server, uplink, generator })
+    }
 }
 
 pub(crate) fn measure(amount: Amount) -> Result<Vec<Row>> {
     let nets: Vec<IpNet> =
         IpNet::aggregate(&prefixes(false, PREFIXES, 1)).into_iter().chain(["10.0.8.0/24".parse()?]).collect();
-    let (lab, _server) = lab_with(&document(&nets), WORK)?;
-    let uplink = Uplink::of(&lab)?;
-    let mut generator = lab.net.run_on_switch(Generator::new)?;
+    let mut nodes = [Node::start(&nets)?, Node::start(&nets)?];
     let mut subjects = vec![Subject::Edge, Subject::Guard, Subject::Nobody];
     for rival in Rival::ALL {
+        let subject = Subject::Rival(rival);
+        let lab = &subject.node(&mut nodes).lab;
         match lab.net.run(Who::Node, || rival.install(FREE_PORT + 1, &nets).and_then(|()| rival.remove())) {
-            Ok(()) => subjects.push(Subject::Rival(rival)),
+            Ok(()) => subjects.push(subject),
             Err(error) => progress(&format!("not measured: {}: {error:#}", rival.name())),
         }
     }
@@ -112,13 +137,14 @@ pub(crate) fn measure(amount: Amount) -> Result<Vec<Row>> {
         all.rotate_left(first);
         for figures in &mut all {
             let subject = figures.subject;
-            place(&lab, subject, &nets)?;
+            let node = subject.node(&mut nodes);
+            place(&node.lab, subject, &nets)?;
             // Who starts, ends and reads goes before all that is measured: else the clients come when the flood is over.
             precedence(Pid::from_raw(0), 3)?;
-            let measured = one(&lab, &uplink, &mut generator, subject, Duration::from_secs_f64(amount.seconds));
+            let measured = one(node, subject, Duration::from_secs_f64(amount.seconds));
             undisturbed(false)?;
             if let Subject::Rival(rival) = subject {
-                lab.net.run(Who::Node, || rival.remove())?;
+                node.lab.net.run(Who::Node, || rival.remove())?;
             }
             let Measured { allowed, given_up, sent, cost } = measured?;
             progress(&format!(
@@ -149,7 +175,9 @@ fn place(lab: &Lab, subject: Subject, nets: &[IpNet]) -> Result<()> {
     }
 }
 
-fn one(lab: &Lab, uplink: &Uplink, generator: &mut Generator, subject: Subject, time: Duration) -> Result<Measured> {
+fn one(node: &mut Node, subject: Subject, time: Duration) -> Result<Measured> {
+    let Node { lab, uplink, generator, .. } = node;
+    let (lab, uplink) = (&*lab, &*uplink);
     let port = match subject {
         Subject::Edge | Subject::Guard => PORT + 1,
         Subject::Nobody | Subject::Rival(_) => FREE_PORT + 1,

@@ -15,7 +15,7 @@ use std::{net::IpAddr, sync::Arc};
 use anyhow::{Context, Result};
 use aya::{
     Ebpf,
-    maps::{Array, HashMap, MapData},
+    maps::{Array, MapData},
     programs::{CgroupSkb, TestRun, TestRunOptions},
 };
 use guard_common::{
@@ -28,7 +28,7 @@ use lab::{
     bench::{Goal, Pairs, Row, progress},
     net::Who,
 };
-use nodeguard::kernel::{apply::Apply, maps::Maps};
+use nodeguard::kernel::{apply::Apply, maps::Maps, pinholes::OpenPinholes};
 
 use crate::{
     Amount, object,
@@ -46,7 +46,7 @@ const OTHER_PORT: u16 = 10_300;
 struct Bench {
     ebpf: Ebpf,
     probe: Array<MapData, Probe>,
-    pinholes: HashMap<MapData, FlowKey, Pinhole>,
+    pinholes: OpenPinholes,
     amount: Amount,
 }
 
@@ -95,16 +95,14 @@ impl Bench {
             program.load().with_context(|| name.to_owned())?;
         }
         let probe = Array::try_from(ebpf.take_map("PROBE").context("PROBE")?)?;
-        let pinholes = HashMap::try_from(ebpf.take_map("PINHOLES").context("PINHOLES")?)?;
+        let pinholes = OpenPinholes::take(&mut ebpf)?;
         let mut apply = Apply::new(Maps::take(&mut ebpf)?)?;
         apply.apply(&Arc::new(compiled(document(nets.iter().flatten()))?))?;
         Ok(Bench { ebpf, probe, pinholes, amount })
     }
 
     fn open(&mut self, sources: &[IpAddr]) -> Result<()> {
-        sources
-            .iter()
-            .try_for_each(|source| Ok(self.pinholes.insert(flow(*source), Pinhole::of(Pinhole::TUNNEL), 0)?))
+        sources.iter().try_for_each(|source| Ok(self.pinholes.insert(flow(*source), Pinhole::of(Pinhole::TUNNEL))?))
     }
 
     fn close(&mut self, sources: &[IpAddr]) -> Result<()> {
