@@ -5,7 +5,7 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use lab::{
@@ -39,8 +39,9 @@ fn packets(status: &Status, reason: &str) -> u64 {
     status.counters.iter().filter(|counter| counter.reason == reason).map(|counter| counter.packets).sum()
 }
 
-fn has_links(build: &Path) -> bool {
-    fs::read_dir(build.join("links")).is_ok_and(|mut links| links.next().is_some())
+/// How many links a pin directory holds.
+fn held(build: &Path) -> usize {
+    fs::read_dir(build.join("links")).map_or(0, Iterator::count)
 }
 
 /// Ends the guard in the ordinary way and starts the other build of it.
@@ -109,15 +110,24 @@ fn a_takeover_that_was_killed_is_finished_by_the_next_start() {
     let mut halves = 0;
     std::thread::scope(|scope| {
         let knocking = scope.spawn(|| knock(stranger, kubelet, ATTEMPTS, &made).unwrap());
-        for pause in 0..KILLS {
+        for number in 0..KILLS {
             lab.daemon.take().unwrap().kill().unwrap();
             lab.build = lab.build.other();
-            // Killed at some moment of its start: before, amid or after it takes the links over.
+            let [old] = &pinned(&lab)[..] else { panic!("{:?}", pinned(&lab)) };
             let mut half = lab.start_unfinished().unwrap();
-            std::thread::sleep(Duration::from_millis(40 + pause * 6));
+            if number % 2 == 0 {
+                // Killed at some moment of its start: before, amid or after it takes the links over.
+                std::thread::sleep(Duration::from_millis(40 + number * 6));
+            } else {
+                // Killed when it has taken so many.
+                let (all, taken, started) = (held(old), number / 2 % 7 + 1, Instant::now());
+                while held(old) as u64 + taken > all as u64 && started.elapsed() < Duration::from_secs(5) {
+                    std::thread::yield_now();
+                }
+            }
             half.signal(Signal::SIGKILL).unwrap();
             half.wait(Duration::from_secs(5)).unwrap();
-            halves += usize::from(pinned(&lab).iter().filter(|build| has_links(build)).count() > 1);
+            halves += usize::from(pinned(&lab).iter().filter(|build| held(build) > 0).count() > 1);
             lab.start_daemon().unwrap();
             assert_eq!(pinned(&lab).len(), 1);
             assert_eq!(
@@ -130,5 +140,6 @@ fn a_takeover_that_was_killed_is_finished_by_the_next_start() {
     let ca = lab.certs.path("ca.crt");
     let peer = lab.net.run(Who::Peer, || Ok(https(tcp(kubelet), "/healthz", &ca))).unwrap();
     assert_eq!(peer, Outcome::Http(200));
-    println!("takeover: killed {KILLS} times at its start, {halves} times amid the links; 0 strangers admitted");
+    assert!(halves > 0, "never killed amid the links");
+    println!("takeover: killed {KILLS} times at its start, {halves} of them amid the links; 0 strangers admitted");
 }
