@@ -70,22 +70,20 @@ fn kernel_image(line: &str, package: &str) -> Result<PathBuf> {
             newest().with_context(|| format!("apt knows no kernel {line} (package {package})"))?
         }
     };
-    let place = directory()?.join(line);
-    let image = place.join(format!("boot/vmlinuz-{newest}"));
+    let image = directory()?.join(format!("vmlinuz-{newest}"));
     if !image.is_file() {
         say(format!("  unpacking Debian's kernel {newest}"));
+        // The image stands in its place once it is whole; what was begun before and not ended is in the way.
+        let place = directory()?.join("unpacking");
+        let _ = fs::remove_dir_all(&place);
         fs::create_dir_all(&place)?;
         let download = ["-qq", "-o", "APT::Sandbox::User=root", "download", &format!("linux-image-{newest}")];
         run(command("apt-get").args(download).current_dir(&place))?;
-        let packages = fs::read_dir(&place)?.flatten().map(|entry| entry.path());
-        let package = packages.filter(|path| path.extension().is_some_and(|extension| extension == "deb"));
-        let package = package.max().context("apt-get download left no package")?;
+        let mut packages = fs::read_dir(&place)?.flatten().map(|entry| entry.path());
+        let package = packages.next().context("apt-get download left no package")?;
         run(command("dpkg-deb").arg("-x").arg(&package).arg(&place))?;
-        fs::remove_file(package)?;
-        // The image alone is needed.
-        for rest in ["lib", "usr"] {
-            let _ = fs::remove_dir_all(place.join(rest));
-        }
+        fs::rename(place.join(format!("boot/vmlinuz-{newest}")), &image)?;
+        fs::remove_dir_all(&place)?;
     }
     Ok(image)
 }
