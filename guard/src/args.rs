@@ -126,7 +126,7 @@ pub struct RunArgs {
     pub advertise_pod_addresses: bool,
     /// Reads the cluster's Services and EndpointSlices: a dial to a ClusterIP then goes to an endpoint, a local one first, that is judged as any
     /// other address. Needs read access (deploy/services.yaml), with --kubeconfig or as a pod.
-    #[arg(long)]
+    #[arg(long, env = "NODEGUARD_WATCH_SERVICES")]
     pub watch_services: bool,
     /// The audit file.
     #[command(flatten)]
@@ -168,7 +168,7 @@ pub struct AgentArgs {
     pub advertise_pod_addresses: bool,
     /// Reads the cluster's Services and EndpointSlices: a dial to a ClusterIP then goes to an endpoint, a local one first, that is judged as any
     /// other address. Needs read access (deploy/services.yaml), with --kubeconfig or as a pod.
-    #[arg(long)]
+    #[arg(long, env = "NODEGUARD_WATCH_SERVICES")]
     pub watch_services: bool,
     /// The audit file.
     #[command(flatten)]

@@ -2,7 +2,7 @@
 
 use std::{path::Path, process::Command};
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use lab::{daemon::binary, process::output};
 use nodeguard::args::{Cli, Command as Sub};
 use serde_json::Value;
@@ -77,28 +77,28 @@ fn watching_services_takes_two_rights_a_flag_and_a_token() {
         (&account["metadata"]["name"], &account["metadata"]["namespace"])
     );
 
-    // The patch adds to what is there, and nothing of it changes who the guard is.
-    let mut daemon = kind("DaemonSet");
-    let before = daemon.clone();
-    for operation in documents("services-patch.yaml").remove(0).as_array().unwrap() {
-        assert_eq!(operation["op"], "add");
-        let place = operation["path"].as_str().unwrap().strip_suffix("/-").unwrap();
-        daemon.pointer_mut(place).unwrap().as_array_mut().unwrap().push(operation["value"].clone());
+    // The patch only adds to lists that are merged by a key, so that it can be applied again.
+    let patch = documents("services-patch.yaml").remove(0);
+    let pod = &patch["spec"]["template"]["spec"];
+    let keys = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+    assert_eq!(keys(pod), ["containers", "volumes"]);
+    let container = &pod["containers"][0];
+    assert_eq!(keys(container), ["env", "name", "volumeMounts"]);
+    let daemon = kind("DaemonSet");
+    assert_eq!(container["name"], daemon["spec"]["template"]["spec"]["containers"][0]["name"]);
+    let variable = &container["env"][0];
+    for name in ["run", "agent"] {
+        let mut command = Cli::command();
+        let arguments = command.find_subcommand_mut(name).unwrap().get_arguments();
+        let flag = arguments.into_iter().find(|argument| argument.get_long() == Some("watch-services")).unwrap();
+        assert_eq!(flag.get_env().unwrap(), variable["name"].as_str().unwrap());
     }
-    let pod = |daemon: &Value| daemon["spec"]["template"]["spec"].clone();
-    assert_eq!(pod(&daemon)["containers"][0]["securityContext"], pod(&before)["containers"][0]["securityContext"]);
-    let container = &pod(&daemon)["containers"][0];
-    let words = [strings(&container["command"]), strings(&container["args"])].concat();
-    let Sub::Run(args) = Cli::try_parse_from(&words).unwrap_or_else(|error| panic!("{error}")).command else {
-        panic!("not run")
-    };
-    assert!(args.watch_services && args.agent.kubeconfig.as_os_str().is_empty());
+    assert_eq!(variable["value"], "true");
     let mounts = container["volumeMounts"].as_array().unwrap();
     let api =
         mounts.iter().find(|mount| mount["mountPath"] == "/var/run/secrets/kubernetes.io/serviceaccount").unwrap();
     assert_eq!(api["readOnly"], true);
-    let volumes = pod(&daemon)["volumes"].as_array().unwrap().clone();
-    let volume = volumes.iter().find(|volume| volume["name"] == api["name"]).unwrap();
+    let volume = pod["volumes"].as_array().unwrap().iter().find(|volume| volume["name"] == api["name"]).unwrap();
     let sources = volume["projected"]["sources"].as_array().unwrap();
     assert_eq!(sources[0]["serviceAccountToken"]["path"], "token");
     assert!(sources[0]["serviceAccountToken"]["audience"].is_null(), "a token for the API server itself");

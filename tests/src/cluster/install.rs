@@ -131,6 +131,16 @@ pub(crate) fn deployed(file: &str) -> Result<String> {
     std::fs::read_to_string(&path).with_context(|| path.display().to_string())
 }
 
+/// deploy/daemonset.yaml as it is, but for what every operator fills in.
+pub(crate) fn daemonset() -> Result<String> {
+    let mut manifest = deployed("daemonset.yaml")?;
+    for (blank, filled) in [("<image>", IMAGE), ("<konnectivity server>", at().control)] {
+        ensure!(manifest.contains(blank), "the manifest has no {blank}");
+        manifest = manifest.replace(blank, filled);
+    }
+    Ok(manifest)
+}
+
 impl Cluster<'_> {
     /// Who may do what.
     pub(crate) fn access(&self) -> Result<()> {
@@ -147,14 +157,9 @@ impl Cluster<'_> {
         })
     }
 
-    /// Installs deploy/daemonset.yaml as it is, but for what every operator fills in.
+    /// Installs deploy/daemonset.yaml.
     pub(crate) fn install_guard(&self) -> Result<()> {
-        let mut manifest = deployed("daemonset.yaml")?;
-        for (blank, filled) in [("<image>", IMAGE), ("<konnectivity server>", at().control)] {
-            ensure!(manifest.contains(blank), "the manifest has no {blank}");
-            manifest = manifest.replace(blank, filled);
-        }
-        self.kubectl.apply(&manifest)?;
+        self.kubectl.apply(&daemonset()?)?;
         self.guard_ready()
     }
 

@@ -15,7 +15,7 @@ use serde_json::Value;
 use crate::{
     addresses::{Addresses, at},
     control::{Egress, PATIENCE},
-    install::{Cluster, deployed, policy},
+    install::{Cluster, daemonset, deployed, policy},
     kubectl::{Said, Stream},
     pki::Pki,
     table::Table,
@@ -162,12 +162,23 @@ fn manifest(file: &str) -> std::path::PathBuf {
     std::path::PathBuf::from(env!("CARGO_MANIFEST_DIR")).with_file_name("deploy").join(file)
 }
 
-/// The guard is started with --watch-services by the patch that is shipped, or as before.
+/// The guard is started with --watch-services by the patch that is shipped, which can be applied again and outlives an update; or as before.
 fn watching(cluster: &Cluster<'_>, wanted: bool) -> Result<()> {
     let daemon = ["-n", "kube-system"];
     if wanted {
         let file = format!("--patch-file={}", crate::pki::text(&manifest("services-patch.yaml"))?);
-        cluster.kubectl.run(&[&daemon[..], &["patch", "daemonset", "nodeguard", "--type=json", &file]].concat())?;
+        let patch = [&daemon[..], &["patch", "daemonset", "nodeguard", &file]].concat();
+        let generation =
+            [&daemon[..], &["get", "daemonset", "nodeguard", "-o", "jsonpath={.metadata.generation}"]].concat();
+        cluster.kubectl.run(&patch)?;
+        let patched = cluster.kubectl.run(&generation)?;
+        cluster.kubectl.run(&patch)?;
+        // Of the manifest the DaemonSet alone: its policy is the shipped one.
+        let whole = daemonset()?;
+        let updated = whole.split("\n---\n").find(|document| document.contains("kind: DaemonSet"));
+        cluster.kubectl.apply(updated.context("the manifest has a DaemonSet")?)?;
+        let now = cluster.kubectl.run(&generation)?;
+        ensure!(now == patched, "the patch, or the manifest after it, changed something again: {patched}, {now}");
         // Without the role it is not ready: the rollout says that something is missing.
         return until("the new guard serves", PATIENCE, || {
             std::thread::sleep(Duration::from_millis(300));
