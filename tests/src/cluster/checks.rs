@@ -34,6 +34,7 @@ pub(crate) fn all(
     pki: &Pki,
     table: &mut Table,
 ) -> Result<()> {
+    let unhealthy = direct::failed_probes(cluster)?;
     audit(cluster, table)?;
     cluster.enforce(&policy("Enforce"))?;
     let before = cluster.place.refused_by_filter()?;
@@ -55,7 +56,7 @@ pub(crate) fn all(
     })?;
     direct::attempts(cluster, table)?;
     direct::edited(cluster, table)?;
-    direct::probes(cluster, table)?;
+    direct::probes(cluster, unhealthy, table)?;
     edits::edits(cluster, node, table)?;
     edge::tier(cluster, table)?;
     facts::found(cluster, table)?;

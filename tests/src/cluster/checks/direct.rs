@@ -191,14 +191,13 @@ fn node_process_connects(cluster: &Cluster<'_>, host: &str, port: u16) -> Result
     }
 }
 
-/// Kubelet's own probes of a guarded pod port: HTTP, TCP and exec, every second.
-pub(crate) fn probes(cluster: &Cluster<'_>, table: &mut Table) -> Result<()> {
+/// Kubelet's own probes of a guarded pod port: HTTP, TCP and exec, every second. Some may have failed before its server listened.
+pub(crate) fn probes(cluster: &Cluster<'_>, before: u64, table: &mut Table) -> Result<()> {
     let soak = std::env::var_os("NODEGUARD_SOAK").is_some();
     let time = Duration::from_secs(if soak { 600 } else { 20 });
     table.check("kubelet", "probes of a guarded port, each second", format!("{time:?}"), "no failure", || {
         std::thread::sleep(time);
-        let events = ["get", "events", "--field-selector=reason=Unhealthy,involvedObject.name=web", "-o", "name"];
-        let failed = cluster.kubectl.run(&events)?.lines().count();
+        let failed = failed_probes(cluster)? - before;
         let pod = cluster.kubectl.run(&["get", "pod", "web", "-o", "json"])?;
         let pod: Value = serde_json::from_str(&pod)?;
         let states =
@@ -207,7 +206,15 @@ pub(crate) fn probes(cluster: &Cluster<'_>, table: &mut Table) -> Result<()> {
         let ready = states.iter().all(|state| state.get("ready") == Some(&Value::Bool(true)));
         Ok(match (failed, restarts, ready) {
             (0, 0, true) => "no failure".to_owned(),
-            _ => format!("{failed} events of failed probes, {restarts} restarts, ready: {ready}"),
+            _ => format!("{failed} failed probes, {restarts} restarts, ready: {ready}"),
         })
     })
+}
+
+/// How many probes of the guarded pod have failed, ever.
+pub(crate) fn failed_probes(cluster: &Cluster<'_>) -> Result<u64> {
+    let events = ["get", "events", "--field-selector=reason=Unhealthy,involvedObject.name=web", "-o", "json"];
+    let events: Value = serde_json::from_str(&cluster.kubectl.run(&events)?)?;
+    let events = events["items"].as_array().context("a list")?;
+    Ok(events.iter().map(|event| event["count"].as_u64().unwrap_or(1)).sum())
 }

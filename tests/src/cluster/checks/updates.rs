@@ -7,7 +7,7 @@ use std::{
     io::{BufRead, BufReader, Read},
     process::{Child, ChildStdout, Stdio},
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -17,11 +17,12 @@ use nix::{
 };
 use serde_json::Value;
 
+use super::edits::since_1970;
 use crate::{
     addresses::{at, socket},
     install::Cluster,
     kubectl::Stream,
-    node::Node,
+    node::{NAME, Node},
     place::Where,
     table::Table,
 };
@@ -68,8 +69,12 @@ struct Seen {
     first: Duration,
     /// How each of `STREAMS` ended.
     open: Vec<String>,
-    /// How many dials the guard that went away recorded as ended by its drain.
-    drained: usize,
+    /// While each of them was being opened, since 1970.
+    asked: Vec<[Duration; 2]>,
+    /// The dials that the guard which went away recorded as ended by its drain: when each was asked for.
+    drained: Vec<Duration>,
+    /// How many it said were open when the drain's time was over.
+    over: Option<u64>,
     took: Duration,
 }
 
@@ -98,28 +103,59 @@ pub(crate) fn replaced(cluster: &Cluster<'_>, node: &Node, table: &mut Table) ->
             seen = Some(now);
             Ok(text)
         })?;
-        let Some(Seen { open, drained, .. }) = seen else { continue };
-        let said = |each: (&Open, &String)| format!("{} {}", each.0.0, each.1);
-        let all: Vec<String> = STREAMS.iter().zip(&open).map(said).collect();
+        let Some(seen) = seen else { continue };
         table.check("everybody", what, "nodes/proxy that was open", "ended with an error", || {
-            Ok(open.first().cloned().unwrap_or_default())
+            Ok(seen.open.first().cloned().unwrap_or_default())
         })?;
         if !matches!(way, Way::Kill) {
-            table.check("everybody", what, "what was open: audit lines", "drained", || {
-                // Logs may share a connection; each exec has its own.
-                ensure!(drained >= STREAMS.len() - 1, "{drained} dials are recorded as ended by the drain");
-                Ok(format!("drained ({drained} dials; {})", all.join("; ")))
-            })?;
+            table.check("everybody", what, "what was open: audit lines", "drained", || recorded(cluster, &seen))?;
         }
     }
     Ok(())
+}
+
+/// Each dial that the drain ended has its record, and each stream a dial among these. An exec has a connection of its own. nodes/proxy and logs are
+/// requests of the API server's one client for kubelet (kubelet/client, makeTransport): over HTTP/2 they share a connection, which may be older than
+/// both. Kubelet v1.37 offers HTTP/1.1 alone (its GetConfigForClient returns a configuration that was cloned before net/http added h2 to it), and
+/// each has its own.
+fn recorded(cluster: &Cluster<'_>, seen: &Seen) -> Result<String> {
+    let version = cluster.kubectl.run(&["get", "node", NAME, "-o", "jsonpath={.status.nodeInfo.kubeletVersion}"])?;
+    let of_logs = if version.starts_with("v1.34.") { 1 } else { 2 };
+    let (mut rest, mut of_execs) = (seen.drained.clone(), 0);
+    for (Open(name, _, words), [began, ended]) in STREAMS.iter().zip(&seen.asked) {
+        if words == &TICKS {
+            let own = rest.extract_if(.., |asked| (*began..=*ended).contains(asked)).count();
+            ensure!(own == 1, "{name}: {own} dials that were asked for then are recorded as ended by the drain");
+            of_execs += own;
+        }
+    }
+    let logs = seen.asked.get(1).map(|[_, ended]| *ended).context("logs")?;
+    // What was asked for later is of the execs that go on meanwhile.
+    let later = rest.extract_if(.., |asked| *asked > logs).count();
+    // More than these are connections that the API server keeps for later.
+    ensure!(rest.len() >= of_logs, "nodes/proxy and logs: {} dials are recorded as ended by the drain", rest.len());
+    ensure!(seen.over == Some(seen.drained.len() as u64), "{} records, {:?} were open", seen.drained.len(), seen.over);
+    let ages: Vec<String> = rest.iter().map(|asked| format!("{:.1?}", logs.saturating_sub(*asked))).collect();
+    let said = |each: (&Open, &String)| format!("{} {}", each.0.0, each.1);
+    let all: Vec<String> = STREAMS.iter().zip(&seen.open).map(said).collect();
+    Ok(format!(
+        "drained ({of_execs} dials of the execs, {} of nodes/proxy and logs, opened {} before these, {later} later; {})",
+        rest.len(),
+        ages.join(" and "),
+        all.join("; ")
+    ))
 }
 
 fn under_load(cluster: &Cluster<'_>, node: &Node, way: Way) -> Result<Seen> {
     let kubelet = socket(at().node, 10250)?;
     let before = container(cluster)?.context("the guard has no running container")?;
     let record = record(node)?;
-    let held = STREAMS.iter().map(|open| Held::open(cluster, open)).collect::<Result<Vec<_>>>()?;
+    let (mut held, mut asked) = (Vec::new(), Vec::new());
+    for open in &STREAMS {
+        let began = now()?;
+        held.push(Held::open(cluster, open)?);
+        asked.push([began, now()?]);
+    }
     let (stop, made) = (AtomicBool::new(false), AtomicUsize::new(0));
     let started = Instant::now();
     let outcome = std::thread::scope(|scope| -> Result<_> {
@@ -153,8 +189,14 @@ fn under_load(cluster: &Cluster<'_>, node: &Node, way: Way) -> Result<Seen> {
     let open = held.into_iter().map(Held::end).collect::<Result<Vec<_>>>()?;
     let (knocked, execs, first) = outcome?;
     ensure!(first < WORKS, "the first exec of the new pod took {first:?}");
-    let drained = lines_of(record)?.filter(|line| line.contains(r#""reason":"drained""#)).count();
-    Ok(Seen { knocked, execs, first, open, drained, took: started.elapsed() })
+    let lines = lines_of(record)?;
+    let over = |line: &Value| {
+        line["message"].as_str()?.starts_with("the drain's time is over").then(|| line["open"].as_u64())?
+    };
+    let drained =
+        lines.iter().filter(|line| line["reason"] == "drained").map(|line| asked_at(line).context("its time"));
+    let (drained, over) = (drained.collect::<Result<_>>()?, lines.iter().find_map(over));
+    Ok(Seen { knocked, execs, first, open, asked, drained, over, took: started.elapsed() })
 }
 
 /// The files that the running guard's lines go to, held open: they are removed with the pod.
@@ -170,12 +212,23 @@ fn record(node: &Node) -> Result<Vec<File>> {
     Ok(files)
 }
 
-fn lines_of(files: Vec<File>) -> Result<impl Iterator<Item = String>> {
+/// The guard's lines in them.
+fn lines_of(files: Vec<File>) -> Result<Vec<Value>> {
     let mut text = String::new();
     for mut file in files {
         file.read_to_string(&mut text)?;
     }
-    Ok(text.lines().map(str::to_owned).collect::<Vec<_>>().into_iter())
+    let line = |line: &str| serde_json::from_str(line.get(line.find('{')?..)?).ok();
+    Ok(text.lines().filter_map(line).collect())
+}
+
+/// When the dial of an audit line was asked for.
+fn asked_at(line: &Value) -> Option<Duration> {
+    since_1970(line["timestamp"].as_str()?)?.checked_sub(Duration::from_millis(line["milliseconds"].as_u64()?))
+}
+
+fn now() -> Result<Duration> {
+    Ok(SystemTime::now().duration_since(UNIX_EPOCH)?)
 }
 
 fn answers(cluster: &Cluster<'_>) -> Result<()> {
