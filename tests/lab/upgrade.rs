@@ -120,8 +120,8 @@ fn a_takeover_that_was_killed_is_finished_by_the_next_start() {
                 std::thread::sleep(Duration::from_millis(40 + number * 6));
             } else {
                 // Killed when it has taken so many.
-                let (all, taken, started) = (held(old), number / 2 % 7 + 1, Instant::now());
-                while held(old) as u64 + taken > all as u64 && started.elapsed() < Duration::from_secs(5) {
+                let (left, started) = (held(old) - (number / 2 % 7 + 1) as usize, Instant::now());
+                while held(old) > left && started.elapsed() < Duration::from_secs(5) {
                     std::thread::yield_now();
                 }
             }

@@ -32,7 +32,7 @@ use super::{
 pub struct Location {
     /// The cgroup v2 directory that the programs attach to: the root of the hierarchy covers the whole node.
     pub cgroup: PathBuf,
-    /// The directory on a bpf file system below which everything is pinned, in `v1/`.
+    /// The directory on a bpf file system below which everything is pinned, in [`Location::pins`].
     pub bpffs: PathBuf,
 }
 

@@ -11,7 +11,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
+use aya::maps::{Array, HashMap, PerCpuArray};
 use guard_common::{
     Reason,
     abi::{ABI, FlowKey, NO_RULE, Pinhole, RULE_SLOTS, RuleName, counter_index},
@@ -19,7 +19,7 @@ use guard_common::{
 
 use super::{
     load::{LoadError, at},
-    maps::rule_name,
+    maps::{pinned_map, rule_name},
     pinholes::OpenPinholes,
     shape::Shape,
     sys,
@@ -119,8 +119,7 @@ impl Predecessor {
             );
             return Ok(());
         }
-        let old = Map::from_map_data(MapData::from_pin(self.map("PINHOLES"))?)?;
-        let old: HashMap<_, FlowKey, Pinhole> = old.try_into()?;
+        let old: HashMap<_, FlowKey, Pinhole> = pinned_map(&self.directory, "PINHOLES")?.try_into()?;
         let mut new = OpenPinholes::pinned(pins)?;
         sys::grace_period().map_err(at(&self.directory))?;
         for (flow, pinhole) in old.iter().flatten() {
@@ -137,10 +136,9 @@ impl Predecessor {
         }
         // The last packet that an old program judged is counted.
         sys::grace_period().map_err(at(&self.directory))?;
-        let map = |name: &str| -> Result<Map, MapError> { Map::from_map_data(MapData::from_pin(self.map(name))?) };
-        let names: Array<_, RuleName> = map("RULE_NAMES")?.try_into()?;
-        let counters: PerCpuArray<_, u64> = map("COUNTERS")?.try_into()?;
-        let carried: Array<_, u64> = map("CARRIED")?.try_into()?;
+        let names: Array<_, RuleName> = pinned_map(&self.directory, "RULE_NAMES")?.try_into()?;
+        let counters: PerCpuArray<_, u64> = pinned_map(&self.directory, "COUNTERS")?.try_into()?;
+        let carried: Array<_, u64> = pinned_map(&self.directory, "CARRIED")?.try_into()?;
         let mut counts = Vec::new();
         for slot in 0..=RULE_SLOTS as u16 {
             let name = if slot == NO_RULE { None } else { rule_name::read(&names.get(&u32::from(slot), 0)?) };
@@ -165,10 +163,6 @@ impl Predecessor {
 
     fn can_read(&self, map: &str) -> bool {
         self.readable.iter().any(|name| name == map)
-    }
-
-    fn map(&self, name: &str) -> PathBuf {
-        self.directory.join("maps").join(name)
     }
 }
 

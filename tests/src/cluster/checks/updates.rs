@@ -121,14 +121,14 @@ pub(crate) fn replaced(cluster: &Cluster<'_>, node: &Node, table: &mut Table) ->
 fn recorded(cluster: &Cluster<'_>, seen: &Seen) -> Result<String> {
     let version = cluster.kubectl.run(&["get", "node", NAME, "-o", "jsonpath={.status.nodeInfo.kubeletVersion}"])?;
     let of_logs = if version.starts_with("v1.34.") { 1 } else { 2 };
-    let (mut rest, mut of_execs) = (seen.drained.clone(), 0);
+    let mut rest = seen.drained.clone();
     for (Open(name, _, words), [began, ended]) in STREAMS.iter().zip(&seen.asked) {
         if words == &TICKS {
             let own = rest.extract_if(.., |asked| (*began..=*ended).contains(asked)).count();
             ensure!(own == 1, "{name}: {own} dials that were asked for then are recorded as ended by the drain");
-            of_execs += own;
         }
     }
+    let of_execs = seen.drained.len() - rest.len();
     let logs = seen.asked.get(1).map(|[_, ended]| *ended).context("logs")?;
     // What was asked for later is of the execs that go on meanwhile.
     let later = rest.extract_if(.., |asked| *asked > logs).count();
