@@ -33,7 +33,7 @@ spec:
   - name: hook
     image: localhost/hook:lab
     imagePullPolicy: Never
-    args: ['0.0.0.0:8443', /tls/tls.crt, /tls/tls.key]
+    args: ['[::]:8443', /tls/tls.crt, /tls/tls.key]
     volumeMounts: [{name: tls, mountPath: /tls, readOnly: true}]
     readinessProbe: {tcpSocket: {port: 8443}, periodSeconds: 1, timeoutSeconds: 10}
 ---

@@ -130,8 +130,13 @@ fn recorded(cluster: &Cluster<'_>, seen: &Seen) -> Result<String> {
     }
     let of_execs = seen.drained.len() - rest.len();
     let logs = seen.asked.get(1).map(|[_, ended]| *ended).context("logs")?;
-    // What was asked for later is of the execs that go on meanwhile.
+    // What was asked for later is of an exec that went on meanwhile and got no answer.
     let later = rest.extract_if(.., |asked| *asked > logs).count();
+    let unanswered = seen.execs.iter().filter(|good| !**good).count();
+    ensure!(
+        later <= unanswered,
+        "{later} dials more than those of the streams are recorded, {unanswered} execs went unanswered"
+    );
     // More than these are connections that the API server keeps for later.
     ensure!(rest.len() >= of_logs, "nodes/proxy and logs: {} dials are recorded as ended by the drain", rest.len());
     ensure!(seen.over == Some(seen.drained.len() as u64), "{} records, {:?} were open", seen.drained.len(), seen.over);
