@@ -152,14 +152,10 @@ pub fn cpu(process: &Process) -> Result<f64> {
     cpu_of(process.id())
 }
 
-/// The same by its number.
+/// The same by its number. `/proc/PID/stat` counts in hundredths of a second, which is too coarse for a short turn.
 pub fn cpu_of(id: u32) -> Result<f64> {
-    let stat = fs::read_to_string(format!("/proc/{id}/stat"))?;
-    // After the name, which may hold anything: state is field 3, utime 14, stime 15 (proc(5)).
-    let fields: Vec<&str> = stat.rsplit_once(')').context("/proc/PID/stat")?.1.split_whitespace().collect();
-    let ticks = |index: usize| fields.get(index).and_then(|text| text.parse::<f64>().ok()).context("/proc/PID/stat");
-    let per_second = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK)?.unwrap_or(100);
-    Ok((ticks(11)? + ticks(12)?) / per_second as f64)
+    let clock = nix::time::clock_getcpuclockid(nix::unistd::Pid::from_raw(id.cast_signed()))?;
+    Ok(Duration::from(clock.now()?).as_secs_f64())
 }
 
 /// A line of /proc/PID/status, KiB: `VmRSS` now, `VmHWM` the most so far.

@@ -2,7 +2,10 @@
 //! Called by `nodeguard-tunnel-bench` and `nodeguard-kernel-bench`.
 //! Must never print anything but rows on stdout: `cargo xtask bench` reads them.
 
-use std::io::Write;
+use std::{
+    io::Write,
+    time::{Duration, Instant},
+};
 
 use anyhow::Result;
 use serde::Serialize;
@@ -55,6 +58,26 @@ impl Pairs {
         let (ours, other) = (each(|pair| pair.0), each(|pair| pair.1));
         Row { what: what.into(), unit, ours, other, ratio: each(|pair| pair.0 / pair.1), goal }
     }
+}
+
+/// A round: for so long, short turns of both sides, who is first in turns, too: what happens elsewhere on the machine meets both alike. A turn
+/// says how much it did in what time. The median turn of each side, how much a second.
+pub fn round_of(
+    time: Duration,
+    round: usize,
+    mut turn: impl FnMut(usize) -> Result<(f64, Duration)>,
+) -> Result<[f64; 2]> {
+    let (started, mut rates) = (Instant::now(), [Vec::new(), Vec::new()]);
+    for number in 0_usize.. {
+        for side in if (round + number).is_multiple_of(2) { [0, 1] } else { [1, 0] } {
+            let (more, took) = turn(side)?;
+            rates[side].push(more / took.as_secs_f64());
+        }
+        if started.elapsed() > time {
+            break;
+        }
+    }
+    Ok([median(&rates[0]), median(&rates[1])])
 }
 
 /// The middle value; no number where there is none.

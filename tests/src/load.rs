@@ -94,18 +94,10 @@ impl Load {
         Ok(open)
     }
 
-    /// Moves so many bytes over so many connections; MiB per second.
+    /// Moves so many bytes over so many new connections; MiB per second.
     pub async fn throughput(&self, way: Way, connections: usize, bytes: usize) -> Result<f64> {
-        let (streams, each) = (self.connect_all(connections).await?, bytes / connections);
-        let started = Instant::now();
-        let mut moves = JoinSet::new();
-        for mut stream in streams {
-            moves.spawn(async move { transfer(&mut stream, way, each).await });
-        }
-        for moved in moves.join_all().await {
-            moved?;
-        }
-        Ok((each * connections) as f64 / f64::from(1 << 20) / started.elapsed().as_secs_f64())
+        let took = transfer_all(&mut self.connect_all(connections).await?, way, bytes).await?;
+        Ok(bytes as f64 / f64::from(1 << 20) / took.as_secs_f64())
     }
 
     /// Small requests over so many open connections, for so long.
@@ -199,6 +191,21 @@ pub async fn request(stream: &mut UnixStream) -> Result<()> {
     let mut answer = [0; ANSWER];
     stream.read_exact(&mut answer).await?;
     Ok(())
+}
+
+/// Moves so many bytes over these, an equal part over each, all at once; how long that took.
+pub async fn transfer_all(streams: &mut Vec<UnixStream>, way: Way, bytes: usize) -> Result<Duration> {
+    let each = bytes / streams.len().max(1);
+    let (started, mut moves) = (Instant::now(), JoinSet::new());
+    for mut stream in streams.drain(..) {
+        moves.spawn(async move { transfer(&mut stream, way, each).await.map(|()| stream) });
+    }
+    let moved = moves.join_all().await;
+    let took = started.elapsed();
+    for stream in moved {
+        streams.push(stream?);
+    }
+    Ok(took)
 }
 
 async fn transfer(stream: &mut UnixStream, way: Way, bytes: usize) -> Result<()> {

@@ -1,5 +1,5 @@
 //! Owns what lies between HTTP/2 and TLS: frames are gathered, so that a burst of them is one write and full TLS records.
-//! Called by `connect`, once for each stream.
+//! Called by `connect`, once for each stream; the fake server of the tests gathers in the same way.
 //! Must never keep bytes: what is not followed by more goes out at the next poll.
 //!
 //! h2 flushes after every frame of 16 KiB, which makes two TLS records and a system call of each. Here the first flush after a write only
@@ -15,10 +15,10 @@ use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// How much is gathered at most, and what rustls is told to take in one go: each write costs the wake-up of who reads.
-pub(crate) const GATHERED: usize = 256 << 10;
+pub const GATHERED: usize = 256 << 10;
 
 /// A stream whose small writes are gathered.
-pub(crate) struct Batched<S> {
+pub struct Batched<S> {
     stream: S,
     gathered: BytesMut,
     /// Whether something was written since the last flush.
@@ -27,7 +27,7 @@ pub(crate) struct Batched<S> {
 
 impl<S: AsyncWrite + Unpin> Batched<S> {
     /// Nothing gathered yet.
-    pub(crate) fn new(stream: S) -> Batched<S> {
+    pub fn new(stream: S) -> Batched<S> {
         Batched { stream, gathered: BytesMut::new(), written: false }
     }
 

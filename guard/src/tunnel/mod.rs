@@ -7,7 +7,7 @@
 //! and back) -> `frame` (the messages). Beside it: `identifiers`, `leases` and
 //! `kube` (how many servers there are).
 
-pub(crate) mod batch;
+pub mod batch;
 pub mod connect;
 pub mod frame;
 mod goaway;

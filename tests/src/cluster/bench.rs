@@ -31,8 +31,8 @@ pub(crate) use pods::{converse, serve};
 pub(crate) struct Amount {
     /// Execs and logs by each way.
     requests: usize,
-    /// Turns of each kind of traffic between pods.
-    turns: usize,
+    /// Rounds of traffic between pods.
+    rounds: usize,
 }
 
 /// Pods without probes: what kubelet does each second would be measured with them.
@@ -85,7 +85,7 @@ spec:
 
 /// Measures all of it and prints the rows.
 pub(crate) fn bench(quick: bool) -> Result<bool> {
-    let amount = if quick { Amount { requests: 20, turns: 10 } } else { Amount { requests: 200, turns: 100 } };
+    let amount = if quick { Amount { requests: 20, rounds: 2 } } else { Amount { requests: 200, rounds: 15 } };
     let place = Place::new()?;
     let pki = Pki::new(&place)?;
     let mut control = Control::start(&place, &pki, Egress::Grpc)?;

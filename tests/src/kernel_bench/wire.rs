@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::Result;
 use lab::{
-    bench::{Pairs, Row, median, progress},
+    bench::{Pairs, Row, progress, round_of},
     lab::Lab,
     net::Who,
     process::Process,
@@ -59,7 +59,7 @@ pub(crate) fn measure(amount: Amount) -> Result<Vec<Row>> {
             progress(what);
             let mut pairs = Pairs::default();
             for round in 0..amount.rounds {
-                let each = round_of(amount, round, |side| {
+                let each = round_of(Duration::from_secs_f64(amount.seconds * 2.0), round, |side| {
                     Ok((
                         count as f64 * scale,
                         sides.get_mut(side).map_or(Ok(Duration::ZERO), |side| side.ask(ask, count, &mut buffer))?,
@@ -74,7 +74,7 @@ pub(crate) fn measure(amount: Amount) -> Result<Vec<Row>> {
         let mut pairs = Pairs::default();
         let slice = Duration::from_millis(10);
         for round in 0..amount.rounds {
-            let each = round_of(amount, round, |side| {
+            let each = round_of(Duration::from_secs_f64(amount.seconds * 2.0), round, |side| {
                 let port = [PORT + 1, FREE_PORT + 1].get(side).copied().unwrap_or_default();
                 let (started, mut count) = (Instant::now(), 0);
                 while started.elapsed() < slice {
@@ -87,20 +87,4 @@ pub(crate) fn measure(amount: Amount) -> Result<Vec<Row>> {
         rows.push(pairs.row(what, "1/s", None));
         Ok(rows)
     })
-}
-
-/// A round: some hundred short turns of both sides, so that what happens elsewhere on the machine meets both alike. The median turn of each:
-/// how much a second.
-fn round_of(amount: Amount, round: usize, mut turn: impl FnMut(usize) -> Result<(f64, Duration)>) -> Result<[f64; 2]> {
-    let (started, mut rates) = (Instant::now(), [Vec::new(), Vec::new()]);
-    for number in 0_usize.. {
-        for side in if (round + number).is_multiple_of(2) { [0, 1] } else { [1, 0] } {
-            let (more, time) = turn(side)?;
-            rates[side].push(more / time.as_secs_f64());
-        }
-        if started.elapsed().as_secs_f64() > amount.seconds * 2.0 {
-            break;
-        }
-    }
-    Ok([median(&rates[0]), median(&rates[1])])
 }

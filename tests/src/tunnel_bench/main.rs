@@ -3,6 +3,7 @@
 //! Must never compare figures of different runs.
 
 mod own;
+mod throughput;
 
 use std::{
     fs::File,
@@ -14,12 +15,12 @@ use std::{
 
 use anyhow::{Result, bail};
 use lab::{
-    bare::{Place, SERVER, Who, agent, cpu, memory, server},
+    bare::{Place, SERVER, Who, agent, memory, server},
     bench::{self, Goal, Row, median, progress},
     certs::{Certs, ServerCert},
     endpoint,
     isolated::isolated,
-    load::{Load, Way, latency, request},
+    load::{Load, latency, request},
     process::{Process, until},
 };
 
@@ -27,16 +28,22 @@ use lab::{
 #[derive(Clone, Copy)]
 struct Amount {
     rounds: usize,
+    /// Turns of each side in a round of throughput, and how much is moved in one.
+    turns: usize,
     mib: usize,
     seconds: u64,
     /// Beside an endpoint that never reads, and without one.
     beside: u64,
+    /// Dials of each side, and how many of them in one turn: what disturbs the machine for a moment meets both.
     dials: usize,
+    dials_in_turn: usize,
     idle: usize,
 }
 
-const FULL: Amount = Amount { rounds: 5, mib: 256, seconds: 3, beside: 10, dials: 1000, idle: 10_000 };
-const QUICK: Amount = Amount { rounds: 1, mib: 128, seconds: 3, beside: 6, dials: 320, idle: 2000 };
+const FULL: Amount =
+    Amount { rounds: 9, turns: 6, mib: 64, seconds: 3, beside: 10, dials: 10_000, dials_in_turn: 10, idle: 10_000 };
+const QUICK: Amount =
+    Amount { rounds: 1, turns: 4, mib: 64, seconds: 3, beside: 6, dials: 1000, dials_in_turn: 10, idle: 2000 };
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -69,11 +76,11 @@ fn run(amount: Amount, only: Option<&str>) -> Result<()> {
     let rows = isolated(&addresses, || {
         let place = Place { directory: directory.path().to_path_buf(), certs: Certs::new(directory.path())? };
         place.certs.server(ServerCert::Good)?;
-        let _endpoint = endpoint_process(&place)?;
+        let endpoint = endpoint_process(&place)?;
         let runtime = runtime()?;
         let mut rows = Vec::new();
         if only != Some("own") {
-            rows.extend(runtime.block_on(with_server(&place, amount, only))?);
+            rows.extend(runtime.block_on(with_server(&place, &endpoint, amount, only))?);
         }
         if only.is_none_or(|only| only == "own") {
             rows.extend(runtime.block_on(own::without_server(&place, amount))?);
@@ -124,16 +131,16 @@ impl Figures {
 }
 
 /// Everything that the real server lets us see, or a part of it.
-async fn with_server(place: &Place, amount: Amount, only: Option<&str>) -> Result<Vec<Row>> {
+async fn with_server(place: &Place, endpoint: &Process, amount: Amount, only: Option<&str>) -> Result<Vec<Row>> {
     let wanted = |part: &str| only.is_none_or(|only| only == part);
     let (server, socket) = server(place)?;
     let mut rows = Vec::new();
     if wanted("memory") {
         rows.extend(memory_rows(place, &socket, amount).await?);
     }
-    let subjects = [subject(Who::Ours, place, &socket).await?, subject(Who::Theirs, place, &socket).await?];
+    let mut subjects = [subject(Who::Ours, place, &socket).await?, subject(Who::Theirs, place, &socket).await?];
     if wanted("throughput") || wanted("single") {
-        rows.extend(throughput_rows(&subjects, &server, amount, only == Some("single")).await?);
+        rows.extend(throughput::measure(&mut subjects, &server, endpoint, amount, only == Some("single")).await?);
     }
     if wanted("requests") || wanted("dials") {
         rows.extend(dial_rows(&subjects, amount).await?);
@@ -153,73 +160,27 @@ async fn with_server(place: &Place, amount: Amount, only: Option<&str>) -> Resul
     Ok(rows)
 }
 
-/// Who is first changes with every round.
-fn turns(round: usize) -> [Who; 2] {
-    if round.is_multiple_of(2) { Who::BOTH } else { [Who::Theirs, Who::Ours] }
+/// Who is first changes with every round or turn: our index and the other's.
+fn both(turn: usize) -> [usize; 2] {
+    if turn.is_multiple_of(2) { [0, 1] } else { [1, 0] }
 }
 
-fn of(subjects: &[Subject; 2], who: Who) -> &Subject {
-    let [ours, theirs] = subjects;
-    match who {
-        Who::Ours => ours,
-        Who::Theirs => theirs,
-    }
-}
+/// What a dial may take of the upstream agent's at the end.
+const DIAL_GOAL: (&str, f64) = ("at most", 0.6);
 
-/// Bytes both ways, and what they cost.
-async fn throughput_rows(subjects: &[Subject; 2], server: &Process, amount: Amount, single: bool) -> Result<Vec<Row>> {
-    let mut rows = Vec::new();
-    for (connections, way, name) in [
-        (1, Way::ToControlPlane, "throughput to the control plane, 1 connection"),
-        (10, Way::ToControlPlane, "throughput to the control plane, 10 connections"),
-        (100, Way::ToControlPlane, "throughput to the control plane, 100 connections"),
-        (1, Way::ToNode, "throughput to the node, 1 connection"),
-        (10, Way::ToNode, "throughput to the node, 10 connections"),
-        (100, Way::ToNode, "throughput to the node, 100 connections"),
-    ] {
-        if single && connections > 1 {
-            continue;
-        }
-        progress(name);
-        let (mut speed, mut work, mut busy) = (Figures::default(), Figures::default(), Figures::default());
-        for round in 0..amount.rounds {
-            for who in turns(round) {
-                let subject = of(subjects, who);
-                let (before, servers) = (cpu(&subject.process)?, cpu(server)?);
-                let throughput = subject.load.throughput(way, connections, amount.mib << 20).await?;
-                speed.add(who, throughput);
-                work.add(who, (cpu(&subject.process)? - before) * 1024.0 / amount.mib as f64);
-                busy.add(who, (cpu(server)? - servers) * throughput / amount.mib as f64);
-            }
-        }
-        rows.push(speed.row(name, "MiB/s", (connections == 1).then_some(("at least", 2.0))));
-        rows.push(work.row(name.replace("throughput", "CPU"), "s/GiB", Some(("at most", 0.4))));
-        // What limits: a server that is busy all the time cannot be given more.
-        rows.push(busy.row(name.replace("throughput", "proxy-server busy,"), "cores", None));
-    }
-    Ok(rows)
-}
-
-/// How many turns the dials of a round are made in.
-const DIAL_TURNS: usize = 5;
-
-/// Dials one after the other. The latencies are of all of them together: one in a hundred is too few in each round.
+/// Dials one after the other. The latencies are of all of them together: one in a hundred is too few in each turn.
 async fn dial_rows(subjects: &[Subject; 2], amount: Amount) -> Result<Vec<Row>> {
     progress("dials");
-    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
-    for turn in 0..amount.rounds * DIAL_TURNS {
-        for who in turns(turn) {
-            let took = of(subjects, who).load.dials(amount.dials / DIAL_TURNS).await?;
-            match who {
-                Who::Ours => ours.extend(took),
-                Who::Theirs => theirs.extend(took),
-            }
+    let mut took: [Vec<Duration>; 2] = Default::default();
+    for turn in 0..amount.dials / amount.dials_in_turn {
+        for side in both(turn) {
+            took[side].extend(subjects[side].load.dials(amount.dials_in_turn).await?);
         }
     }
-    let (ours, theirs) = (latency(ours), latency(theirs));
+    let [ours, theirs] = took.map(latency);
     Ok(vec![
         Row::beside("dial, p50", "ms", ours.p50, theirs.p50, None),
-        Row::beside("dial, p99", "ms", ours.p99, theirs.p99, Some(("at most", 0.6))),
+        Row::beside("dial, p99", "ms", ours.p99, theirs.p99, Some(DIAL_GOAL)),
     ])
 }
 
@@ -228,12 +189,12 @@ async fn request_rows(subjects: &[Subject; 2], amount: Amount) -> Result<Vec<Row
     progress("requests and dials at once");
     let mut figures: [Figures; 3] = Default::default();
     for round in 0..amount.rounds {
-        for who in turns(round) {
-            let load = &of(subjects, who).load;
+        for side in both(round) {
+            let load = &subjects[side].load;
             let requests = load.requests(8, Duration::from_secs(amount.seconds)).await?;
-            let rate = load.dial_rate(amount.dials).await?;
+            let rate = load.dial_rate(amount.dials / 10).await?;
             let values = [requests.p50, requests.p99, rate];
-            figures.iter_mut().zip(values).for_each(|(figure, value)| figure.add(who, value));
+            figures.iter_mut().zip(values).for_each(|(figure, value)| figure.add(Who::BOTH[side], value));
         }
     }
     let names = [

@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use lab::{
-    bench::{Pairs, Row, progress},
+    bench::{Pairs, Row, progress, round_of},
     process::{Process, command, until},
     sweep,
     traffic::{self, Ask, Conversation, OTHER_CPU, pin},
@@ -27,40 +27,39 @@ use crate::{addresses::socket, install::Cluster, place::Where};
 pub(super) const GUARDED: u16 = 9_000;
 const FREE: u16 = 9_100;
 
-/// Bytes of a turn, and requests of a turn.
-const BYTES: usize = 64 << 20;
-const REQUESTS: usize = 2_000;
+/// How long a round of each kind of traffic lasts, both sides together.
+const ROUND: Duration = Duration::from_secs(2);
 
-/// Throughput both ways, and requests with answers.
+/// Throughput both ways, and requests with answers. Each round has processes of its own: where one stands in memory stays as it is while it
+/// lasts.
 pub(super) fn measure(cluster: &Cluster<'_>, amount: Amount) -> Result<Vec<Row>> {
     let (server, client) = (Pod::find(cluster, "web")?, Pod::find(cluster, "bystander")?);
     let beside = sweep::hierarchies().first().context("no cgroups")?.join(cluster.place.cgroup_beside());
     let address = cluster.address("web")?;
-    let mut sides = Vec::new();
-    for (port, cgroups) in [(GUARDED, [&server.cgroup, &client.cgroup]), (FREE, [&beside, &beside])] {
-        sides.push(Side::start(cluster, &server, &client, cgroups, socket(&address, port)?)?);
-    }
-    let mebibytes = BYTES as f64 / f64::from(1 << 20);
-    let mut rows = Vec::new();
-    for (letter, count, scale, unit, what, goal) in [
-        ('P', BYTES, mebibytes, "MiB/s", "pod to pod: throughput there", Some(("at least", 0.97))),
-        ('G', BYTES, mebibytes, "MiB/s", "pod to pod: throughput back", Some(("at least", 0.97))),
-        ('T', REQUESTS, REQUESTS as f64, "1/s", "pod to pod: requests and answers", None),
-    ] {
-        progress(what);
-        let mut pairs = Pairs::default();
-        for turn in 0..amount.turns {
-            let mut rates = [0.0; 2];
-            for step in 0..2 {
-                let which = (turn + step) % 2;
-                let side = sides.get_mut(which).context("two sides")?;
-                rates[which] = scale / side.ask(letter, count)?.as_secs_f64();
-            }
-            pairs.add(rates[0], rates[1]);
+    let at_least = Some(("at least", 0.97));
+    // Of what a turn asks, and how much that is.
+    let kinds = [
+        ('P', 4 << 20, 4.0, "MiB/s", "pod to pod: throughput there", at_least),
+        ('G', 4 << 20, 4.0, "MiB/s", "pod to pod: throughput back", at_least),
+        ('T', 100, 100.0, "1/s", "pod to pod: requests and answers", None),
+    ];
+    let mut pairs: [Pairs; 3] = Default::default();
+    for round in 0..amount.rounds {
+        progress(&format!("pod to pod, round {} of {}", round + 1, amount.rounds));
+        let mut sides = Vec::new();
+        for (port, cgroups) in [(GUARDED, [&server.cgroup, &client.cgroup]), (FREE, [&beside, &beside])] {
+            sides.push(Side::start(cluster, &server, &client, cgroups, socket(&address, port)?)?);
         }
-        rows.push(pairs.row(format!("{what}, guarded | not"), unit, goal));
+        for ((letter, count, amount, ..), pairs) in kinds.iter().zip(&mut pairs) {
+            let [ours, other] = round_of(ROUND, round, |side| {
+                let side = sides.get_mut(side).context("two sides")?;
+                Ok((*amount, side.ask(*letter, *count)?))
+            })?;
+            pairs.add(ours, other);
+        }
     }
-    Ok(rows)
+    let rows = kinds.iter().zip(&pairs);
+    Ok(rows.map(|((.., unit, what, goal), pairs)| pairs.row(format!("{what}, guarded | not"), unit, *goal)).collect())
 }
 
 /// A pod on the node: what a process needs to stand in it.
