@@ -89,8 +89,7 @@ pub(crate) fn bench(quick: bool) -> Result<bool> {
     let place = Place::new()?;
     let pki = Pki::new(&place)?;
     let mut control = Control::start(&place, &pki, Egress::Grpc)?;
-    let images: Vec<_> = install::images()?.into_iter().chain([fronts::image()?]).collect();
-    let mut node = Node::start(&place, &pki, Where::Node, &images)?;
+    let mut node = Node::start(&place, &pki, Where::Node, &install::images(&[fronts::IMAGE])?)?;
     let kubectl = Kubectl::new(&place, &pki)?;
     let cluster = Cluster { place: &place, kubectl: &kubectl };
     cluster.access()?;

@@ -113,14 +113,18 @@ spec:
     )
 }
 
-/// The archives that the node imports: exactly what `cargo xtask image` wrote, and the pods' three.
-pub(crate) fn images() -> Result<Vec<PathBuf>> {
+/// The archives that the node imports: exactly what `cargo xtask image` wrote, the pods' two, and more of those beside them.
+pub(crate) fn images(more: &[&str]) -> Result<Vec<PathBuf>> {
     let target = lab::lab::target()?;
-    let images =
-        [("image", "nodeguard.tar"), ("cluster", "pause.tar"), ("cluster", "busybox.tar"), ("cluster", "hook.tar")];
-    let images: Vec<PathBuf> = images.iter().map(|(below, file)| target.with_file_name(below).join(file)).collect();
+    let pods = ["pause.tar", "busybox.tar"];
+    let pods = pods.iter().chain(more).map(|file| target.with_file_name("cluster").join(file));
+    let images: Vec<PathBuf> = [target.with_file_name("image").join("nodeguard.tar")].into_iter().chain(pods).collect();
     for image in &images {
-        ensure!(image.is_file(), "{} is missing: `cargo xtask test cluster` makes it", image.display());
+        ensure!(
+            image.is_file(),
+            "{} is missing: `cargo xtask test cluster`, or bench cluster, makes it",
+            image.display()
+        );
     }
     Ok(images)
 }

@@ -2,7 +2,7 @@
 //! Called by `bench`.
 //! Must never carry a request of one way by another, nor give the upstream agent less of the machine than the guard has.
 
-use std::{path::PathBuf, time::Duration};
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
@@ -62,12 +62,8 @@ spec:
           - configMap: {name: kube-root-ca.crt, items: [{key: ca.crt, path: ca.crt}]}
 "#;
 
-/// Its image: `cargo xtask bench cluster` writes it.
-pub(super) fn image() -> Result<PathBuf> {
-    let image = lab::lab::target()?.with_file_name("cluster").join("proxy-agent.tar");
-    ensure!(image.is_file(), "{} is missing: `cargo xtask bench cluster` makes it", image.display());
-    Ok(image)
-}
+/// Its image.
+pub(super) const IMAGE: &str = "proxy-agent.tar";
 
 /// Starts both.
 pub(super) fn start(cluster: &Cluster<'_>, control: &mut Control, pki: &Pki) -> Result<()> {

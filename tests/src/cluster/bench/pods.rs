@@ -108,6 +108,8 @@ impl Side {
         let mut serve = program(server, server_cgroup)?;
         serve.args(["serve", &to.to_string()]);
         let log = cluster.place.directory.join(format!("serve-{}.log", to.port()));
+        // Of the round before: that one was ready, too.
+        let _ = std::fs::remove_file(&log);
         let mut server = Process::start("server", serve, &log)?;
         until("the server listens", Duration::from_secs(10), || {
             server.check()?;

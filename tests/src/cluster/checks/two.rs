@@ -36,7 +36,7 @@ pub(crate) fn nodes(cluster: &Cluster<'_>, control: &mut Control, pki: &Pki, tab
     if !table.wants("two nodes") {
         return Ok(());
     }
-    let mut second = Node::start(cluster.place, pki, Where::Second, &images()?)?;
+    let mut second = Node::start(cluster.place, pki, Where::Second, &images(&["hook.tar"])?)?;
     cluster.node_ready(SECOND_NAME, &mut second)?;
     cluster.guard_ready()?;
     cluster.kubectl.apply(POD)?;
