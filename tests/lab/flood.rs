@@ -1,12 +1,12 @@
 //! A flood of strangers' SYNs: every packet is counted, the events say how much they leave out, and the daemon does not notice.
 
 use std::{
-    fs,
     net::{Ipv4Addr, SocketAddr},
     time::{Duration, Instant},
 };
 
 use lab::{
+    bare::{cpu_of, memory_of},
     client::{Outcome, https, tcp},
     lab::{KUBELET, Lab, POLICY},
     net::Who,
@@ -22,16 +22,9 @@ pub(crate) fn seconds() -> u32 {
     if std::env::var_os("NODEGUARD_SOAK").is_some() { 30 } else { 3 }
 }
 
-/// What a process used: processor time and resident memory.
-fn used(id: u32) -> (Duration, u64) {
-    let stat = fs::read_to_string(format!("/proc/{id}/stat")).unwrap();
-    let fields: Vec<u64> =
-        stat.rsplit_once(')').unwrap().1.split_whitespace().filter_map(|field| field.parse().ok()).collect();
-    // utime and stime are fields 14 and 15 in ticks of 10 ms; the state, no number, is field 3.
-    let ticks = fields[10] + fields[11];
-    let status = fs::read_to_string(format!("/proc/{id}/status")).unwrap();
-    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-    (Duration::from_millis(ticks * 10), resident.split_whitespace().next().unwrap().parse().unwrap())
+/// What a process used: seconds of processor time and KiB of resident memory.
+fn used(id: u32) -> (f64, f64) {
+    (cpu_of(id).unwrap(), memory_of(id, "VmRSS").unwrap())
 }
 
 fn count(status: &Status, reason: &str) -> u64 {
@@ -110,7 +103,7 @@ fn every_packet_of_a_flood_is_counted_and_the_daemon_does_not_notice() {
     let after = daemon.status().unwrap();
     let untold = |name: &str| health(&after, name) - health(&before, name);
     let [repeated, sampled, lost] = ["events-repeated", "events-sampled", "events-lost"].map(untold);
-    let share = (cpu_after - cpu).as_secs_f64() / took.as_secs_f64();
+    let share = (cpu_after - cpu) / took.as_secs_f64();
     println!(
         "flood: {sent} SYNs in {took:.1?} ({:.0} a second), {} denied and counted; events: {repeated} repeated, {sampled} sampled out, {lost} lost; daemon {:.2} of a core, {memory} -> {memory_after} KiB",
         sent as f64 / took.as_secs_f64(),
@@ -120,7 +113,7 @@ fn every_packet_of_a_flood_is_counted_and_the_daemon_does_not_notice() {
     assert_eq!(denied(), sent, "exact to the packet");
     assert!(repeated + sampled + lost < sent, "some are told");
     assert!(share < 0.5, "{share:.2} of a core");
-    assert!(memory_after as f64 <= memory as f64 * 1.1, "{memory} -> {memory_after} KiB");
+    assert!(memory_after <= memory * 1.1, "{memory} -> {memory_after} KiB");
     let ca = lab.certs.path("ca.crt");
     let peer = lab.net.run(Who::Peer, || Ok(https(tcp(kubelet), "/healthz", &ca))).unwrap();
     assert_eq!(peer, Outcome::Http(200));

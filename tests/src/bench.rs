@@ -1,5 +1,5 @@
 //! Owns what the measuring programs share: a line of the table, medians, progress on stderr, rows as JSON on stdout.
-//! Called by `nodeguard-tunnel-bench` and `nodeguard-kernel-bench`.
+//! Called by `nodeguard-tunnel-bench`, `nodeguard-kernel-bench` and the bench of `nodeguard-cluster`.
 //! Must never print anything but rows on stdout: `cargo xtask bench` reads them.
 
 use std::{
@@ -60,6 +60,11 @@ impl Pairs {
     }
 }
 
+/// Who is first changes with every round or turn: our index and the other's.
+pub fn both(turn: usize) -> [usize; 2] {
+    if turn.is_multiple_of(2) { [0, 1] } else { [1, 0] }
+}
+
 /// A round: for so long, short turns of both sides, who is first in turns, too: what happens elsewhere on the machine meets both alike. A turn
 /// says how much it did in what time. The median turn of each side, how much a second.
 pub fn round_of(
@@ -69,7 +74,7 @@ pub fn round_of(
 ) -> Result<[f64; 2]> {
     let (started, mut rates) = (Instant::now(), [Vec::new(), Vec::new()]);
     for number in 0_usize.. {
-        for side in if (round + number).is_multiple_of(2) { [0, 1] } else { [1, 0] } {
+        for side in both(round + number) {
             let (more, took) = turn(side)?;
             rates[side].push(more / took.as_secs_f64());
         }

@@ -113,6 +113,9 @@ spec:
     )
 }
 
+/// The image of the pod that serves a webhook and an aggregated API, which the checks have and the bench has not.
+pub(crate) const HOOK: &str = "hook.tar";
+
 /// The archives that the node imports: exactly what `cargo xtask image` wrote, the pods' two, and more of those beside them.
 pub(crate) fn images(more: &[&str]) -> Result<Vec<PathBuf>> {
     let target = lab::lab::target()?;

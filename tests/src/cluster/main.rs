@@ -144,7 +144,7 @@ fn run(
 ) -> Result<bool> {
     let mut control = Control::start(place, pki, Egress::Grpc)?;
     say(&format!("control plane after {:.0?}", started.elapsed()))?;
-    let mut node = Node::start(place, pki, Where::Node, &install::images(&["hook.tar"])?)?;
+    let mut node = Node::start(place, pki, Where::Node, &install::images(&[install::HOOK])?)?;
     let kubectl = Kubectl::new(place, pki)?;
     let cluster = Cluster { place, kubectl: &kubectl };
     cluster.access()?;

@@ -25,7 +25,7 @@ use guard_common::{
 use ipnet::IpNet;
 use lab::{
     agree::load,
-    bench::{Goal, Pairs, Row, progress},
+    bench::{Goal, Pairs, Row, both, progress},
     net::Who,
 };
 use nodeguard::kernel::{apply::Apply, maps::Maps, pinholes::OpenPinholes};
@@ -137,17 +137,15 @@ impl Bench {
         let frames: Vec<Vec<u8>> = sources.iter().copied().map(frame).collect();
         let mut pairs = Pairs::default();
         for round in 0..self.amount.rounds {
-            let (mut ours, mut other) = (0.0, 0.0);
+            let mut sums = [0.0; 2];
             for (turn, frame) in frames.iter().enumerate() {
                 let empty = self.run("bench_empty", frame, 1)?;
-                let sides =
-                    if (round + turn).is_multiple_of(2) { ["bench_guard", floor] } else { [floor, "bench_guard"] };
-                for side in sides {
-                    let net = self.run(side, frame, verdict)? - empty;
-                    *(if side == floor { &mut other } else { &mut ours }) += net;
+                for side in both(round + turn) {
+                    sums[side] += self.run(["bench_guard", floor][side], frame, verdict)? - empty;
                 }
             }
-            pairs.add(ours / SOURCES as f64, other / SOURCES as f64);
+            let [ours, other] = sums.map(|sum| sum / SOURCES as f64);
+            pairs.add(ours, other);
         }
         Ok(pairs.row(what, "ns", goal))
     }

@@ -16,7 +16,7 @@ use std::{
 use anyhow::{Result, bail};
 use lab::{
     bare::{Place, SERVER, Who, agent, memory, server},
-    bench::{self, Goal, Row, median, progress},
+    bench::{self, Goal, Row, both, median, progress},
     certs::{Certs, ServerCert},
     endpoint,
     isolated::isolated,
@@ -37,13 +37,23 @@ struct Amount {
     /// Dials of each side, and how many of them in one turn: what disturbs the machine for a moment meets both.
     dials: usize,
     dials_in_turn: usize,
+    /// Dials of each side and round by 32 at once.
+    dials_at_once: usize,
     idle: usize,
 }
 
-const FULL: Amount =
-    Amount { rounds: 9, turns: 6, mib: 64, seconds: 3, beside: 10, dials: 10_000, dials_in_turn: 10, idle: 10_000 };
-const QUICK: Amount =
-    Amount { rounds: 1, turns: 4, mib: 64, seconds: 3, beside: 6, dials: 1000, dials_in_turn: 10, idle: 2000 };
+const FULL: Amount = Amount {
+    rounds: 9,
+    turns: 6,
+    mib: 64,
+    seconds: 3,
+    beside: 10,
+    dials: 10_000,
+    dials_in_turn: 10,
+    dials_at_once: 1000,
+    idle: 10_000,
+};
+const QUICK: Amount = Amount { rounds: 1, turns: 4, beside: 6, dials: 1000, dials_at_once: 320, idle: 2000, ..FULL };
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -138,12 +148,12 @@ async fn with_server(place: &Place, endpoint: &Process, amount: Amount, only: Op
     if wanted("memory") {
         rows.extend(memory_rows(place, &socket, amount).await?);
     }
-    let mut subjects = [subject(Who::Ours, place, &socket).await?, subject(Who::Theirs, place, &socket).await?];
+    let subjects = [subject(Who::Ours, place, &socket).await?, subject(Who::Theirs, place, &socket).await?];
     if wanted("throughput") || wanted("single") {
-        rows.extend(throughput::measure(&mut subjects, &server, endpoint, amount, only == Some("single")).await?);
+        rows.extend(throughput::measure(&subjects, &server, endpoint, amount, only == Some("single")).await?);
     }
     if wanted("requests") || wanted("dials") {
-        rows.extend(dial_rows(&subjects, amount).await?);
+        rows.extend(dial_rows("dial", amount, async |side, count| subjects[side].load.dials(count).await).await?);
     }
     if wanted("requests") {
         rows.extend(request_rows(&subjects, amount).await?);
@@ -160,27 +170,24 @@ async fn with_server(place: &Place, endpoint: &Process, amount: Amount, only: Op
     Ok(rows)
 }
 
-/// Who is first changes with every round or turn: our index and the other's.
-fn both(turn: usize) -> [usize; 2] {
-    if turn.is_multiple_of(2) { [0, 1] } else { [1, 0] }
-}
-
-/// What a dial may take of the upstream agent's at the end.
-const DIAL_GOAL: (&str, f64) = ("at most", 0.6);
-
-/// Dials one after the other. The latencies are of all of them together: one in a hundred is too few in each turn.
-async fn dial_rows(subjects: &[Subject; 2], amount: Amount) -> Result<Vec<Row>> {
-    progress("dials");
+/// Dials one after the other: a side makes so many in a turn and says what each took. The latencies are of all of them together: one in a hundred
+/// is too few in each turn.
+async fn dial_rows(
+    what: &str,
+    amount: Amount,
+    dials: impl AsyncFn(usize, usize) -> Result<Vec<Duration>>,
+) -> Result<Vec<Row>> {
+    progress(what);
     let mut took: [Vec<Duration>; 2] = Default::default();
     for turn in 0..amount.dials / amount.dials_in_turn {
         for side in both(turn) {
-            took[side].extend(subjects[side].load.dials(amount.dials_in_turn).await?);
+            took[side].extend(dials(side, amount.dials_in_turn).await?);
         }
     }
     let [ours, theirs] = took.map(latency);
     Ok(vec![
-        Row::beside("dial, p50", "ms", ours.p50, theirs.p50, None),
-        Row::beside("dial, p99", "ms", ours.p99, theirs.p99, Some(DIAL_GOAL)),
+        Row::beside(format!("{what}, p50"), "ms", ours.p50, theirs.p50, None),
+        Row::beside(format!("{what}, p99"), "ms", ours.p99, theirs.p99, Some(("at most", 0.6))),
     ])
 }
 
@@ -192,7 +199,7 @@ async fn request_rows(subjects: &[Subject; 2], amount: Amount) -> Result<Vec<Row
         for side in both(round) {
             let load = &subjects[side].load;
             let requests = load.requests(8, Duration::from_secs(amount.seconds)).await?;
-            let rate = load.dial_rate(amount.dials / 10).await?;
+            let rate = load.dial_rate(amount.dials_at_once).await?;
             let values = [requests.p50, requests.p99, rate];
             figures.iter_mut().zip(values).for_each(|(figure, value)| figure.add(Who::BOTH[side], value));
         }

@@ -8,13 +8,16 @@ use anyhow::{Context, Result};
 use bytes::Bytes;
 use lab::{
     bare::{Place, SERVER, Who, agent, cpu, cpu_of},
-    bench::{Pairs, Row, median, progress},
+    bench::{Pairs, Row, progress},
     fake::{Connection, Dials, Fake, Manners},
-    load::{Way, latency},
+    load::Way,
     process::Process,
 };
 
-use crate::{Amount, both, throughput::GOAL};
+use crate::{
+    Amount, dial_rows,
+    throughput::{GOAL, Spent, round_of},
+};
 
 const PORT: u16 = 8191;
 /// As much as the real server sends in one message.
@@ -30,56 +33,64 @@ struct Side {
 /// One connection both ways, and dials.
 pub(crate) async fn without_server(place: &Place, amount: Amount) -> Result<Vec<Row>> {
     let mut fake = Fake::start(format!("{SERVER}:{PORT}").parse()?, &place.certs, Manners::default()).await?;
-    let mut sides = Vec::new();
-    for who in Who::BOTH {
-        let process = agent(who, place, PORT)?;
-        let stream = tokio::time::timeout(Duration::from_secs(10), fake.agent()).await.context("no agent came")??;
-        sides.push(Side { process, dials: Dials::new(stream), address: format!("{}:7000", who.address()) });
-    }
+    let sides = [side(Who::Ours, place, &mut fake).await?, side(Who::Theirs, place, &mut fake).await?];
     let mut rows = Vec::new();
     for (way, there) in [(Way::ToControlPlane, "to the control plane"), (Way::ToNode, "to the node")] {
         progress(&format!("server in Rust: throughput {there}"));
         rows.extend(throughput(&sides, amount, way, there).await?);
     }
-    progress("server in Rust: dials");
-    rows.extend(dials(&sides, amount).await?);
+    rows.extend(dial_rows("server in Rust: dial", amount, async |which, count| sides[which].dials(count).await).await?);
     Ok(rows)
 }
 
-async fn throughput(sides: &[Side], amount: Amount, way: Way, there: &str) -> Result<Vec<Row>> {
+async fn side(who: Who, place: &Place, fake: &mut Fake) -> Result<Side> {
+    let process = agent(who, place, PORT)?;
+    let stream = tokio::time::timeout(Duration::from_secs(10), fake.agent()).await.context("no agent came")??;
+    Ok(Side { process, dials: Dials::new(stream), address: format!("{}:7000", who.address()) })
+}
+
+impl Side {
+    /// Dials one after the other; what each took.
+    async fn dials(&self, count: usize) -> Result<Vec<Duration>> {
+        let mut took = Vec::with_capacity(count);
+        for _ in 0..count {
+            let started = Instant::now();
+            let connection = self.dials.dial(&self.address).await?;
+            took.push(started.elapsed());
+            connection.close().await?;
+        }
+        Ok(took)
+    }
+}
+
+async fn throughput(sides: &[Side; 2], amount: Amount, way: Way, there: &str) -> Result<Vec<Row>> {
+    // The server is in this process, and the load, too.
+    let spent = |which: usize| -> Result<Spent> {
+        Ok(Spent { agent: cpu(&sides[which].process)?, server: cpu_of(std::process::id())?, rest: 0.0 })
+    };
     let [mut speed, mut work, mut server]: [Pairs; 3] = Default::default();
     for round in 0..amount.rounds {
-        let mut open = Vec::new();
-        for side in sides {
-            open.push(side.dials.dial(&side.address).await?);
-        }
-        let (mut speeds, mut spent, mut served): ([Vec<f64>; 2], [f64; 2], [f64; 2]) = Default::default();
-        for turn in 0..amount.turns {
-            for which in both(round + turn) {
-                let (side, connection) = (sides.get(which).context("two")?, open.get_mut(which).context("two")?);
-                let (before, own, started) = (cpu(&side.process)?, cpu_of(std::process::id())?, Instant::now());
-                transfer(connection, way, amount.mib << 20).await?;
-                speeds[which].push(amount.mib as f64 / started.elapsed().as_secs_f64());
-                spent[which] += cpu(&side.process)? - before;
-                served[which] += cpu_of(std::process::id())? - own;
-            }
-        }
-        let per_gib = |seconds: f64| seconds * 1024.0 / (amount.mib * amount.turns) as f64;
-        speed.add(median(&speeds[0]), median(&speeds[1]));
-        work.add(per_gib(spent[0]), per_gib(spent[1]));
-        server.add(per_gib(served[0]), per_gib(served[1]));
+        let open = async |which: usize| sides[which].dials.dial(&sides[which].address).await;
+        let mut open = [open(0).await?, open(1).await?];
+        let moved = async |connection: &mut Connection| transfer(connection, way, amount.mib << 20).await;
+        let [ours, other] = round_of(amount, round, &mut open, spent, moved).await?;
+        speed.add(ours.speed(), other.speed());
+        work.add(ours.per_gib(ours.spent.agent), other.per_gib(other.spent.agent));
+        server.add(ours.per_gib(ours.spent.server), other.per_gib(other.spent.server));
         for connection in open {
             connection.close().await?;
         }
     }
     Ok(vec![
-        speed.row(format!("server in Rust: throughput {there}, 1 connection"), "MiB/s", Some(("at least", GOAL))),
+        speed.row(format!("server in Rust: throughput {there}, 1 connection"), "MiB/s", GOAL),
         work.row(format!("server in Rust: CPU {there}, 1 connection"), "s/GiB", None),
         server.row(format!("server in Rust: its own CPU and the load's, {there}"), "s/GiB", None),
     ])
 }
 
-async fn transfer(connection: &mut Connection, way: Way, bytes: usize) -> Result<()> {
+/// Moves so many bytes; how long that took.
+async fn transfer(connection: &mut Connection, way: Way, bytes: usize) -> Result<Duration> {
+    let started = Instant::now();
     match way {
         Way::ToControlPlane => {
             connection.send(Bytes::from(format!("SOURCE {bytes}\n"))).await?;
@@ -97,26 +108,5 @@ async fn transfer(connection: &mut Connection, way: Way, bytes: usize) -> Result
             connection.receive().await.context("closed too early")?;
         }
     }
-    Ok(())
-}
-
-/// Dials one after the other.
-async fn dials(sides: &[Side], amount: Amount) -> Result<Vec<Row>> {
-    let mut took: [Vec<Duration>; 2] = Default::default();
-    for turn in 0..amount.dials / amount.dials_in_turn {
-        for which in both(turn) {
-            let side = sides.get(which).context("two")?;
-            for _ in 0..amount.dials_in_turn {
-                let started = Instant::now();
-                let connection = side.dials.dial(&side.address).await?;
-                took[which].push(started.elapsed());
-                connection.close().await?;
-            }
-        }
-    }
-    let [ours, theirs] = took.map(latency);
-    Ok(vec![
-        Row::beside("server in Rust: dial, p50", "ms", ours.p50, theirs.p50, None),
-        Row::beside("server in Rust: dial, p99", "ms", ours.p99, theirs.p99, Some(crate::DIAL_GOAL)),
-    ])
+    Ok(started.elapsed())
 }

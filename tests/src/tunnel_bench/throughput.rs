@@ -2,48 +2,65 @@
 //! Called by `main`.
 //! Must never leave out what limits: where the rest of the machine has no time left, no agent can be faster.
 
-use anyhow::{Context, Result};
+use std::time::Duration;
+
+use anyhow::Result;
 use lab::{
     bare::{cpu, cpu_of},
-    bench::{Pairs, Row, median, progress},
+    bench::{Goal, Pairs, Row, both, median, progress},
     load::{Way, transfer_all},
     process::Process,
 };
+use tokio::net::UnixStream;
 
-use crate::{Amount, Subject, both};
+use crate::{Amount, Subject};
 
 /// What one connection has to have of the upstream agent's throughput.
-pub(crate) const GOAL: f64 = 2.0;
-/// And of its CPU time.
-const CPU_GOAL: (&str, f64) = ("at most", 0.4);
+pub(crate) const GOAL: Goal = Some(("at least", 2.0));
 
 /// CPU seconds so far of the agent, the server and everybody else who moves the bytes.
 #[derive(Clone, Copy, Default)]
-struct Spent {
-    agent: f64,
-    server: f64,
-    rest: f64,
+pub(crate) struct Spent {
+    pub(crate) agent: f64,
+    pub(crate) server: f64,
+    pub(crate) rest: f64,
 }
 
 /// What one side did in a round.
 #[derive(Default)]
-struct Did {
+pub(crate) struct Did {
     /// MiB a second, turn by turn.
     speeds: Vec<f64>,
     mebibytes: f64,
     seconds: f64,
-    spent: Spent,
+    pub(crate) spent: Spent,
+}
+
+impl Did {
+    /// MiB a second.
+    pub(crate) fn speed(&self) -> f64 {
+        median(&self.speeds)
+    }
+
+    /// So many seconds, for a GiB.
+    pub(crate) fn per_gib(&self, seconds: f64) -> f64 {
+        seconds * 1024.0 / self.mebibytes
+    }
 }
 
 /// Rows for one, ten and a hundred connections each way, or for one only.
 pub(crate) async fn measure(
-    subjects: &mut [Subject; 2],
+    subjects: &[Subject; 2],
     server: &Process,
     endpoint: &Process,
     amount: Amount,
     single: bool,
 ) -> Result<Vec<Row>> {
     let processors = std::thread::available_parallelism()?.get() as f64;
+    let spent = |side: usize| -> Result<Spent> {
+        let rest = cpu(endpoint)? + cpu_of(std::process::id())?;
+        Ok(Spent { agent: cpu(&subjects[side].process)?, server: cpu(server)?, rest })
+    };
     let mut rows = Vec::new();
     for (way, there) in [(Way::ToControlPlane, "to the control plane"), (Way::ToNode, "to the node")] {
         for connections in [1, 10, 100] {
@@ -55,51 +72,41 @@ pub(crate) async fn measure(
             progress(&name);
             let [mut speed, mut work, mut busy, mut most]: [Pairs; 4] = Default::default();
             for round in 0..amount.rounds {
-                let [ours, other] = round_of(subjects, (server, endpoint), amount, (way, connections), round).await?;
-                let per_gib = |did: &Did| did.spent.agent * 1024.0 / did.mebibytes;
-                let speeds = [&ours, &other].map(|did| median(&did.speeds));
-                speed.add(speeds[0], speeds[1]);
-                work.add(per_gib(&ours), per_gib(&other));
+                let open = async |side: usize| subjects[side].load.connect_all(connections).await;
+                let mut open = [open(0).await?, open(1).await?];
+                let moved = async |streams: &mut Vec<UnixStream>| transfer_all(streams, way, amount.mib << 20).await;
+                let [ours, other] = round_of(amount, round, &mut open, spent, moved).await?;
+                speed.add(ours.speed(), other.speed());
+                work.add(ours.per_gib(ours.spent.agent), other.per_gib(other.spent.agent));
                 busy.add(ours.spent.server / ours.seconds, other.spent.server / other.seconds);
                 // All processors, and an agent that needs none of their time.
-                most.add(processors * ours.mebibytes / (ours.spent.server + ours.spent.rest), speeds[1]);
+                most.add(processors * ours.mebibytes / (ours.spent.server + ours.spent.rest), other.speed());
             }
-            let most = most.row(format!("{name}: most that an agent without cost could have"), "MiB/s", None);
-            let wanted = connections == 1 && most.ratio >= GOAL;
-            rows.push(speed.row(&name, "MiB/s", wanted.then_some(("at least", GOAL))));
+            rows.push(speed.row(&name, "MiB/s", if connections == 1 { GOAL } else { None }));
             if connections == 1 {
-                rows.push(most);
+                rows.push(most.row(format!("{name}: most that an agent without cost could have"), "MiB/s", None));
             }
-            rows.push(work.row(name.replace("throughput", "CPU"), "s/GiB", Some(CPU_GOAL)));
+            rows.push(work.row(name.replace("throughput", "CPU"), "s/GiB", Some(("at most", 0.4))));
             rows.push(busy.row(name.replace("throughput", "proxy-server busy,"), "cores", None));
         }
     }
     Ok(rows)
 }
 
-/// Some short turns of both over connections of this round: what happens elsewhere on the machine meets both alike.
-async fn round_of(
-    subjects: &mut [Subject; 2],
-    (server, endpoint): (&Process, &Process),
+/// Some short turns of both over what each has open in this round: what happens elsewhere on the machine meets both alike.
+pub(crate) async fn round_of<C>(
     amount: Amount,
-    (way, connections): (Way, usize),
     round: usize,
+    open: &mut [C; 2],
+    spent: impl Fn(usize) -> Result<Spent>,
+    moved: impl AsyncFn(&mut C) -> Result<Duration>,
 ) -> Result<[Did; 2]> {
-    let mut open = Vec::new();
-    for subject in subjects.iter() {
-        open.push(subject.load.connect_all(connections).await?);
-    }
-    let mut did: [Did; 2] = Default::default();
+    let mut sides: [Did; 2] = Default::default();
     for turn in 0..amount.turns {
         for side in both(round + turn) {
-            let (subject, streams) = (&subjects[side], open.get_mut(side).context("two sides")?);
-            let spent = || -> Result<Spent> {
-                let rest = cpu(endpoint)? + cpu_of(std::process::id())?;
-                Ok(Spent { agent: cpu(&subject.process)?, server: cpu(server)?, rest })
-            };
-            let before = spent()?;
-            let took = transfer_all(streams, way, amount.mib << 20).await?.as_secs_f64();
-            let (after, did) = (spent()?, &mut did[side]);
+            let before = spent(side)?;
+            let took = moved(&mut open[side]).await?.as_secs_f64();
+            let (after, did) = (spent(side)?, &mut sides[side]);
             did.speeds.push(amount.mib as f64 / took);
             did.mebibytes += amount.mib as f64;
             did.seconds += took;
@@ -108,5 +115,5 @@ async fn round_of(
             did.spent.rest += after.rest - before.rest;
         }
     }
-    Ok(did)
+    Ok(sides)
 }

@@ -37,11 +37,11 @@ pub(super) fn measure(cluster: &Cluster<'_>, amount: Amount) -> Result<Vec<Row>>
     let beside = sweep::hierarchies().first().context("no cgroups")?.join(cluster.place.cgroup_beside());
     let address = cluster.address("web")?;
     let at_least = Some(("at least", 0.97));
-    // Of what a turn asks, and how much that is.
+    // What a turn asks, of how many, and how many make one of the unit.
     let kinds = [
-        ('P', 4 << 20, 4.0, "MiB/s", "pod to pod: throughput there", at_least),
-        ('G', 4 << 20, 4.0, "MiB/s", "pod to pod: throughput back", at_least),
-        ('T', 100, 100.0, "1/s", "pod to pod: requests and answers", None),
+        ('P', 4 << 20, 1 << 20, "MiB/s", "pod to pod: throughput there", at_least),
+        ('G', 4 << 20, 1 << 20, "MiB/s", "pod to pod: throughput back", at_least),
+        ('T', 100, 1, "1/s", "pod to pod: requests and answers", None),
     ];
     let mut pairs: [Pairs; 3] = Default::default();
     for round in 0..amount.rounds {
@@ -50,10 +50,10 @@ pub(super) fn measure(cluster: &Cluster<'_>, amount: Amount) -> Result<Vec<Row>>
         for (port, cgroups) in [(GUARDED, [&server.cgroup, &client.cgroup]), (FREE, [&beside, &beside])] {
             sides.push(Side::start(cluster, &server, &client, cgroups, socket(&address, port)?)?);
         }
-        for ((letter, count, amount, ..), pairs) in kinds.iter().zip(&mut pairs) {
+        for ((letter, count, one, ..), pairs) in kinds.iter().zip(&mut pairs) {
             let [ours, other] = round_of(ROUND, round, |side| {
                 let side = sides.get_mut(side).context("two sides")?;
-                Ok((*amount, side.ask(*letter, *count)?))
+                Ok(((count / one) as f64, side.ask(*letter, *count)?))
             })?;
             pairs.add(ours, other);
         }
@@ -108,8 +108,8 @@ impl Side {
         let mut serve = program(server, server_cgroup)?;
         serve.args(["serve", &to.to_string()]);
         let log = cluster.place.directory.join(format!("serve-{}.log", to.port()));
-        // Of the round before: that one was ready, too.
-        let _ = std::fs::remove_file(&log);
+        // Without what the server of the round before said.
+        File::create(&log)?;
         let mut server = Process::start("server", serve, &log)?;
         until("the server listens", Duration::from_secs(10), || {
             server.check()?;

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::{
     control::{Control, Egress, PATIENCE, STRATEGIES},
-    install::{Cluster, images},
+    install::{Cluster, HOOK, images},
     kubectl::Stream,
     node::{NAME, Node, SECOND_NAME},
     pki::Pki,
@@ -36,7 +36,7 @@ pub(crate) fn nodes(cluster: &Cluster<'_>, control: &mut Control, pki: &Pki, tab
     if !table.wants("two nodes") {
         return Ok(());
     }
-    let mut second = Node::start(cluster.place, pki, Where::Second, &images(&["hook.tar"])?)?;
+    let mut second = Node::start(cluster.place, pki, Where::Second, &images(&[HOOK])?)?;
     cluster.node_ready(SECOND_NAME, &mut second)?;
     cluster.guard_ready()?;
     cluster.kubectl.apply(POD)?;
