@@ -87,6 +87,12 @@ fn servers_behind_a_balancer_are_all_found_and_found_again() {
         }
         // A failover in one moment: streams end, and the address answers all the time.
         successor.cut();
+        // Until the agent has noticed, it says what was.
+        agent
+            .until("the loss", Duration::from_secs(5), |all| {
+                all.iter().filter(|(_, state, _)| state == "connected").count() < servers.len()
+            })
+            .await?;
         let at_once = agent.connected(&["a", "b", "c"]).await?;
         for server in &servers {
             dials(server).await?;
