@@ -2,6 +2,7 @@
 
 use std::{
     path::PathBuf,
+    sync::atomic::{AtomicUsize, Ordering},
     time::{Duration, Instant},
 };
 
@@ -59,6 +60,8 @@ async fn serve(ports: &[u16]) -> Result<()> {
 struct Lab {
     dials: Dials,
     records: PathBuf,
+    /// How many dials were asked about: each has a record once it is over.
+    asked: AtomicUsize,
     _agent: Process,
     _server: Fake,
 }
@@ -70,11 +73,12 @@ impl Lab {
         let file = format!("--audit-file={}", records.display());
         let agent = ours(place, PORT, policy, &[&[file.as_str(), "--node-name=here"], more].concat())?;
         let stream = timeout(Duration::from_secs(10), server.agent()).await.context("no stream")??;
-        Ok(Lab { dials: Dials::new(stream), records, _agent: agent, _server: server })
+        Ok(Lab { dials: Dials::new(stream), records, asked: AtomicUsize::new(0), _agent: agent, _server: server })
     }
 
     /// Who answers at an address, or why nobody does.
     async fn ask(&self, address: &str) -> Result<String> {
+        self.asked.fetch_add(1, Ordering::Relaxed);
         let mut connection = match timeout(Duration::from_secs(10), self.dials.dial(address)).await? {
             Ok(connection) => connection,
             Err(error) => return Ok(error.to_string()),
@@ -108,14 +112,16 @@ impl Lab {
         Ok(())
     }
 
-    /// The last record of an address.
+    /// The last record of an address, once all that were asked about have theirs: that of a dial that was answered comes after its close.
     async fn record(&self, address: &str) -> Result<Value> {
         let deadline = Instant::now() + Duration::from_secs(5);
         loop {
             let text = std::fs::read_to_string(&self.records).unwrap_or_default();
-            let mut all = text.lines().rev().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-            if let Some(record) = all.find(|record| record["requested"] == address) {
-                return Ok(record);
+            let mut all: Vec<Value> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+            if all.len() >= self.asked.load(Ordering::Relaxed)
+                && let Some(last) = all.iter().rposition(|record| record["requested"] == address)
+            {
+                return Ok(all.swap_remove(last));
             }
             ensure!(Instant::now() < deadline, "no record of {address}");
             tokio::time::sleep(Duration::from_millis(10)).await;
