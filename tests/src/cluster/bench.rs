@@ -85,7 +85,7 @@ spec:
 
 /// Measures all of it and prints the rows.
 pub(crate) fn bench(quick: bool) -> Result<bool> {
-    let amount = if quick { Amount { requests: 20, rounds: 2 } } else { Amount { requests: 200, rounds: 15 } };
+    let amount = if quick { Amount { requests: 20, rounds: 2 } } else { Amount { requests: 200, rounds: 40 } };
     let place = Place::new()?;
     let pki = Pki::new(&place)?;
     let mut control = Control::start(&place, &pki, Egress::Grpc)?;

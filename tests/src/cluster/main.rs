@@ -75,10 +75,10 @@ enum What {
     },
     /// A client of the bench, in a pod.
     #[command(hide = true)]
-    Converse { to: SocketAddr },
+    Converse { beside: PathBuf, guarded: SocketAddr, free: SocketAddr },
     /// A server of the bench, in a pod.
     #[command(hide = true)]
-    Serve { at: SocketAddr },
+    Serve { beside: PathBuf, guarded: SocketAddr, free: SocketAddr },
     /// What the first process of a node runs.
     #[command(hide = true)]
     Node { name: String, address: String, directory: PathBuf, images: Vec<String> },
@@ -103,8 +103,8 @@ fn start(Args { what, programs, ipv6 }: Args) -> Result<bool> {
         What::Run { filter } => cluster(filter.as_deref(), Job::Everything),
         What::Demo { stay } => cluster(None, Job::Demo { stay }),
         What::Bench { quick } => bench::bench(quick),
-        What::Converse { to } => bench::converse(to),
-        What::Serve { at } => bench::serve(at),
+        What::Converse { beside, guarded, free } => bench::converse(&beside, [guarded, free]),
+        What::Serve { beside, guarded, free } => bench::serve(&beside, [guarded, free]),
         What::Node { name, address, directory, images } => {
             node::inside(&name, &address, &directory, &images).map(|()| true)
         }

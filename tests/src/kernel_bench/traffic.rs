@@ -3,54 +3,38 @@
 //! Must never give one listener a process, threads or a buffer that the other one has not.
 
 use std::{
-    fs,
     io::{Read, Write},
-    net::{IpAddr, SocketAddr, TcpListener, TcpStream},
+    net::{IpAddr, SocketAddr, TcpStream},
     path::Path,
     process::Command,
-    sync::Arc,
     thread,
     time::Duration,
 };
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 pub(crate) use lab::traffic::{Ask, CHUNK, Conversation, NODE_CPU, OTHER_CPU, pin, pin_thread};
 use lab::{
     lab::Lab,
     net::Who,
     process::{Process, command, until},
-    traffic::{buffer, converse_at},
+    traffic::{in_both, listen},
 };
 use nix::time::{ClockId, clock_gettime};
 use socket2::SockRef;
 
 /// Serves conversations at two ports, the first one guarded, and answers connections at the next ones with a byte after so much work each.
-/// The process comes in the guarded cgroup and listens at the first port there, then goes to the cgroup beside it and listens at the second:
-/// a socket stays of the cgroup that it was made in.
+/// The process comes in the guarded cgroup.
 pub(crate) fn serve(address: IpAddr, ports: [u16; 2], work: Duration, beside: &Path) -> Result<()> {
     pin(NODE_CPU)?;
-    let buffer = buffer();
-    let listen = |port: u16| {
-        TcpListener::bind((address, port)).with_context(|| format!("cannot listen on {address}, port {port}"))
-    };
-    let mut conversations = Vec::new();
-    for port in ports {
-        conversations.push(listen(port)?);
-        let connections = listen(port + 1)?;
+    let conversations = in_both(beside, |which| {
+        let port = ports[which];
+        let connections = listen((address, port + 1).into())?;
         // Longer than the library makes it: the flood must not be what fills the queue of the allowed.
         SockRef::from(&connections).listen(4096)?;
         thread::spawn(move || connections.incoming().flatten().for_each(|stream| answer(stream, work)));
-        fs::write(beside.join("cgroup.procs"), "0").context("cannot go to the other cgroup")?;
-    }
-    lab::bench::print_ready()?;
-    let serving = conversations.into_iter().map(|listener| {
-        let buffer = Arc::clone(&buffer);
-        thread::spawn(move || converse_at(&listener, &buffer))
-    });
-    for thread in serving.collect::<Vec<_>>() {
-        thread.join().ok().context("a listener")??;
-    }
-    Ok(())
+        listen((address, port).into())
+    })?;
+    lab::traffic::serve(conversations)
 }
 
 /// A client that is gone already is no error.
