@@ -12,7 +12,6 @@ use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use tokio::{io::BufReader, net::TcpStream, sync::mpsc, time::timeout};
 use tokio_rustls::TlsConnector;
-use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{
     Request, Status, Streaming,
@@ -21,6 +20,7 @@ use tonic::{
     metadata::{AsciiMetadataValue, MetadataMap},
     transport::Endpoint,
 };
+use tower::util::ServiceExt;
 
 use super::{
     TunnelConfig,
@@ -30,6 +30,7 @@ use super::{
     hosts::{Host, Place},
     http_connect::{self, ProxyFailed},
     material::Material,
+    outgoing::Messages,
     set::MOST_SERVERS,
     tls,
 };
@@ -173,11 +174,16 @@ pub(super) async fn connect(
         std::future::ready(transport.ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected)))
     });
     let channel = endpoint.connect_with_connector(connector).await?;
-    let mut client = Grpc::new(channel);
+    let (outbound, packets) = mpsc::channel(OUTBOUND);
+    // tonic makes the request; its body is ours.
+    let mut messages = Some(tonic::body::Body::new(Messages::new(packets)));
+    let mut client =
+        Grpc::new(channel.map_request(move |request: tonic::codegen::http::Request<tonic::body::Body>| {
+            request.map(|none| messages.take().unwrap_or(none))
+        }));
     client.ready().await?;
 
-    let (outbound, packets) = mpsc::channel(OUTBOUND);
-    let mut request = Request::new(ReceiverStream::new(packets));
+    let mut request = Request::new(tokio_stream::empty());
     *request.metadata_mut() = metadata(material, agent_id, identifiers)?;
     let answer = timeout(PATIENCE, client.streaming(request, PathAndQuery::from_static(METHOD), PacketCodec));
     let answer = answer

@@ -8,7 +8,7 @@
 use bytes::Bytes;
 use tonic::{
     Status,
-    codec::{BufferSettings, Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
+    codec::{BufferSettings, Codec, DecodeBuf, Decoder},
 };
 use tonic_prost::{ProstDecoder, ProstEncoder};
 
@@ -131,41 +131,27 @@ pub struct Data {
     pub data: Bytes,
 }
 
-/// How messages become bytes: as prost does it, in buffers that hold a DATA.
+/// How bytes become messages: as prost does it, in buffers that hold a DATA. What goes to the server is encoded by `outgoing`.
 #[derive(Clone, Copy, Debug)]
 pub struct PacketCodec;
 
 impl Codec for PacketCodec {
     type Encode = Packet;
     type Decode = Packet;
-    type Encoder = Counted<ProstEncoder<Packet>>;
+    type Encoder = ProstEncoder<Packet>;
     type Decoder = Counted<ProstDecoder<Packet>>;
 
     fn encoder(&mut self) -> Self::Encoder {
-        Counted(ProstEncoder::new(BufferSettings::new(MAX_DATA + AROUND, MAX_DATA)))
+        ProstEncoder::new(BufferSettings::new(0, 0))
     }
     fn decoder(&mut self) -> Self::Decoder {
         Counted(ProstDecoder::new(BufferSettings::new(2 * SERVER_DATA + AROUND, 2 * SERVER_DATA)))
     }
 }
 
-/// One half of the codec, which counts what passes.
+/// A decoder that counts what passes.
 #[derive(Debug)]
 pub struct Counted<T>(T);
-
-impl Encoder for Counted<ProstEncoder<Packet>> {
-    type Item = Packet;
-    type Error = Status;
-
-    fn encode(&mut self, packet: Packet, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        traffic::sent(packet.kind);
-        self.0.encode(packet, buffer)
-    }
-
-    fn buffer_settings(&self) -> BufferSettings {
-        self.0.buffer_settings()
-    }
-}
 
 impl Decoder for Counted<ProstDecoder<Packet>> {
     type Item = Packet;

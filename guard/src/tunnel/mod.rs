@@ -18,6 +18,7 @@ pub mod identifiers;
 pub(crate) mod kube;
 pub mod leases;
 mod material;
+mod outgoing;
 mod run;
 pub mod session;
 mod set;
