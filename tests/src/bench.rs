@@ -62,7 +62,12 @@ impl Pairs {
 
 /// Who is first changes with every round or turn: our index and the other's.
 pub fn both(turn: usize) -> [usize; 2] {
-    if turn.is_multiple_of(2) { [0, 1] } else { [1, 0] }
+    in_turn(turn)
+}
+
+/// The same for more than two.
+pub fn in_turn<const N: usize>(turn: usize) -> [usize; N] {
+    std::array::from_fn(|place| (place + turn) % N)
 }
 
 /// A round: for so long, short turns of both sides, who is first in turns, too: what happens elsewhere on the machine meets both alike. A turn

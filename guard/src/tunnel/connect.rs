@@ -10,13 +10,19 @@ use std::{
 
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
-use tokio::{io::BufReader, net::TcpStream, sync::mpsc, time::timeout};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, BufReader},
+    net::TcpStream,
+    sync::mpsc,
+    time::timeout,
+};
 use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
 use tonic::{
-    Request, Status, Streaming,
+    Extensions, Request, Response, Status, Streaming,
+    body::Body,
     client::Grpc,
-    codegen::http::uri::PathAndQuery,
+    codegen::http::{self, uri::PathAndQuery},
     metadata::{AsciiMetadataValue, MetadataMap},
     transport::Endpoint,
 };
@@ -163,33 +169,10 @@ pub(super) async fn connect(
     let endpoint = Endpoint::from_shared(format!("http://{host}"))?
         .http2_keep_alive_interval(keepalive)
         .keep_alive_timeout(KEEPALIVE_ANSWER)
-        .keep_alive_while_idle(true)
-        .initial_stream_window_size(WINDOW)
-        .initial_connection_window_size(2 * WINDOW);
+        .keep_alive_while_idle(true);
     let going = CancellationToken::new();
-    // One connection, made above: asked for another, there is none.
-    let transport = Mutex::new(Some(TokioIo::new(Watched::new(Batched::new(transport), going.clone()))));
-    let connector = tower::service_fn(move |_| {
-        let transport = transport.lock().ok().and_then(|mut transport| transport.take());
-        std::future::ready(transport.ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected)))
-    });
-    let channel = endpoint.connect_with_connector(connector).await?;
-    let (outbound, packets) = mpsc::channel(OUTBOUND);
-    // tonic makes the request; its body is ours.
-    let mut messages = Some(tonic::body::Body::new(Messages::new(packets)));
-    let mut client =
-        Grpc::new(channel.map_request(move |request: tonic::codegen::http::Request<tonic::body::Body>| {
-            request.map(|none| messages.take().unwrap_or(none))
-        }));
-    client.ready().await?;
-
-    let mut request = Request::new(tokio_stream::empty());
-    *request.metadata_mut() = metadata(material, agent_id, identifiers)?;
-    let answer = timeout(PATIENCE, client.streaming(request, PathAndQuery::from_static(METHOD), PacketCodec));
-    let answer = answer
-        .await
-        .map_err(|_| ConnectError::Patience("the server's headers"))?
-        .map_err(|status| ConnectError::Refused(Box::new(status)))?;
+    let watched = Watched::new(Batched::new(transport), going.clone());
+    let (outbound, answer) = ask(watched, endpoint, metadata(material, agent_id, identifiers)?).await?;
     let header = |name: &'static str| {
         let mut values = answer.metadata().get_all(name).iter();
         let value = values.next().and_then(|value| value.to_str().ok()).map(str::to_owned);
@@ -198,6 +181,36 @@ pub(super) async fn connect(
     let server_id = header("serverid")?;
     let server_count = count(&header("servercount")?);
     Ok(Stream { number, inbound: answer.into_inner(), outbound, server_id, server_count, tls, going })
+}
+
+/// Asks for the stream over a connection that stands.
+pub async fn ask<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
+    transport: S,
+    endpoint: Endpoint,
+    metadata: MetadataMap,
+) -> Result<(mpsc::Sender<Packet>, Response<Streaming<Packet>>), ConnectError> {
+    // Asked for another connection, there is none.
+    let transport = Mutex::new(Some(TokioIo::new(transport)));
+    let connector = tower::service_fn(move |_| {
+        let transport = transport.lock().ok().and_then(|mut transport| transport.take());
+        std::future::ready(transport.ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected)))
+    });
+    let endpoint = endpoint.initial_stream_window_size(WINDOW).initial_connection_window_size(2 * WINDOW);
+    let channel = endpoint.connect_with_connector(connector).await?;
+    let (outbound, packets) = mpsc::channel(OUTBOUND);
+    // tonic makes the request; its body is ours.
+    let mut messages = Some(Body::new(Messages::new(packets)));
+    let mut client = Grpc::new(
+        channel.map_request(move |request: http::Request<Body>| request.map(|none| messages.take().unwrap_or(none))),
+    );
+    client.ready().await?;
+    let request = Request::from_parts(metadata, Extensions::default(), tokio_stream::empty());
+    let answer = timeout(PATIENCE, client.streaming(request, PathAndQuery::from_static(METHOD), PacketCodec));
+    let answer = answer
+        .await
+        .map_err(|_| ConnectError::Patience("the server's headers"))?
+        .map_err(|status| ConnectError::Refused(Box::new(status)))?;
+    Ok((outbound, answer))
 }
 
 /// How many servers there are is a server's word only: what is no sensible number is one.

@@ -2,12 +2,13 @@
 //! Called by `cargo xtask bench tunnel`, which shows the rows that this prints as JSON.
 //! Must never compare figures of different runs.
 
+mod null;
 mod own;
 mod throughput;
 
 use std::{
     fs::File,
-    path::PathBuf,
+    path::Path,
     process::{Command, Stdio},
     sync::Arc,
     time::Duration,
@@ -16,11 +17,11 @@ use std::{
 use anyhow::{Result, bail};
 use lab::{
     bare::{Place, SERVER, Who, agent, memory, server},
-    bench::{self, Goal, Row, both, median, progress},
+    bench::{self, Goal, Row, both, in_turn, median, progress},
     certs::{Certs, ServerCert},
     endpoint,
     isolated::isolated,
-    load::{Load, latency, request},
+    load::{Latency, Load, latency, request},
     process::{Process, until},
 };
 
@@ -64,6 +65,10 @@ fn main() -> Result<()> {
             std::io::Write::write_all(&mut std::io::stdout(), b"ready\n")?;
             endpoint::serve(listener).await
         }),
+        ["null", server, certs] => {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(null::serve(server.parse()?, certs.as_ref()))
+        }
         [] => run(FULL, None),
         ["--quick"] => run(QUICK, None),
         ["--only", part] => run(FULL, Some(part)),
@@ -86,11 +91,11 @@ fn run(amount: Amount, only: Option<&str>) -> Result<()> {
     let rows = isolated(&addresses, || {
         let place = Place { directory: directory.path().to_path_buf(), certs: Certs::new(directory.path())? };
         place.certs.server(ServerCert::Good)?;
-        let endpoint = endpoint_process(&place)?;
+        let _endpoint = endpoint_process(&place)?;
         let runtime = runtime()?;
         let mut rows = Vec::new();
         if only != Some("own") {
-            rows.extend(runtime.block_on(with_server(&place, &endpoint, amount, only))?);
+            rows.extend(runtime.block_on(with_server(&place, amount, only))?);
         }
         if only.is_none_or(|only| only == "own") {
             rows.extend(runtime.block_on(own::without_server(&place, amount))?);
@@ -141,7 +146,7 @@ impl Figures {
 }
 
 /// Everything that the real server lets us see, or a part of it.
-async fn with_server(place: &Place, endpoint: &Process, amount: Amount, only: Option<&str>) -> Result<Vec<Row>> {
+async fn with_server(place: &Place, amount: Amount, only: Option<&str>) -> Result<Vec<Row>> {
     let wanted = |part: &str| only.is_none_or(|only| only == part);
     let (server, socket) = server(place)?;
     let mut rows = Vec::new();
@@ -149,11 +154,14 @@ async fn with_server(place: &Place, endpoint: &Process, amount: Amount, only: Op
         rows.extend(memory_rows(place, &socket, amount).await?);
     }
     let subjects = [subject(Who::Ours, place, &socket).await?, subject(Who::Theirs, place, &socket).await?];
+    let null = ready(null::start(place)?, null::ADDRESS, &socket).await?;
+    let [ours, theirs] = &subjects;
+    let all = [ours, theirs, &null];
     if wanted("throughput") || wanted("single") {
-        rows.extend(throughput::measure(&subjects, &server, endpoint, amount, only == Some("single")).await?);
+        rows.extend(throughput::measure(all, &server, amount, only == Some("single")).await?);
     }
     if wanted("requests") || wanted("dials") {
-        rows.extend(dial_rows("dial", amount, async |side, count| subjects[side].load.dials(count).await).await?);
+        rows.extend(dial_rows(all, amount).await?);
     }
     if wanted("requests") {
         rows.extend(request_rows(&subjects, amount).await?);
@@ -170,25 +178,41 @@ async fn with_server(place: &Place, endpoint: &Process, amount: Amount, only: Op
     Ok(rows)
 }
 
+/// Dials under the real server.
+async fn dial_rows(all: [&Subject; 3], amount: Amount) -> Result<Vec<Row>> {
+    progress("dial");
+    let [ours, theirs, null] = latencies(amount, async |side, count| all[side].load.dials(count).await).await?;
+    let ceiling = Row::beside("dial, p99: an agent without endpoints", "ms", null.p99, theirs.p99, None);
+    let goal = reachable(DIAL_GOAL, ceiling.ratio);
+    Ok(vec![
+        Row::beside("dial, p50", "ms", ours.p50, theirs.p50, None),
+        Row::beside("dial, p99", "ms", ours.p99, theirs.p99, goal),
+        ceiling,
+    ])
+}
+
+/// What a dial has to take of the upstream agent's time, one in a hundred not counted.
+const DIAL_GOAL: Goal = Some(("at most", 0.6));
+
+/// A goal where an agent without endpoints reaches it: what the server leaves to nobody, no agent has to reach under it. Under the server in Rust
+/// every goal stands.
+fn reachable(goal: Goal, ceiling: f64) -> Goal {
+    goal.filter(|(word, bound)| if *word == "at least" { ceiling >= *bound } else { ceiling <= *bound })
+}
+
 /// Dials one after the other: a side makes so many in a turn and says what each took. The latencies are of all of them together: one in a hundred
 /// is too few in each turn.
-async fn dial_rows(
-    what: &str,
+async fn latencies<const N: usize>(
     amount: Amount,
     dials: impl AsyncFn(usize, usize) -> Result<Vec<Duration>>,
-) -> Result<Vec<Row>> {
-    progress(what);
-    let mut took: [Vec<Duration>; 2] = Default::default();
+) -> Result<[Latency; N]> {
+    let mut took = [const { Vec::new() }; N];
     for turn in 0..amount.dials / amount.dials_in_turn {
-        for side in both(turn) {
+        for side in in_turn::<N>(turn) {
             took[side].extend(dials(side, amount.dials_in_turn).await?);
         }
     }
-    let [ours, theirs] = took.map(latency);
-    Ok(vec![
-        Row::beside(format!("{what}, p50"), "ms", ours.p50, theirs.p50, None),
-        Row::beside(format!("{what}, p99"), "ms", ours.p99, theirs.p99, Some(("at most", 0.6))),
-    ])
+    Ok(took.map(latency))
 }
 
 /// Small requests, and dials at once.
@@ -239,7 +263,7 @@ async fn stalled_rows(subjects: &[Subject; 2], amount: Amount) -> Result<Vec<Row
 }
 
 /// Fresh agents: their memory at rest, and with many connections that rest.
-async fn memory_rows(place: &Place, socket: &std::path::Path, amount: Amount) -> Result<Vec<Row>> {
+async fn memory_rows(place: &Place, socket: &Path, amount: Amount) -> Result<Vec<Row>> {
     let (mut idle, mut each, mut again) = (Figures::default(), Figures::default(), Figures::default());
     for who in Who::BOTH {
         progress(&format!("memory with {} idle connections: {who:?}", amount.idle));
@@ -267,9 +291,13 @@ async fn memory_rows(place: &Place, socket: &std::path::Path, amount: Amount) ->
 }
 
 /// Starts an agent and waits until a dial comes through it.
-async fn subject(who: Who, place: &Place, socket: &std::path::Path) -> Result<Subject> {
-    let mut process = agent(who, place, 8091)?;
-    let load = Load { socket: Arc::from(PathBuf::from(socket)), destination: format!("{}:7000", who.address()) };
+async fn subject(who: Who, place: &Place, socket: &Path) -> Result<Subject> {
+    ready(agent(who, place, 8091)?, who.address(), socket).await
+}
+
+/// Waits until a dial comes through an agent.
+async fn ready(mut process: Process, address: &str, socket: &Path) -> Result<Subject> {
+    let load = Load { socket: Arc::from(socket), destination: format!("{address}:7000") };
     for _ in 0..100 {
         process.check()?;
         if load.connect().await.is_ok() {
@@ -277,5 +305,5 @@ async fn subject(who: Who, place: &Place, socket: &std::path::Path) -> Result<Su
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    bail!("no dial comes through: {who:?}\n{}", process.printed())
+    bail!("no dial comes through {address}\n{}", process.printed())
 }

@@ -15,7 +15,7 @@ use lab::{
 };
 
 use crate::{
-    Amount, dial_rows,
+    Amount, DIAL_GOAL, latencies,
     throughput::{GOAL, Spent, round_of},
 };
 
@@ -39,7 +39,10 @@ pub(crate) async fn without_server(place: &Place, amount: Amount) -> Result<Vec<
         progress(&format!("server in Rust: throughput {there}"));
         rows.extend(throughput(&sides, amount, way, there).await?);
     }
-    rows.extend(dial_rows("server in Rust: dial", amount, async |which, count| sides[which].dials(count).await).await?);
+    progress("server in Rust: dial");
+    let [ours, theirs] = latencies(amount, async |which, count| sides[which].dials(count).await).await?;
+    rows.push(Row::beside("server in Rust: dial, p50", "ms", ours.p50, theirs.p50, None));
+    rows.push(Row::beside("server in Rust: dial, p99", "ms", ours.p99, theirs.p99, DIAL_GOAL));
     Ok(rows)
 }
 
@@ -66,7 +69,7 @@ impl Side {
 async fn throughput(sides: &[Side; 2], amount: Amount, way: Way, there: &str) -> Result<Vec<Row>> {
     // The server is in this process, and the load, too.
     let spent = |which: usize| -> Result<Spent> {
-        Ok(Spent { agent: cpu(&sides[which].process)?, server: cpu_of(std::process::id())?, rest: 0.0 })
+        Ok(Spent { agent: cpu(&sides[which].process)?, server: cpu_of(std::process::id())? })
     };
     let [mut speed, mut work, mut server]: [Pairs; 3] = Default::default();
     for round in 0..amount.rounds {

@@ -1,29 +1,28 @@
 //! Owns bytes both ways under the real server: how many a second, what they cost the agent, and what that server lets anybody have.
 //! Called by `main`.
-//! Must never leave out what limits: where the rest of the machine has no time left, no agent can be faster.
+//! Must never leave out what limits: more than an agent without endpoints gets, no agent can have.
 
 use std::time::Duration;
 
 use anyhow::Result;
 use lab::{
-    bare::{cpu, cpu_of},
-    bench::{Goal, Pairs, Row, both, median, progress},
+    bare::cpu,
+    bench::{Goal, Pairs, Row, in_turn, median, progress},
     load::{Way, transfer_all},
     process::Process,
 };
 use tokio::net::UnixStream;
 
-use crate::{Amount, Subject};
+use crate::{Amount, Subject, reachable};
 
 /// What one connection has to have of the upstream agent's throughput.
 pub(crate) const GOAL: Goal = Some(("at least", 2.0));
 
-/// CPU seconds so far of the agent, the server and everybody else who moves the bytes.
+/// CPU seconds so far of the agent and of the server.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Spent {
     pub(crate) agent: f64,
     pub(crate) server: f64,
-    pub(crate) rest: f64,
 }
 
 /// What one side did in a round.
@@ -48,19 +47,15 @@ impl Did {
     }
 }
 
-/// Rows for one, ten and a hundred connections each way, or for one only.
+/// Rows for one, ten and a hundred connections each way, or for one only. The third subject has no endpoints.
 pub(crate) async fn measure(
-    subjects: &[Subject; 2],
+    subjects: [&Subject; 3],
     server: &Process,
-    endpoint: &Process,
     amount: Amount,
     single: bool,
 ) -> Result<Vec<Row>> {
-    let processors = std::thread::available_parallelism()?.get() as f64;
-    let spent = |side: usize| -> Result<Spent> {
-        let rest = cpu(endpoint)? + cpu_of(std::process::id())?;
-        Ok(Spent { agent: cpu(&subjects[side].process)?, server: cpu(server)?, rest })
-    };
+    let spent =
+        |side: usize| -> Result<Spent> { Ok(Spent { agent: cpu(&subjects[side].process)?, server: cpu(server)? }) };
     let mut rows = Vec::new();
     for (way, there) in [(Way::ToControlPlane, "to the control plane"), (Way::ToNode, "to the node")] {
         for connections in [1, 10, 100] {
@@ -70,22 +65,21 @@ pub(crate) async fn measure(
             let name =
                 format!("throughput {there}, {connections} connection{}", if connections == 1 { "" } else { "s" });
             progress(&name);
-            let [mut speed, mut work, mut busy, mut most]: [Pairs; 4] = Default::default();
+            let [mut speed, mut work, mut busy, mut ceiling]: [Pairs; 4] = Default::default();
             for round in 0..amount.rounds {
                 let open = async |side: usize| subjects[side].load.connect_all(connections).await;
-                let mut open = [open(0).await?, open(1).await?];
+                let mut open = [open(0).await?, open(1).await?, open(2).await?];
                 let moved = async |streams: &mut Vec<UnixStream>| transfer_all(streams, way, amount.mib << 20).await;
-                let [ours, other] = round_of(amount, round, &mut open, spent, moved).await?;
+                let [ours, other, null] = round_of(amount, round, &mut open, spent, moved).await?;
                 speed.add(ours.speed(), other.speed());
                 work.add(ours.per_gib(ours.spent.agent), other.per_gib(other.spent.agent));
                 busy.add(ours.spent.server / ours.seconds, other.spent.server / other.seconds);
-                // All processors, and an agent that needs none of their time.
-                most.add(processors * ours.mebibytes / (ours.spent.server + ours.spent.rest), other.speed());
+                ceiling.add(null.speed(), other.speed());
             }
-            rows.push(speed.row(&name, "MiB/s", if connections == 1 { GOAL } else { None }));
-            if connections == 1 {
-                rows.push(most.row(format!("{name}: most that an agent without cost could have"), "MiB/s", None));
-            }
+            let ceiling = ceiling.row(format!("{name}: an agent without endpoints"), "MiB/s", None);
+            let goal = if connections == 1 { reachable(GOAL, ceiling.ratio) } else { None };
+            rows.push(speed.row(&name, "MiB/s", goal));
+            rows.push(ceiling);
             rows.push(work.row(name.replace("throughput", "CPU"), "s/GiB", Some(("at most", 0.4))));
             rows.push(busy.row(name.replace("throughput", "proxy-server busy,"), "cores", None));
         }
@@ -93,17 +87,17 @@ pub(crate) async fn measure(
     Ok(rows)
 }
 
-/// Some short turns of both over what each has open in this round: what happens elsewhere on the machine meets both alike.
-pub(crate) async fn round_of<C>(
+/// Some short turns of each side over what each has open in this round: what happens elsewhere on the machine meets all alike.
+pub(crate) async fn round_of<C, const N: usize>(
     amount: Amount,
     round: usize,
-    open: &mut [C; 2],
+    open: &mut [C; N],
     spent: impl Fn(usize) -> Result<Spent>,
     moved: impl AsyncFn(&mut C) -> Result<Duration>,
-) -> Result<[Did; 2]> {
-    let mut sides: [Did; 2] = Default::default();
+) -> Result<[Did; N]> {
+    let mut sides = std::array::from_fn(|_| Did::default());
     for turn in 0..amount.turns {
-        for side in both(round + turn) {
+        for side in in_turn::<N>(round + turn) {
             let before = spent(side)?;
             let took = moved(&mut open[side]).await?.as_secs_f64();
             let (after, did) = (spent(side)?, &mut sides[side]);
@@ -112,7 +106,6 @@ pub(crate) async fn round_of<C>(
             did.seconds += took;
             did.spent.agent += after.agent - before.agent;
             did.spent.server += after.server - before.server;
-            did.spent.rest += after.rest - before.rest;
         }
     }
     Ok(sides)

@@ -1,0 +1,143 @@
+//! Owns an agent that has no endpoints: what it gets of the real server, no agent can get more of.
+//! Called by `main`, as a process of its own; it is the endpoint itself and drops what comes for it.
+//! Must never do anything that an agent could leave out.
+
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::Arc,
+};
+
+use anyhow::{Context, Result, bail};
+use bytes::Bytes;
+use lab::{
+    bare::{Place, SERVER},
+    process::Process,
+};
+use nodeguard::tunnel::{
+    batch::{Batched, GATHERED},
+    connect::ask,
+    frame::{Frame, MAX_DATA, Packet, closed, data, dialled},
+};
+use rustls::{
+    ClientConfig, RootCertStore,
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
+};
+use tokio::{io::BufReader, net::TcpStream, sync::mpsc};
+use tokio_rustls::TlsConnector;
+use tonic::{metadata::MetadataMap, transport::Endpoint};
+
+/// The address that the server takes for its node.
+pub(crate) const ADDRESS: &str = "10.0.0.4";
+/// As this project's agent has it.
+const READ_AHEAD: usize = 64 << 10;
+
+/// Starts it for the real server.
+pub(crate) fn start(place: &Place) -> Result<Process> {
+    let mut agent = Command::new(std::env::current_exe()?);
+    agent.args(["null", &format!("{SERVER}:8091")]).arg(&place.directory).stdin(Stdio::null());
+    Process::start("null agent", agent, &place.directory.join("null.log"))
+}
+
+/// What the process does.
+pub(crate) async fn serve(server: SocketAddr, certs: &Path) -> Result<()> {
+    let tcp = TcpStream::connect(server).await?;
+    tcp.set_nodelay(true)?;
+    let name = ServerName::from(server.ip());
+    let mut tls =
+        TlsConnector::from(Arc::new(client(certs)?)).connect(name, BufReader::with_capacity(READ_AHEAD, tcp)).await?;
+    tls.get_mut().1.set_buffer_limit(Some(GATHERED));
+    let mut metadata = MetadataMap::new();
+    metadata.insert("agentid", "null".parse()?);
+    metadata.insert("agentidentifiers", format!("ipv4={ADDRESS}").parse()?);
+    let endpoint = Endpoint::from_shared(format!("http://{server}"))?;
+    let (outbound, answer) = ask(Batched::new(tls), endpoint, metadata).await?;
+    let (mut inbound, mut open, mut last) = (answer.into_inner(), HashMap::new(), 0);
+    while let Some(packet) = inbound.message().await? {
+        match Frame::from(packet) {
+            Frame::Dial(dial) => {
+                last += 1;
+                open.insert(last, Asked::default());
+                outbound.send(dialled(dial.random, last)).await?;
+            }
+            Frame::Data(bytes) => {
+                if let Some(asked) = open.get_mut(&bytes.connect_id) {
+                    asked.take(bytes.connect_id, &bytes.data, &outbound).await?;
+                }
+            }
+            Frame::Close(close) => {
+                open.remove(&close.connect_id);
+                outbound.send(closed(close.connect_id, String::new())).await?;
+            }
+            Frame::CloseDial(_) | Frame::Other(_) => {}
+        }
+    }
+    bail!("the server ended the stream")
+}
+
+/// What a connection was asked: how many bytes are still to come, and what has come of the next line.
+#[derive(Default)]
+struct Asked {
+    left: usize,
+    line: Vec<u8>,
+}
+
+impl Asked {
+    async fn take(&mut self, id: i64, mut bytes: &[u8], outbound: &mpsc::Sender<Packet>) -> Result<()> {
+        while !bytes.is_empty() {
+            if self.left > 0 {
+                let taken = self.left.min(bytes.len());
+                (self.left, bytes) = (self.left - taken, bytes.get(taken..).unwrap_or_default());
+                if self.left == 0 {
+                    outbound.send(data(id, Bytes::from_static(b"k"))).await?;
+                }
+                continue;
+            }
+            let end = bytes.iter().position(|byte| *byte == b'\n');
+            let (line, rest) = bytes.split_at(end.map_or(bytes.len(), |end| end + 1));
+            self.line.extend_from_slice(line);
+            bytes = rest;
+            if end.is_none() {
+                break;
+            }
+            let line = String::from_utf8(std::mem::take(&mut self.line))?;
+            match line.split_whitespace().collect::<Vec<_>>()[..] {
+                ["SINK", count] => self.left = count.parse()?,
+                ["SOURCE", count] => source(id, count.parse()?, outbound).await?,
+                _ => bail!("asked for {line:?}"),
+            }
+        }
+        Ok(())
+    }
+}
+
+async fn source(id: i64, count: usize, outbound: &mpsc::Sender<Packet>) -> Result<()> {
+    static BYTES: [u8; MAX_DATA] = [0; MAX_DATA];
+    let mut left = count;
+    while left > 0 {
+        let most = left.min(MAX_DATA);
+        outbound.send(data(id, Bytes::from_static(BYTES.get(..most).unwrap_or_default()))).await?;
+        left -= most;
+    }
+    Ok(())
+}
+
+fn client(certs: &Path) -> Result<ClientConfig> {
+    let path = |file: &str| -> PathBuf { certs.join(file) };
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_file_iter(path("ca.crt"))? {
+        roots.add(certificate?)?;
+    }
+    let mut config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots)
+        .with_client_auth_cert(
+            vec![CertificateDer::from_pem_file(path("agent.crt"))?],
+            PrivateKeyDer::from_pem_file(path("agent.key"))?,
+        )
+        .context("the agent's certificate")?;
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    Ok(config)
+}
