@@ -20,7 +20,7 @@ use lab::{
     bench::{self, Goal, Row, both, in_turn, median, progress},
     certs::{Certs, ServerCert},
     endpoint,
-    isolated::isolated,
+    isolated::{isolated, without_pacing},
     load::{Latency, Load, latency, request},
     process::{Process, until},
 };
@@ -89,6 +89,7 @@ fn run(amount: Amount, only: Option<&str>) -> Result<()> {
     let directory = tempfile::tempdir()?;
     let addresses = [SERVER, Who::Ours.address(), Who::Theirs.address()];
     let rows = isolated(&addresses, || {
+        progress(&format!("TCP's congestion control: {}", without_pacing()?));
         let place = Place { directory: directory.path().to_path_buf(), certs: Certs::new(directory.path())? };
         place.certs.server(ServerCert::Good)?;
         let _endpoint = endpoint_process(&place)?;
