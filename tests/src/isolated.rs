@@ -51,7 +51,7 @@ fn enter(addresses: &[&str]) -> Result<()> {
 }
 
 /// Inside [`isolated`]: TCP as most machines have it, which does not pace; where the machine's default does (BBR), a timer for every 64 KiB is a
-/// fifth of what an agent in a virtual machine works. CUBIC, or Reno where a namespace may not have that; which.
+/// third of what an agent in a virtual machine works. CUBIC, or Reno where a namespace may not have that; which.
 pub fn without_pacing() -> Result<String> {
     let control = Path::new("/proc/sys/net/ipv4/tcp_congestion_control");
     for name in ["cubic", "reno"] {
