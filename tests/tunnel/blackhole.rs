@@ -16,8 +16,10 @@ use lab::{
     process::{output, until},
 };
 
-/// After so much silence the kernel asks, and then gives up after so much more (`docs/konnectivity.md`).
-const GIVEN_UP: Duration = Duration::from_secs(15 + 20);
+/// After so much silence the kernel gives up, having asked several times (`docs/konnectivity.md`).
+const GIVEN_UP: Duration = Duration::from_secs(20);
+/// A hole that swallows the first probes of an idle stream, but not the last.
+const FLEETING: Duration = Duration::from_secs(16);
 /// What a busy machine may add.
 const SLACK: Duration = Duration::from_secs(5);
 /// The wait between attempts, one that is under way while the way comes back, and the second between two looks of TCP at a lost SYN.
@@ -97,4 +99,23 @@ fn a_server_whose_link_is_down_is_given_up() {
     println!(
         "blackhole: link down, bytes on their way: given up after {gone:.1?}; back {back:.1?} after it was mended"
     );
+}
+
+#[test]
+fn an_idle_stream_outlives_the_loss_of_a_few_probes() {
+    let outlives = || -> Result<()> {
+        let mut lab = Lab::new(POLICY)?;
+        let bytes = SocketAddr::new(Who::Node.v4().into(), BYTES).to_string();
+        let open = through(lab.server()?, &bytes).map_err(|outcome| anyhow::anyhow!("{outcome:?}"))?;
+        until("a dial is open", Duration::from_secs(5), || Ok(lab.daemon()?.status()?.dials["open"] == 1))?;
+        swallow(&lab, true)?;
+        std::thread::sleep(FLEETING);
+        swallow(&lab, false)?;
+        std::thread::sleep(GIVEN_UP + SLACK - FLEETING);
+        ensure!(state(&mut lab)? == "connected", "{}", lab.daemon()?.printed());
+        ensure!(lab.daemon()?.status()?.dials["open"] == 1 && !lab.daemon()?.printed().contains("tunnel lost"));
+        drop(open);
+        Ok(())
+    };
+    outlives().unwrap();
 }

@@ -56,10 +56,14 @@ const OUTBOUND: usize = 16;
 /// How many bytes the server may have under way: one stream carries everything.
 pub(super) const WINDOW: u32 = 4 << 20;
 
-/// How long the connection may be silent before the kernel asks whether the other end is there, and how long that may take: a load
-/// balancer that vanished says nothing, and the probes of HTTP/2 must be rare.
-const SILENT: Duration = Duration::from_secs(15);
+/// How long the connection may be silent before the kernel asks whether the other end is there, and how often: a load balancer that vanished
+/// says nothing, and the probes of HTTP/2 must be rare.
+const SILENT: Duration = Duration::from_secs(10);
+const PROBE: Duration = Duration::from_secs(2);
+/// How long nothing may be heard while something is owed. It counts from what was heard last, not from the first probe (tcp(7),
+/// TCP_USER_TIMEOUT): several probes have to fit in between, or one lost packet ends a stream.
 const UNANSWERED: Duration = Duration::from_secs(20);
+const _: () = assert!(SILENT.as_secs() + 4 * PROBE.as_secs() < UNANSWERED.as_secs());
 
 /// What is tried.
 pub(super) struct Attempt {
@@ -236,7 +240,7 @@ async fn handshake(
     };
     tcp.set_nodelay(true).map_err(ConnectError::Tcp)?;
     let socket = socket2::SockRef::from(&tcp);
-    let probes = socket2::TcpKeepalive::new().with_time(SILENT).with_interval(UNANSWERED / 4).with_retries(4);
+    let probes = socket2::TcpKeepalive::new().with_time(SILENT).with_interval(PROBE).with_retries(5);
     socket.set_tcp_keepalive(&probes).map_err(ConnectError::Tcp)?;
     socket.set_tcp_user_timeout(Some(UNANSWERED)).map_err(ConnectError::Tcp)?;
     let mut buffered = BufReader::with_capacity(READ_AHEAD, tcp);
