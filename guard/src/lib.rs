@@ -14,6 +14,7 @@ pub mod args;
 pub mod audit;
 pub mod authorize;
 pub mod budget;
+mod causes;
 mod changes;
 pub mod config;
 pub mod connections;

@@ -11,7 +11,21 @@ use rcgen::{
     date_time_ymd,
 };
 
+use rustls::{
+    RootCertStore,
+    pki_types::{CertificateDer, pem::PemObject},
+};
+
 use crate::net::Who;
+
+/// The CAs of a file, as what to trust.
+pub fn roots(file: &Path) -> Result<RootCertStore> {
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_file_iter(file)? {
+        roots.add(certificate?)?;
+    }
+    Ok(roots)
+}
 
 /// A name that the proxy-server's certificate is good for, beside its address.
 pub const NAME: &str = "proxies.example";

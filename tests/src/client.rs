@@ -16,13 +16,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use rustls::{
-    ClientConfig, ClientConnection, RootCertStore, StreamOwned,
-    pki_types::{CertificateDer, ServerName, pem::PemObject},
-};
+use rustls::{ClientConfig, ClientConnection, StreamOwned, pki_types::ServerName};
 use serde::{Deserialize, Serialize};
 
-use crate::server::ProxyServer;
+use crate::{certs::roots, server::ProxyServer};
 
 /// How long a direct attempt waits for a SYN-ACK: in a lab one comes within a millisecond.
 const SYN_ACK: Duration = Duration::from_millis(600);
@@ -139,11 +136,9 @@ pub fn http(stream: Result<Box<dyn Stream>, Outcome>, path: &str) -> Outcome {
 
 /// TLS on a stream, the server being `node`.
 pub fn tls(stream: Box<dyn Stream>, ca: &Path) -> Result<StreamOwned<ClientConnection, Box<dyn Stream>>> {
-    let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_file(ca)?)?;
     let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
         .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots)
+        .with_root_certificates(roots(ca)?)
         .with_no_client_auth();
     Ok(StreamOwned::new(ClientConnection::new(Arc::new(config), ServerName::try_from("node")?)?, stream))
 }

@@ -20,10 +20,11 @@ use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use nodeguard::tunnel::{
     batch::{Batched, GATHERED},
+    connect::READ_AHEAD,
     frame::{CloseDial, CloseRequest, Data, DialRequest, DialResponse, Packet, Payload},
 };
 use rustls::{
-    RootCertStore, ServerConfig,
+    ServerConfig,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
     server::WebPkiClientVerifier,
 };
@@ -40,10 +41,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming, server::StreamingService};
 use tonic_prost::ProstCodec;
 
-use crate::certs::Certs;
-
-/// How much is read from a socket at once.
-const READ_AHEAD: usize = 64 << 10;
+use crate::certs::{Certs, roots};
 
 /// What kinds of packets a server sends, by number.
 pub mod kind {
@@ -137,12 +135,10 @@ impl Fake {
 
 /// TLS as `ca.crt` and `server.crt` say.
 fn acceptor(certs: &Certs) -> Result<TlsAcceptor> {
-    let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_file_iter(certs.path("ca.crt"))? {
-        roots.add(certificate?)?;
-    }
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider)).build()?;
+    let verifier =
+        WebPkiClientVerifier::builder_with_provider(Arc::new(roots(&certs.path("ca.crt"))?), Arc::clone(&provider))
+            .build()?;
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
         .with_client_cert_verifier(verifier)

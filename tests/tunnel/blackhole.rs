@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use lab::{
-    client::through,
+    client::{Stream, through},
     daemon::stream,
     lab::{BYTES, Lab, POLICY},
     net::{Who, ip, name},
@@ -52,12 +52,23 @@ fn state(lab: &mut Lab) -> Result<String> {
     Ok(stream(&lab.daemon()?.status()?, "state"))
 }
 
+/// What dials the endpoint through the tunnel.
+fn dial(lab: &Lab) -> Result<Box<dyn Stream>> {
+    let bytes = SocketAddr::new(Who::Node.v4().into(), BYTES).to_string();
+    through(lab.server()?, &bytes).map_err(|outcome| anyhow::anyhow!("{outcome:?}"))
+}
+
+/// A lab whose daemon carries one dial.
+fn with_an_open_dial() -> Result<(Lab, Box<dyn Stream>)> {
+    let mut lab = Lab::new(POLICY)?;
+    let open = dial(&lab)?;
+    until("a dial is open", Duration::from_secs(5), || Ok(lab.daemon()?.status()?.dials["open"] == 1))?;
+    Ok((lab, open))
+}
+
 /// How long the stream lived on, and how long the tunnel took to be back; what was open through it has ended meanwhile.
 fn given_up_and_back(hole: fn(&Lab, bool) -> Result<()>, busy: bool) -> Result<(Duration, Duration)> {
-    let mut lab = Lab::new(POLICY)?;
-    let bytes = SocketAddr::new(Who::Node.v4().into(), BYTES).to_string();
-    let mut open = through(lab.server()?, &bytes).map_err(|outcome| anyhow::anyhow!("{outcome:?}"))?;
-    until("a dial is open", Duration::from_secs(5), || Ok(lab.daemon()?.status()?.dials["open"] == 1))?;
+    let (mut lab, mut open) = with_an_open_dial()?;
     let mut buffer = vec![0; 64 << 10];
     if busy {
         // More than is through when the way ends: bytes are then under way that nobody acknowledges.
@@ -78,7 +89,7 @@ fn given_up_and_back(hole: fn(&Lab, bool) -> Result<()>, busy: bool) -> Result<(
     let healed = Instant::now();
     until("the tunnel is back", BACK + SLACK, || Ok(state(&mut lab)? == "connected"))?;
     let back = healed.elapsed();
-    until("a dial is answered again", Duration::from_secs(10), || Ok(through(lab.server()?, &bytes).is_ok()))?;
+    until("a dial is answered again", Duration::from_secs(10), || Ok(dial(&lab).is_ok()))?;
     ensure!(lab.daemon()?.printed().contains("tunnel lost"), "no line of the log says so");
     drop(lab);
     reading.join().map_err(|_| anyhow::anyhow!("the reader"))?;
@@ -104,10 +115,7 @@ fn a_server_whose_link_is_down_is_given_up() {
 #[test]
 fn an_idle_stream_outlives_the_loss_of_a_few_probes() {
     let outlives = || -> Result<()> {
-        let mut lab = Lab::new(POLICY)?;
-        let bytes = SocketAddr::new(Who::Node.v4().into(), BYTES).to_string();
-        let open = through(lab.server()?, &bytes).map_err(|outcome| anyhow::anyhow!("{outcome:?}"))?;
-        until("a dial is open", Duration::from_secs(5), || Ok(lab.daemon()?.status()?.dials["open"] == 1))?;
+        let (mut lab, open) = with_an_open_dial()?;
         swallow(&lab, true)?;
         std::thread::sleep(FLEETING);
         swallow(&lab, false)?;

@@ -31,7 +31,7 @@ use super::{
     state::Feed,
     view::{Change, Name},
 };
-use crate::{lock::lock, tunnel::kube as api};
+use crate::{causes::with_causes, lock::lock, tunnel::kube as api};
 
 /// How long an answer may go on: the API server ends a watch after 290 seconds, as it is asked to.
 const LONGEST: Duration = Duration::from_secs(330);
@@ -70,27 +70,13 @@ async fn kind<K, T>(
             Ok(Event::Apply(object)) => read(object).into_iter().for_each(|(name, kept)| take(Change::Set(name, kept))),
             Ok(Event::Delete(object)) => read(object).into_iter().for_each(|(name, _)| take(Change::Set(name, None))),
             Err(error) => {
-                let error = text(&error);
+                let error = with_causes(error.to_string(), error.source());
                 if feed.failed(&error) {
                     tracing::error!(of = %plural, error, "cannot listen to the API server; what was known before stays");
                 }
             }
         }
     }
-}
-
-/// An error with what is behind it, as far as that says more.
-fn text(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let more = cause.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        source = cause.source();
-    }
-    text
 }
 
 /// A client of the library that sends through `tunnel/kube`: the same trust, files that are read for each request, no other TLS.

@@ -50,7 +50,7 @@ const KEEPALIVE_PROXIED: Duration = Duration::from_secs(60);
 /// How long a probe may go unanswered.
 const KEEPALIVE_ANSWER: Duration = Duration::from_secs(20);
 /// How much is read from the socket at once: rustls itself asks for 4 KiB.
-const READ_AHEAD: usize = 64 << 10;
+pub const READ_AHEAD: usize = 64 << 10;
 /// How many messages may wait for the wire: at 256 KiB each, 4 MiB.
 const OUTBOUND: usize = 16;
 /// How many bytes the server may have under way: one stream carries everything.
@@ -187,7 +187,8 @@ pub(super) async fn connect(
     Ok(Stream { number, inbound: answer.into_inner(), outbound, server_id, server_count, tls, going })
 }
 
-/// Asks for the stream over a connection that stands.
+/// Asks for the stream over a connection that stands: HTTP/2 with the agent's windows, the method with these headers. The one way to the wire, and
+/// the server's answer with the way from it. An error where HTTP/2 does not come up, or the server refuses or does not answer in time.
 pub async fn ask<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
     transport: S,
     endpoint: Endpoint,

@@ -15,7 +15,6 @@ use tokio::{
     time::{Instant, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::Status;
 
 use super::{
     connect::{Stream, WINDOW},
@@ -24,6 +23,7 @@ use super::{
 };
 use crate::{
     budget::Patience,
+    causes::with_causes,
     dial::{Dialer, Origin, Routes},
     drain::LINGER,
     lock::lock,
@@ -144,7 +144,8 @@ pub(super) async fn run(stream: Stream, dialer: Arc<Dialer>, terms: Terms) -> En
             Ok(None) => break Ended::Broken("the server closed it".to_owned()),
             Err(status) => {
                 traffic::failed(status.code());
-                break Ended::Broken(words(&status));
+                let said = format!("{} ({})", status.message(), status.code());
+                break Ended::Broken(with_causes(said, status.source()));
             }
         }
     };
@@ -268,19 +269,6 @@ impl Session {
             drop(self.outbound.try_send(closed(id, error.to_owned())));
         }
     }
-}
-
-/// All that is known of why a stream broke: the message alone says that reading failed, its sources say why.
-fn words(status: &Status) -> String {
-    let sources = std::iter::successors(status.source(), |error: &&(dyn Error + 'static)| (*error).source())
-        .map(ToString::to_string);
-    let mut words = vec![format!("{} ({})", status.message(), status.code())];
-    for source in sources {
-        if words.last().is_none_or(|last| !last.contains(&source)) {
-            words.push(source);
-        }
-    }
-    words.join(": ")
 }
 
 fn shorten(text: &mut String) {

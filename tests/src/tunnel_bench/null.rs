@@ -5,7 +5,7 @@
 use std::{
     collections::HashMap,
     net::SocketAddr,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, Stdio},
     sync::Arc,
 };
@@ -14,15 +14,16 @@ use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use lab::{
     bare::{Place, SERVER},
+    certs::roots,
     process::Process,
 };
 use nodeguard::tunnel::{
     batch::{Batched, GATHERED},
-    connect::ask,
+    connect::{READ_AHEAD, ask},
     frame::{Frame, MAX_DATA, Packet, closed, data, dialled},
 };
 use rustls::{
-    ClientConfig, RootCertStore,
+    ClientConfig,
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
 };
 use tokio::{io::BufReader, net::TcpStream, sync::mpsc};
@@ -31,8 +32,6 @@ use tonic::{metadata::MetadataMap, transport::Endpoint};
 
 /// The address that the server takes for its node.
 pub(crate) const ADDRESS: &str = "10.0.0.4";
-/// As this project's agent has it.
-const READ_AHEAD: usize = 64 << 10;
 
 /// Starts it for the real server.
 pub(crate) fn start(place: &Place) -> Result<Process> {
@@ -125,17 +124,12 @@ async fn source(id: i64, count: usize, outbound: &mpsc::Sender<Packet>) -> Resul
 }
 
 fn client(certs: &Path) -> Result<ClientConfig> {
-    let path = |file: &str| -> PathBuf { certs.join(file) };
-    let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_file_iter(path("ca.crt"))? {
-        roots.add(certificate?)?;
-    }
     let mut config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
         .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots)
+        .with_root_certificates(roots(&certs.join("ca.crt"))?)
         .with_client_auth_cert(
-            vec![CertificateDer::from_pem_file(path("agent.crt"))?],
-            PrivateKeyDer::from_pem_file(path("agent.key"))?,
+            vec![CertificateDer::from_pem_file(certs.join("agent.crt"))?],
+            PrivateKeyDer::from_pem_file(certs.join("agent.key"))?,
         )
         .context("the agent's certificate")?;
     config.alpn_protocols = vec![b"h2".to_vec()];

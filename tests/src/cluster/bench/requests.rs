@@ -12,10 +12,11 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use lab::{
     bench::{Goal, Row, median, progress},
+    certs::roots,
     client::Stream,
 };
 use rustls::{
-    ClientConfig, ClientConnection, RootCertStore, StreamOwned,
+    ClientConfig, ClientConnection, StreamOwned,
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
 };
 
@@ -70,15 +71,13 @@ pub(super) struct Client(Arc<ClientConfig>);
 impl Client {
     /// Whom the cluster's certificates make it.
     pub(super) fn new(pki: &Pki) -> Result<Client> {
-        let mut roots = RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_file(pki.path("ca.crt"))?)?;
         let (certificate, key) = (
             CertificateDer::from_pem_file(pki.path("admin.crt"))?,
             PrivateKeyDer::from_pem_file(pki.path("admin.key"))?,
         );
         let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
             .with_safe_default_protocol_versions()?
-            .with_root_certificates(roots)
+            .with_root_certificates(roots(&pki.path("ca.crt"))?)
             .with_client_auth_cert(vec![certificate], key)?;
         Ok(Client(Arc::new(config)))
     }
