@@ -1,7 +1,7 @@
 //! A way to the server that swallows packets without a word: the stream is given up in time, and the tunnel comes back.
 
 use std::{
-    io::{Read, Write},
+    io::{ErrorKind, Read, Write},
     net::SocketAddr,
     process::Command,
     time::{Duration, Instant},
@@ -48,6 +48,18 @@ fn unplug(lab: &Lab, down: bool) -> Result<()> {
     ip(&["-n", &name(&lab.id, "switch"), "link", "set", "to-cont", if down { "down" } else { "up" }], "")
 }
 
+/// What TCP knows of the node's and the control plane's connections.
+fn sockets(lab: &Lab) -> String {
+    let of = |who| {
+        let mut ss = Command::new("ss");
+        ss.args(["--tcp", "--numeric", "--info", "--options", "--oneline"]);
+        lab.net
+            .run(who, || output(ss))
+            .map_or_else(|error| format!("{error:#}"), |said| String::from_utf8_lossy(&said.stdout).into_owned())
+    };
+    format!("node:\n{}control plane:\n{}", of(Who::Node), of(Who::ControlPlane))
+}
+
 fn state(lab: &mut Lab) -> Result<String> {
     Ok(stream(&lab.daemon()?.status()?, "state"))
 }
@@ -66,6 +78,11 @@ fn with_an_open_dial() -> Result<(Lab, Box<dyn Stream>)> {
     Ok((lab, open))
 }
 
+/// Whether a reader stays. One that hung up when its time-out is over would make the server speak, and the silence counts anew from there.
+fn goes_on(read: std::io::Result<usize>) -> bool {
+    read.map_or_else(|error| matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut), |count| count > 0)
+}
+
 /// How long the stream lived on, and how long the tunnel took to be back; what was open through it has ended meanwhile.
 fn given_up_and_back(hole: fn(&Lab, bool) -> Result<()>, busy: bool) -> Result<(Duration, Duration)> {
     let (mut lab, mut open) = with_an_open_dial()?;
@@ -77,10 +94,11 @@ fn given_up_and_back(hole: fn(&Lab, bool) -> Result<()>, busy: bool) -> Result<(
             ensure!(open.read(&mut buffer)? > 0, "the endpoint hung up");
         }
     }
-    let reading = std::thread::spawn(move || while open.read(&mut buffer).is_ok_and(|count| count > 0) {});
+    let reading = std::thread::spawn(move || while goes_on(open.read(&mut buffer)) {});
     hole(&lab, true)?;
     let started = Instant::now();
-    until("the stream is given up", GIVEN_UP + SLACK, || Ok(state(&mut lab)? != "connected"))?;
+    until("the stream is given up", GIVEN_UP + SLACK, || Ok(state(&mut lab)? != "connected"))
+        .map_err(|error| error.context(sockets(&lab)))?;
     let gone = started.elapsed();
     let said = stream(&lab.daemon()?.status()?, "lastError");
     ensure!(said.contains("the stream ended") || said.contains("cannot connect") || said.is_empty(), "{said}");
