@@ -61,7 +61,7 @@ pub(super) const WINDOW: u32 = 4 << 20;
 const SILENT: Duration = Duration::from_secs(10);
 const PROBE: Duration = Duration::from_secs(2);
 /// How long nothing may be heard while something is owed. It counts from what was heard last, not from the first probe (tcp(7),
-/// TCP_USER_TIMEOUT): several probes have to fit in between, or one lost packet ends a stream.
+/// TCP_USER_TIMEOUT), and takes the place of a number of probes: several have to fit in between, or one lost packet ends a stream.
 const UNANSWERED: Duration = Duration::from_secs(20);
 const _: () = assert!(SILENT.as_secs() + 4 * PROBE.as_secs() < UNANSWERED.as_secs());
 
@@ -241,7 +241,7 @@ async fn handshake(
     };
     tcp.set_nodelay(true).map_err(ConnectError::Tcp)?;
     let socket = socket2::SockRef::from(&tcp);
-    let probes = socket2::TcpKeepalive::new().with_time(SILENT).with_interval(PROBE).with_retries(5);
+    let probes = socket2::TcpKeepalive::new().with_time(SILENT).with_interval(PROBE);
     socket.set_tcp_keepalive(&probes).map_err(ConnectError::Tcp)?;
     socket.set_tcp_user_timeout(Some(UNANSWERED)).map_err(ConnectError::Tcp)?;
     let mut buffered = BufReader::with_capacity(READ_AHEAD, tcp);
