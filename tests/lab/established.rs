@@ -10,7 +10,7 @@ use std::{
 
 use lab::{
     attempts::with_node_selector,
-    client::{Outcome, https, knock, through},
+    client::{Outcome, https, knock, through, timed_out},
     lab::{KUBELET, Lab, POD_PORTS, POLICY},
     net::Who,
     process::{output, until},
@@ -32,7 +32,7 @@ pub(crate) fn is_cut(mut stream: &TcpStream) -> bool {
         Ok(0) => true,
         Ok(_) => panic!("nobody speaks first here"),
         Err(error) if error.kind() == ErrorKind::ConnectionReset => true,
-        Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => false,
+        Err(error) if timed_out(&error) => false,
         Err(error) => panic!("{error}"),
     }
 }

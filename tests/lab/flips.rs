@@ -1,7 +1,7 @@
 //! One ruleset after another under load: at no moment is a stranger admitted or an allowed peer denied.
 
 use std::{
-    io::{ErrorKind, Read, Write},
+    io::{Read, Write},
     net::{SocketAddr, TcpStream, UdpSocket},
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     thread::Scope,
@@ -9,6 +9,7 @@ use std::{
 };
 
 use lab::{
+    client::timed_out,
     lab::{Lab, POD_PORTS, POLICY},
     net::Who,
     process::until,
@@ -125,7 +126,7 @@ fn udp(to: SocketAddr, patience: Duration) -> bool {
     match socket.recv_from(&mut [0; 16]) {
         Ok(_) => true,
         Err(error) => {
-            assert!(matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut), "{error}");
+            assert!(timed_out(&error), "{error}");
             false
         }
     }

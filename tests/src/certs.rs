@@ -10,13 +10,15 @@ use rcgen::{
     Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, RevocationReason, RevokedCertParams, SanType, SerialNumber,
     date_time_ymd,
 };
-
 use rustls::{
     RootCertStore,
     pki_types::{CertificateDer, pem::PemObject},
 };
 
 use crate::net::Who;
+
+/// A name that the proxy-server's certificate is good for, beside its address.
+pub const NAME: &str = "proxies.example";
 
 /// The CAs of a file, as what to trust.
 pub fn roots(file: &Path) -> Result<RootCertStore> {
@@ -26,9 +28,6 @@ pub fn roots(file: &Path) -> Result<RootCertStore> {
     }
     Ok(roots)
 }
-
-/// A name that the proxy-server's certificate is good for, beside its address.
-pub const NAME: &str = "proxies.example";
 
 /// The certificate that the proxy-server shows to agents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -41,9 +41,13 @@ pub enum Outcome {
 pub trait Stream: Read + Write + Send {}
 impl<T: Read + Write + Send> Stream for T {}
 
+/// Whether nothing came in time: a socket's time-out may be told as either.
+pub fn timed_out(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock)
+}
+
 /// A TCP connection from where this thread stands.
 pub fn tcp(address: SocketAddr) -> Result<Box<dyn Stream>, Outcome> {
-    let timed_out = |error: &io::Error| matches!(error.kind(), io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock);
     let failed =
         |error: io::Error| if timed_out(&error) { Outcome::NoAnswer } else { Outcome::Error(error.to_string()) };
     let stream = TcpStream::connect_timeout(&address, SYN_ACK).map_err(failed)?;

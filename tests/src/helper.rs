@@ -17,7 +17,7 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 
 use crate::{
-    client::{self, pattern},
+    client::{self, pattern, timed_out},
     http_proxy::HttpProxy,
 };
 
@@ -267,9 +267,7 @@ pub fn exchange(socket: &std::net::UdpSocket, to: SocketAddr) -> Result<Answer> 
     match socket.recv_from(&mut buffer) {
         Ok((5, _)) => Ok(Answer::Reached),
         Ok(_) => bail!("an answer of another length"),
-        Err(error) if matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut) => {
-            Ok(Answer::NoAnswer)
-        }
+        Err(error) if timed_out(&error) => Ok(Answer::NoAnswer),
         Err(error) => Err(error.into()),
     }
 }

@@ -2,13 +2,15 @@
 //! Called by tests and benches of the tunnel that need no lab.
 //! Must never resolve a name outside: no packet can leave, and the resolver is told to look at files only.
 
-use std::{io::ErrorKind, path::Path, process::Command};
+use std::{io::ErrorKind, path::Path};
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::{
     mount::{MsFlags, mount},
     sched::{CloneFlags, unshare},
 };
+
+use crate::net::ip;
 
 const SWITCH: &str = "/etc/nsswitch.conf";
 
@@ -43,10 +45,10 @@ fn enter(addresses: &[&str]) -> Result<()> {
     // All agents dial one endpoint: the ports of connections that ended a moment ago are needed again.
     std::fs::write("/proc/sys/net/ipv4/ip_local_port_range", "10000 65000")?;
     std::fs::write("/proc/sys/net/ipv4/tcp_tw_reuse", "1")?;
-    ip(&["link", "set", "lo", "up"])?;
+    ip(&["link", "set", "lo", "up"], "")?;
     addresses.iter().try_for_each(|address| {
         let bits = if address.contains(':') { 128 } else { 32 };
-        ip(&["address", "add", &format!("{address}/{bits}"), "dev", "lo"])
+        ip(&["address", "add", &format!("{address}/{bits}"), "dev", "lo"], "")
     })
 }
 
@@ -64,13 +66,6 @@ pub fn without_pacing() -> Result<String> {
         }
     }
     bail!("neither CUBIC nor Reno can be had: {}", control.display())
-}
-
-fn ip(arguments: &[&str]) -> Result<()> {
-    let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
-    let status = Command::new("ip").args(arguments).env("PATH", path).status().context("ip (package iproute2)")?;
-    ensure!(status.success(), "ip {}", arguments.join(" "));
-    Ok(())
 }
 
 /// Does something with the sysfs of the calling thread's network namespace, which no mount of the machine shows.

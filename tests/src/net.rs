@@ -7,11 +7,13 @@ use std::{
     io::Write,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::PathBuf,
-    process::{Command, Stdio},
+    process::Stdio,
 };
 
 use anyhow::{Context, Result, bail};
 use nix::sched::{CloneFlags, setns};
+
+use crate::process::tool;
 
 /// Somebody with a place in the lab.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -206,10 +208,8 @@ pub fn name(id: &str, place: &str) -> String {
 
 /// Runs `ip`.
 pub fn ip(arguments: &[&str], input: &str) -> Result<()> {
-    let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
-    let mut child = Command::new("ip")
+    let mut child = tool("ip")
         .args(arguments)
-        .env("PATH", path)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

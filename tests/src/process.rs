@@ -3,6 +3,7 @@
 //! Must never end a process that it did not start.
 
 use std::{
+    ffi::OsStr,
     fs::File,
     io::Write,
     os::unix::process::CommandExt,
@@ -99,6 +100,13 @@ impl Drop for Process {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// A program of the system, which may lie where only root looks.
+pub fn tool(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new(program);
+    command.env("PATH", format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default()));
+    command
 }
 
 /// Runs a command to its end, at most ten seconds.

@@ -1,19 +1,18 @@
 //! A way to the server that swallows packets without a word: the stream is given up in time, and the tunnel comes back.
 
 use std::{
-    io::{ErrorKind, Read, Write},
+    io::{Read, Write},
     net::SocketAddr,
-    process::Command,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
 use lab::{
-    client::{Stream, through},
+    client::{Stream, through, timed_out},
     daemon::stream,
     lab::{BYTES, Lab, POLICY},
     net::{Who, ip, name},
-    process::{output, until},
+    process::{output, tool, until},
 };
 
 /// After so much silence the kernel gives up, having asked several times (`docs/konnectivity.md`).
@@ -35,8 +34,8 @@ fn swallow(lab: &Lab, on: bool) -> Result<()> {
     let file = lab.directory.join("hole.nft");
     std::fs::write(&file, rules)?;
     let said = lab.net.run(Who::ControlPlane, || {
-        let mut nft = Command::new("nft");
-        nft.arg("-f").arg(&file).env("PATH", format!("{}:/usr/sbin", std::env::var("PATH").unwrap_or_default()));
+        let mut nft = tool("nft");
+        nft.arg("-f").arg(&file);
         output(nft)
     })?;
     ensure!(said.status.success(), "nft: {}", String::from_utf8_lossy(&said.stderr));
@@ -51,7 +50,7 @@ fn unplug(lab: &Lab, down: bool) -> Result<()> {
 /// What TCP knows of the node's and the control plane's connections.
 fn sockets(lab: &Lab) -> String {
     let of = |who| {
-        let mut ss = Command::new("ss");
+        let mut ss = tool("ss");
         ss.args(["--tcp", "--numeric", "--info", "--options", "--oneline"]);
         lab.net
             .run(who, || output(ss))
@@ -80,7 +79,7 @@ fn with_an_open_dial() -> Result<(Lab, Box<dyn Stream>)> {
 
 /// Whether a reader stays. One that hung up when its time-out is over would make the server speak, and the silence counts anew from there.
 fn goes_on(read: std::io::Result<usize>) -> bool {
-    read.map_or_else(|error| matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut), |count| count > 0)
+    read.map_or_else(|error| timed_out(&error), |count| count > 0)
 }
 
 /// How long the stream lived on, and how long the tunnel took to be back; what was open through it has ended meanwhile.

@@ -11,7 +11,7 @@ use lab::{
     client::{Outcome, http, through},
     daemon::{Daemon, binary},
     lab::{Lab, POLICY},
-    net::Who,
+    net::{Who, ip},
     process::{Process, output, until},
 };
 use nodeguard::status::Status;
@@ -52,11 +52,8 @@ fn pods_are_advertised_and_a_new_one_cuts_nothing() {
     .unwrap();
 
     let mut held = through(server, "10.0.0.2:7001").map_err(|outcome| format!("{outcome:?}")).unwrap();
-    let mut ip = Command::new("ip");
     let pod = lab.net.namespace(Who::Pod);
-    ip.args(["-n", &pod, "address", "add", "10.244.1.9/24", "dev", "eth0"]);
-    ip.env("PATH", format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default()));
-    assert!(output(ip).unwrap().status.success());
+    ip(&["-n", &pod, "address", "add", "10.244.1.9/24", "dev", "eth0"], "").unwrap();
     until("the new one is advertised", Duration::from_secs(30), || {
         Ok(identifiers()?.split('&').any(|one| one == "ipv4=10.244.1.9"))
     })

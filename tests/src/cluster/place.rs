@@ -14,6 +14,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use lab::{
     net::{ip, name},
+    process::tool,
     sweep,
 };
 use nix::{
@@ -230,9 +231,8 @@ impl Place {
         let cgroups: Vec<File> =
             sweep::hierarchies().into_iter().map(|root| open(root.join(&below))).collect::<Result<_>>()?;
         let namespace = self.open(place)?;
-        let mut command = Command::new(program);
-        let search = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
-        command.stdin(Stdio::null()).env("PATH", search);
+        let mut command = tool(program);
+        command.stdin(Stdio::null());
         let enter = move || {
             set_pdeathsig(Signal::SIGKILL)?;
             cgroups.iter().try_for_each(|mut cgroup| cgroup.write_all(b"0"))?;

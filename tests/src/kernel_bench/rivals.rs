@@ -6,13 +6,13 @@ use std::{
     fmt::Write as _,
     io::Write as _,
     path::PathBuf,
-    process::{Command, Stdio},
+    process::Stdio,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
 use ipnet::IpNet;
-use lab::isolated::isolated;
+use lab::{isolated::isolated, process::tool};
 
 /// Another way to guard a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,10 +125,8 @@ fn run(program: &str, arguments: &[&str], input: &str) -> Result<()> {
 }
 
 fn output(program: &str, arguments: &[&str], input: &str) -> Result<String> {
-    let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
-    let mut child = Command::new(program)
+    let mut child = tool(program)
         .args(arguments)
-        .env("PATH", path)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

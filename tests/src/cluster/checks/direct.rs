@@ -3,12 +3,12 @@
 //! Must never count a broken helper as a denial: the kernel's own report has to name the attempt.
 
 use std::{
-    io::ErrorKind,
     net::SocketAddr,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use lab::client::timed_out;
 use nodeguard::status::Counter;
 use serde_json::Value;
 use socket2::{Domain, Socket, Type};
@@ -32,7 +32,7 @@ pub(crate) fn connects(cluster: &Cluster<'_>, from: Where, source: &str, (host, 
         socket.bind(&source.into())?;
         match socket.connect_timeout(&to.into(), SYN_ACK) {
             Ok(()) => Ok(true),
-            Err(error) if matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::WouldBlock) => Ok(false),
+            Err(error) if timed_out(&error) => Ok(false),
             Err(error) => Err(error.into()),
         }
     })
