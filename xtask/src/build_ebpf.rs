@@ -1,6 +1,6 @@
 //! Owns building the kernel objects: finds a compiler with matching sources of `core` and says which one it uses.
 //! Called as `cargo xtask build-ebpf`, and by every task that builds the daemon.
-//! Must never leave a stamp beside objects that do not belong to it.
+//! Must never leave a stamp beside objects that it does not describe.
 
 use std::{
     fs,
@@ -11,19 +11,19 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 use crate::{
-    setup,
     shell::{command, find, read, root, run, say},
     stamp,
+    tools::Tool,
 };
 
-/// The linker, and the LLVM that it is built on: a compiler with another one writes bitcode that the linker may not read.
-pub(crate) const BPF_LINKER: &str = "0.10.3";
+/// The linker.
+const BPF_LINKER: Tool = Tool { name: "bpf-linker", version: "0.10.3" };
+/// The LLVM that the linker is built on. It may not be able to read the bitcode of a compiler with another LLVM.
 const LLVM: &str = "22";
 /// The toolchain that the workspace names as its oldest.
 const PINNED: &str = "1.95.0";
 
-/// The objects: file name and features. The first is built into the daemon (the second
-/// into one with the feature `ebpf-log`), the others are for tests.
+/// The objects: file name and features. The daemon contains the first, or the second with its feature `ebpf-log`; the others are for tests.
 const OBJECTS: [(&str, &str); 5] = [
     ("guard.o", ""),
     ("guard-log.o", "log"),
@@ -40,7 +40,7 @@ struct Toolchain {
     libraries: Option<&'static str>,
 }
 
-/// Builds the objects, unless they are there and no source changed.
+/// Builds the objects, unless they exist and no source has changed.
 pub(crate) fn build_ebpf(force: bool) -> Result<()> {
     let output = root().join(stamp::OUTPUT);
     let want = stamp::of(root()).context("cannot read the sources of the kernel object")?;
@@ -50,15 +50,15 @@ pub(crate) fn build_ebpf(force: bool) -> Result<()> {
     if current && !force {
         return Ok(());
     }
-    setup::bpf_linker()?;
+    BPF_LINKER.install()?;
     let toolchain = find_toolchain()?;
-    say(format!("kernel object: {}, bpf-linker {BPF_LINKER}", toolchain.about));
+    say(format!("kernel object: {}, bpf-linker {}", toolchain.about, BPF_LINKER.version));
     fs::create_dir_all(&output)?;
     remove(&stamp_file)?;
     for (object, features) in OBJECTS {
         build_object(&toolchain, features)?;
         let built = root().join("target/bpf-build/bpfel-unknown-none/ebpf/guard");
-        // The daemon's build script watches the object: an equal one is not written again.
+        // The daemon's build script watches the object: an identical one is not written again, so that the daemon is not rebuilt.
         let (new, target) = (fs::read(&built)?, output.join(object));
         if fs::read(&target).ok().as_ref() != Some(&new) {
             fs::write(&target, &new)?;
@@ -79,7 +79,7 @@ fn build_object(toolchain: &Toolchain, features: &str) -> Result<()> {
     run(&mut build)
 }
 
-/// Clippy on the kernel programs, as they are compiled for the kernel.
+/// Runs clippy on the kernel programs as they are compiled for the kernel.
 pub(crate) fn clippy() -> Result<()> {
     let toolchain = find_toolchain()?;
     let driver = toolchain.cargo.with_file_name("cargo-clippy");
@@ -111,7 +111,7 @@ fn with(toolchain: &Toolchain) -> Command {
     )
     .unwrap_or_default();
     build.env("PATH", path).env("RUSTC", &toolchain.rustc);
-    // `-Z build-std` is the only unstable thing in the build; the compiler itself is a stable one.
+    // `-Z build-std` is the only unstable feature in the build; the compiler itself is a stable one.
     build.env("RUSTC_BOOTSTRAP", "1");
     build
         .env_remove("RUSTUP_TOOLCHAIN")
@@ -124,7 +124,7 @@ fn with(toolchain: &Toolchain) -> Command {
     build
 }
 
-/// The compilers, in the order of preference; the first that fits is used, and why the others do not is said if none does.
+/// Tries the compilers in the order of preference and uses the first that fits. If none does, the error says why for each.
 fn find_toolchain() -> Result<Toolchain> {
     let mut refused = Vec::new();
     for name in [None, Some(PINNED)] {
@@ -145,7 +145,7 @@ fn find_toolchain() -> Result<Toolchain> {
     }
 }
 
-/// A toolchain of rustup: the active one, or the pinned one by name. The sources are a component, which is added if it can be.
+/// A toolchain of rustup: the active one, or the pinned one by name. The sources of `core` are a component, which is added if it is missing.
 fn from_rustup(name: Option<&str>) -> Result<Toolchain> {
     let rustup = find("rustup").context("rustup is not installed")?;
     let mut which = command(&rustup);
@@ -155,7 +155,7 @@ fn from_rustup(name: Option<&str>) -> Result<Toolchain> {
     }
     let rustc = PathBuf::from(read(&mut which)?);
     let version = check_llvm(&rustc)?;
-    let sysroot = rustc.parent().and_then(Path::parent).context("rustc stands in no toolchain")?;
+    let sysroot = rustc.parent().and_then(Path::parent).context("rustc is in no toolchain directory")?;
     if !has_core(sysroot) {
         let directory = sysroot.file_name().context("a toolchain has a name")?;
         read(command(&rustup).args(["component", "add", "rust-src", "--toolchain"]).arg(directory))
@@ -165,7 +165,7 @@ fn from_rustup(name: Option<&str>) -> Result<Toolchain> {
     Ok(Toolchain { cargo: sysroot.join("bin/cargo"), rustc: rustc.clone(), about, libraries: None })
 }
 
-/// Debian's own newest Rust, which it keeps for building browsers.
+/// Debian's newest Rust, which Debian maintains to build browsers.
 fn from_debian() -> Result<Toolchain> {
     let rustc = PathBuf::from("/usr/bin/rustc");
     let version = check_llvm(&rustc)?;

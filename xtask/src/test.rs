@@ -47,8 +47,10 @@ struct Total {
 /// Runs one area or all.
 pub(crate) fn test(area: Option<Area>, filter: Option<&str>, options: demo::Options) -> Result<()> {
     setup::root_or_say("test")?;
-    if area != Some(Area::Cluster) {
-        setup::setup(setup::For::Test)?;
+    match area {
+        Some(Area::Cluster) => {}
+        Some(Area::Lint) => setup::setup(setup::For::Lint)?,
+        _ => setup::setup(setup::For::Test)?,
     }
     let mut total = Total::default();
     // For a release it is worth its time.
@@ -82,7 +84,7 @@ pub(crate) fn soak(area: Option<Area>, filter: Option<&str>, options: demo::Opti
 fn run(area: Area, filter: Option<&str>, options: demo::Options, total: &mut Total) -> Result<()> {
     match area {
         Area::Lint => {
-            let (passed, failed) = lint::lint();
+            let (passed, failed) = lint::lint(filter);
             total.passed += passed;
             total.failed += failed;
             Ok(())

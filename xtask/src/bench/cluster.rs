@@ -4,7 +4,7 @@
 
 use anyhow::Result;
 
-use super::{Row, rows_of};
+use super::rows::{Row, rows_of};
 use crate::{cluster, demo, image};
 
 /// Builds what it needs and runs it; its progress is shown, its output are the rows.

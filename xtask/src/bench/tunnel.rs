@@ -4,7 +4,7 @@
 
 use anyhow::Result;
 
-use super::{Row, rows_of};
+use super::rows::{Row, rows_of};
 
 /// Runs it; its progress is shown, its output are the rows.
 pub(super) fn measure(quick: bool) -> Result<Vec<Row>> {

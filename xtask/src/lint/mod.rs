@@ -2,6 +2,8 @@
 //! Called by `test`.
 //! Must never change a file.
 
+mod imports;
+
 use std::fs;
 
 use anyhow::{Context, Result, bail};
@@ -17,7 +19,7 @@ const LONG: usize = 400;
 /// A check's name and what it does.
 type Check = (&'static str, fn() -> Result<()>);
 
-const CHECKS: [Check; 5] = [
+const CHECKS: [Check; 6] = [
     ("fmt", || cargo(&["fmt", "--all", "--check"])),
     ("clippy", || cargo(&["clippy", "--quiet", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"])),
     ("clippy for the kernel", build_ebpf::clippy),
@@ -35,13 +37,14 @@ const CHECKS: [Check; 5] = [
             "sources",
         ])
     }),
+    ("imports", imports::imports),
     ("tidy", tidy),
 ];
 
-/// Runs every check; returns how many passed and failed.
-pub(crate) fn lint() -> (usize, usize) {
+/// Runs every check whose name contains the filter; returns how many passed and failed.
+pub(crate) fn lint(filter: Option<&str>) -> (usize, usize) {
     let (mut passed, mut failed) = (0, 0);
-    for (name, check) in CHECKS {
+    for (name, check) in CHECKS.into_iter().filter(|(name, _)| filter.is_none_or(|filter| name.contains(filter))) {
         match check() {
             Ok(()) => {
                 say(format!("lint {name} ... ok"));

@@ -1,0 +1,32 @@
+//! Owns the tools of crates.io that the tasks use, each at a fixed version.
+//! Called by `setup`, and by the tasks that cannot wait for it.
+//! Must never run a version other than the one named here.
+
+use anyhow::{Context, Result};
+
+use crate::shell::{command, find, read, run, say};
+
+/// A program that `cargo install` installs, in a package of the same name.
+pub(crate) struct Tool {
+    pub(crate) name: &'static str,
+    pub(crate) version: &'static str,
+}
+
+/// Checks licences, sources and bans.
+pub(crate) const CARGO_DENY: Tool = Tool { name: "cargo-deny", version: "0.20.2" };
+/// Finds dependencies that no source file names.
+pub(crate) const CARGO_MACHETE: Tool = Tool { name: "cargo-machete", version: "0.9.2" };
+
+impl Tool {
+    /// Installs the tool unless this version of it is there.
+    pub(crate) fn install(&self) -> Result<()> {
+        let Tool { name, version } = self;
+        let installed = find(name).and_then(|path| read(command(path).arg("--version")).ok()).unwrap_or_default();
+        if installed.split(' ').any(|word| word.trim_start_matches('v') == *version) {
+            return Ok(());
+        }
+        say(format!("  cargo install {name} --version {version} --locked (a few minutes)"));
+        let mut install = command(find("cargo").context("cargo is not in PATH")?);
+        run(install.args(["install", "--quiet", "--locked", "--force", name, "--version", version]))
+    }
+}
