@@ -1,4 +1,4 @@
-//! A message of a proxy-server's: a frame is of the type that the message says, or none.
+//! A message of a proxy-server: its frame has the type that the message states.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,4 +1,4 @@
-//! The first bytes of both sides: what they are told to be does not depend on the pieces that they come in.
+//! The first bytes of both sides of a connection that must be TLS: the judgement does not depend on how they are split into pieces.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,4 +1,4 @@
-//! A packet of anybody's: reading it neither panics nor invents ports that lie outside it.
+//! A packet of anybody: parsing does not panic, and the ports that it finds are bytes of the packet.
 #![no_main]
 
 use guard_common::packet::{TCP, UDP, parse};

@@ -1,5 +1,8 @@
-//! A document of an operator's: it is taken whole or refused with an error that has a place; what it dials is never link-local by a prefix.
+//! A policy file of an operator: it is accepted as a whole, or rejected with an error. A dial to a link-local address is permitted only if a
+//! rule names that address exactly.
 #![no_main]
+
+use std::net::{Ipv4Addr, SocketAddr};
 
 use libfuzzer_sys::fuzz_target;
 use nodeguard::{
@@ -12,12 +15,12 @@ use nodeguard::{
 };
 
 fuzz_target!(|text: &str| {
-    let node = NodeFacts { addresses: vec!["10.0.0.7".parse().expect("an address")], names: Vec::new() };
+    let node = NodeFacts { addresses: vec![Ipv4Addr::new(10, 0, 0, 7).into()], names: Vec::new(), service_host: None };
     let source = Source { path: "policy.yaml".into(), text: text.to_owned() };
     match compile(&source, &node) {
         Ok((ruleset, warnings)) => {
             assert!(warnings.iter().all(|finding| finding.severity == Severity::Warning));
-            let metadata = "169.254.169.254:80".parse().expect("an address");
+            let metadata = SocketAddr::from(([169, 254, 169, 254], 80));
             if let Ok(permit) = authorize(Some(&ruleset), &node, metadata) {
                 assert!(ruleset.dial.iter().any(|rule| rule.names_exactly(permit.address().ip())));
             }

@@ -11,6 +11,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use cpio::newc;
 
 use crate::shell::{command, find, read, root, run, say};
 
@@ -88,37 +89,21 @@ fn kernel_image(line: &str, package: &str) -> Result<PathBuf> {
     Ok(image)
 }
 
-/// The root file system: the one binary as /init, in the format `newc` (Linux, buffer-format.rst).
+/// The root file system: the one binary as /init (Linux, buffer-format.rst).
 fn initramfs(guest: &Path) -> Result<PathBuf> {
     let path = directory()?.join("initramfs");
     let mut file = std::io::BufWriter::new(fs::File::create(&path)?);
-    let mut entry = |name: &str, mode: u32, device: (u32, u32), data: &[u8]| -> Result<()> {
-        let name_size = name.len() + 1;
-        let header = format!(
-            "070701{:08x}{mode:08x}{:08x}{:08x}{:08x}{:08x}{:08x}{:08x}{:08x}{:08x}{:08x}{name_size:08x}{:08x}",
-            0,
-            0,
-            0,
-            1,
-            0,
-            data.len(),
-            0,
-            0,
-            device.0,
-            device.1,
-            0
-        );
-        write!(file, "{header}{name}\0")?;
-        let pad = |length: usize| vec![0; length.next_multiple_of(4) - length];
-        file.write_all(&pad(header.len() + name_size))?;
-        file.write_all(data)?;
-        Ok(file.write_all(&pad(data.len()))?)
+    let mut add = |entry: newc::Builder, data: &[u8]| -> Result<()> {
+        let mut writer = entry.write(&mut file, u32::try_from(data.len())?);
+        writer.write_all(data)?;
+        writer.finish()?;
+        Ok(())
     };
-    entry("dev", 0o040_755, (0, 0), &[])?;
-    // Before /dev is mounted the first process writes to this.
-    entry("dev/console", 0o020_600, (5, 1), &[])?;
-    entry("init", 0o100_755, (0, 0), &fs::read(guest)?)?;
-    entry("TRAILER!!!", 0, (0, 0), &[])?;
+    add(newc::Builder::new("dev").mode(0o040_755), &[])?;
+    // The first process writes here before it mounts /dev.
+    add(newc::Builder::new("dev/console").mode(0o020_600).rdev_major(5).rdev_minor(1), &[])?;
+    add(newc::Builder::new("init").mode(0o100_755), &fs::read(guest)?)?;
+    newc::trailer(&mut file)?;
     file.flush()?;
     Ok(path)
 }

@@ -2,11 +2,13 @@
 
 mod bench;
 mod build_ebpf;
+mod checksum;
 mod cluster;
 mod demo;
 mod image;
 mod kernels;
 mod lint;
+mod oci;
 mod setup;
 mod shell;
 mod stamp;

@@ -37,6 +37,7 @@ pub(crate) fn setup(what: For) -> Result<()> {
     build_ebpf::build_ebpf(false)?;
     if matches!(what, For::Lint | For::Test) {
         tools::CARGO_DENY.install()?;
+        tools::CARGO_MACHETE.install()?;
     }
     if what != For::Lint {
         go()?;

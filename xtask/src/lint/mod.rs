@@ -1,44 +1,38 @@
-//! Owns the checks that need no test: format, clippy (for the host and for the kernel), licences and sources, the shape of the files.
+//! Owns the lint: format, clippy (for the host and for the kernel), documentation, dependencies, imports, the shape of the files.
 //! Called by `test`.
 //! Must never change a file.
 
 mod imports;
+mod mode;
+mod tidy;
 
-use std::fs;
+use std::{path::Path, process::Command};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
 use crate::{
     build_ebpf,
-    shell::{command, find, read, root, run, say},
+    shell::{command, find, root, run, say},
+    tools::CARGO_MACHETE,
 };
-
-/// Lines of a file without its tests, about which it should be split by case.
-const LONG: usize = 400;
 
 /// A check's name and what it does.
 type Check = (&'static str, fn() -> Result<()>);
 
-const CHECKS: [Check; 6] = [
+const CHECKS: [Check; 8] = [
     ("fmt", || cargo(&["fmt", "--all", "--check"])),
+    // The fuzz targets are members of the workspace.
     ("clippy", || cargo(&["clippy", "--quiet", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"])),
     ("clippy for the kernel", build_ebpf::clippy),
-    // The advisory database is a git repository that not every machine reaches: `cargo deny check` by hand has it too.
+    ("doc", doc),
+    // The advisory database is a git repository that not every machine reaches; `cargo deny check` by hand reads it too.
     ("deny", || {
-        cargo(&[
-            "deny",
-            "--log-level",
-            "error",
-            "--locked",
-            "check",
-            "--hide-inclusion-graph",
-            "bans",
-            "licenses",
-            "sources",
-        ])
+        let quiet = ["deny", "--log-level", "error", "--locked", "check", "--hide-inclusion-graph"];
+        cargo(&[&quiet[..], &["bans", "licenses", "sources"]].concat())
     }),
+    ("unused dependencies", || run(&mut unused_dependencies(root())?)),
     ("imports", imports::imports),
-    ("tidy", tidy),
+    ("tidy", tidy::tidy),
 ];
 
 /// Runs every check whose name contains the filter; returns how many passed and failed.
@@ -63,24 +57,16 @@ fn cargo(arguments: &[&str]) -> Result<()> {
     run(command(find("cargo").context("cargo is not in PATH")?).args(arguments))
 }
 
-/// Files that are too long, unfinished places, modules that do not say what they own.
-fn tidy() -> Result<()> {
-    let mut found = Vec::new();
-    for name in read(command("git").args(["ls-files", "--cached", "--others", "--exclude-standard", "*.rs"]))?.lines() {
-        let Ok(text) = fs::read_to_string(root().join(name)) else { continue };
-        let code = text.lines().take_while(|line| !line.starts_with("#[cfg(test)]")).count();
-        if code > LONG {
-            found.push(format!("{name}: {code} lines before its tests, more than {LONG}: split it by case"));
-        }
-        if !text.starts_with("//!") {
-            found.push(format!("{name}: does not open with what it owns"));
-        }
-        let unfinished = ["TO", "FIX"].map(|start| start.to_owned() + if start == "TO" { "DO" } else { "ME" });
-        for (number, line) in text.lines().enumerate() {
-            if unfinished.iter().any(|word| line.contains(word)) {
-                found.push(format!("{name}:{}: unfinished", number + 1));
-            }
-        }
-    }
-    if found.is_empty() { Ok(()) } else { bail!("{}", found.join("\n")) }
+/// The documentation of every item, private ones too, without a warning: each link leads somewhere.
+fn doc() -> Result<()> {
+    let mut doc = command(find("cargo").context("cargo is not in PATH")?);
+    doc.args(["doc", "--quiet", "--locked", "--workspace", "--no-deps", "--document-private-items"]);
+    run(doc.env("RUSTDOCFLAGS", "-D warnings"))
+}
+
+/// Finds dependencies of the packages in a directory that no source file of theirs names.
+fn unused_dependencies(directory: &Path) -> Result<Command> {
+    let mut machete = command(find(CARGO_MACHETE.name).context("cargo-machete is not installed")?);
+    machete.arg(directory);
+    Ok(machete)
 }

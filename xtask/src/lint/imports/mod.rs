@@ -10,19 +10,12 @@ mod tree;
 
 use std::fs;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 
+pub(super) use self::module::is_test;
 use self::{resolve::Edges, tree::Tree};
-use crate::shell::{root, say};
-
-/// What happens to a finding.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Mode {
-    /// It is printed.
-    Warn,
-    /// It fails the lint.
-    Refuse,
-}
+use super::mode::{Mode, settle};
+use crate::shell::root;
 
 /// The roots of the crates that are checked, and what a cycle in them does. `guard/src/main.rs` is a crate of its own that nothing can import.
 const CRATES: [(&str, Mode); 5] = [
@@ -39,17 +32,13 @@ const UPWARD: Mode = Mode::Warn;
 /// Checks every crate.
 pub(super) fn imports() -> Result<()> {
     let source = |file: &str| fs::read_to_string(root().join(file)).ok();
-    let mut refused = Vec::new();
+    let mut findings = Vec::new();
     for (main, mode) in CRATES.into_iter().filter(|(main, _)| root().join(main).is_file()) {
         let edges = imports_of(main, &source)?;
-        for (mode, findings) in [(UPWARD, rooms::upward(&edges)), (mode, cycles::cycles(&edges))] {
-            match mode {
-                Mode::Refuse => refused.extend(findings),
-                Mode::Warn => findings.iter().for_each(|finding| say(format!("warning: {finding}"))),
-            }
-        }
+        findings.extend(rooms::upward(&edges).into_iter().map(|finding| (UPWARD, finding)));
+        findings.extend(cycles::cycles(&edges).into_iter().map(|finding| (mode, finding)));
     }
-    if refused.is_empty() { Ok(()) } else { bail!("{}", refused.join("\n")) }
+    settle(findings)
 }
 
 /// The imports between the files of the crate with this root.

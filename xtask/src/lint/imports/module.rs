@@ -52,7 +52,7 @@ pub(crate) fn collect(item: &Item, module: &mut Module) {
 }
 
 /// Whether an item is compiled for tests only.
-pub(crate) fn is_test(item: &Item) -> bool {
+pub(in crate::lint) fn is_test(item: &Item) -> bool {
     attributes(item).iter().any(is_test_only)
 }
 
