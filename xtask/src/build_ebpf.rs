@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// The linker.
-const BPF_LINKER: Tool = Tool { name: "bpf-linker", version: "0.10.3" };
+const BPF_LINKER: Tool = Tool { name: "bpf-linker", version: "0.10.3", optimised: true };
 /// The LLVM that the linker is built on. It may not be able to read the bitcode of a compiler with another LLVM.
 const LLVM: &str = "22";
 /// The toolchain that the workspace names as its oldest.

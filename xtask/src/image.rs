@@ -12,6 +12,7 @@ use anyhow::{Context, Result};
 use crate::{
     build_ebpf, oci,
     shell::{command, find, root, run, say},
+    tar_of::Files,
 };
 
 /// What goes into an image.
@@ -30,7 +31,8 @@ pub(crate) struct Image<'a> {
     pub(crate) path: &'a str,
 }
 
-const TARGET: &str = "x86_64-unknown-linux-gnu";
+/// What a static binary is built for.
+pub(crate) const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 /// Builds the guard statically and writes its image; returns the path of the archive.
 pub(crate) fn guard() -> Result<PathBuf> {
@@ -77,12 +79,12 @@ pub(crate) fn image() -> Result<()> {
 
 /// Writes an image as an OCI archive.
 pub(crate) fn write(image: &Image<'_>, archive: &Path) -> Result<()> {
-    let mut layer = oci::Layer::default();
+    let mut layer = Files::default();
     for (from, to) in image.files {
         layer.program(to, fs::read(from).with_context(|| from.display().to_string())?);
     }
     for (path, text) in image.texts {
-        layer.text(path, text);
+        layer.file(path, (*text).into());
     }
     for (path, target) in image.links {
         layer.link(path, target);
@@ -92,6 +94,6 @@ pub(crate) fn write(image: &Image<'_>, archive: &Path) -> Result<()> {
         layer.directory(directory);
     }
     fs::create_dir_all(archive.parent().context("an archive is in a directory")?)?;
-    let bytes = oci::archive(image.name, image.entry, image.path, layer)?;
+    let bytes = oci::archive(image.name, image.entry, image.path, &layer)?;
     fs::write(archive, bytes).with_context(|| archive.display().to_string())
 }

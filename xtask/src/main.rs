@@ -5,13 +5,16 @@ mod build_ebpf;
 mod checksum;
 mod cluster;
 mod demo;
+mod fuzz;
 mod image;
 mod kernels;
 mod lint;
 mod oci;
+mod release;
 mod setup;
 mod shell;
 mod stamp;
+mod tar_of;
 mod test;
 mod tools;
 mod upstream;
@@ -51,6 +54,12 @@ enum Task {
     },
     /// Writes the guard's container image, an OCI archive, into target/image.
     Image,
+    /// Writes the files of a release into dist/: binary, image, manifests, bill of materials, changes, checksums.
+    Release {
+        /// Builds also with changes that are not committed.
+        #[arg(long)]
+        dirty: bool,
+    },
     /// Runs the tests: lint, unit, kernel, kernels, policy, tunnel, lab; all of these without an area. `cluster` runs by name alone:
     /// it builds a whole Kubernetes first.
     Test {
@@ -95,6 +104,7 @@ fn main() -> ExitCode {
         Task::Demo { stay, cluster: false, .. } => demo::demo(stay),
         Task::Demo { stay, cluster: true, options } => demo::cluster(stay, options),
         Task::Image => image::image(),
+        Task::Release { dirty } => release::release(dirty),
         Task::Test { area, filter, options } => test::test(area, filter.as_deref(), options),
         Task::Soak { area, filter, options } => test::soak(area, filter.as_deref(), options),
         Task::Bench { area, check, quick, json, options } => bench::bench(area, check, quick, json.as_deref(), options),

@@ -105,6 +105,11 @@ fn system_packages(what: For) -> Result<()> {
     install_packages(&packages)
 }
 
+/// Installs a package unless its program is there.
+pub(crate) fn package(program: &str, package: &str) -> Result<()> {
+    if find(program).is_some() { Ok(()) } else { install_packages(&[package]) }
+}
+
 fn install_packages(packages: &[&str]) -> Result<()> {
     if packages.is_empty() {
         return Ok(());

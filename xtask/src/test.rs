@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
 use crate::{
-    demo, kernels, lint, setup,
+    demo, fuzz, kernels, lint, setup,
     shell::{command, find, say},
 };
 
@@ -54,8 +54,7 @@ pub(crate) fn test(area: Option<Area>, filter: Option<&str>, options: demo::Opti
     }
     let mut total = Total::default();
     // For a release it is worth its time.
-    let whole = std::env::var_os("NODEGUARD_SOAK").is_some();
-    let wanted = |each: &Area| area.map_or(whole || *each != Area::Cluster, |area| area == *each);
+    let wanted = |each: &Area| area.map_or(is_soak() || *each != Area::Cluster, |area| area == *each);
     for each in Area::value_variants().iter().filter(|each| wanted(each)) {
         say(format!("\n== {}", each.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())));
         run(*each, filter, options, &mut total)?;
@@ -74,6 +73,10 @@ pub(crate) fn test(area: Option<Area>, filter: Option<&str>, options: demo::Opti
     Ok(())
 }
 
+fn is_soak() -> bool {
+    std::env::var_os("NODEGUARD_SOAK").is_some()
+}
+
 /// The same at full counts: what the tests read from their environment.
 pub(crate) fn soak(area: Option<Area>, filter: Option<&str>, options: demo::Options) -> Result<()> {
     let mut soak = command(std::env::current_exe()?);
@@ -89,7 +92,18 @@ fn run(area: Area, filter: Option<&str>, options: demo::Options, total: &mut Tot
             total.failed += failed;
             Ok(())
         }
-        Area::Unit => cargo_test(&["--workspace", "--exclude", "guard-ebpf", "--lib", "--bins"], filter, total),
+        Area::Unit => {
+            let members = ["--workspace", "--exclude", "guard-ebpf", "--exclude", "nodeguard-fuzz"];
+            cargo_test(&[&members[..], &["--lib", "--bins"]].concat(), filter, total)?;
+            cargo_test(&["--package", "guard-common", "--doc"], filter, total)?;
+            if is_soak() && filter.is_none() {
+                let fuzz::Outcome { passed, failed, skipped } = fuzz::soak()?;
+                total.passed += passed;
+                total.failed += failed;
+                total.skipped += skipped;
+            }
+            Ok(())
+        }
         Area::Kernel => cargo_test(&["--package", "nodeguard-tests", "--test", "kernel"], filter, total),
         Area::Kernels => {
             let (held, failed) = kernels::kernels()?;

@@ -4,33 +4,34 @@
 
 mod imports;
 mod mode;
+#[cfg(test)]
+mod planted_tests;
 mod tidy;
 
 use std::{path::Path, process::Command};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::{
     build_ebpf,
-    shell::{command, find, root, run, say},
+    shell::{command, find, root, say},
     tools::CARGO_MACHETE,
 };
 
-/// A check's name and what it does.
-type Check = (&'static str, fn() -> Result<()>);
+/// A check's name, and what it does in a workspace.
+type Check = (&'static str, fn(&Path) -> Result<()>);
 
 const CHECKS: [Check; 8] = [
-    ("fmt", || cargo(&["fmt", "--all", "--check"])),
-    // The fuzz targets are members of the workspace.
-    ("clippy", || cargo(&["clippy", "--quiet", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"])),
-    ("clippy for the kernel", build_ebpf::clippy),
+    ("fmt", |root| cargo(root, &["fmt", "--all", "--check"])),
+    ("clippy", clippy),
+    ("clippy for the kernel", |_| build_ebpf::clippy()),
     ("doc", doc),
     // The advisory database is a git repository that not every machine reaches; `cargo deny check` by hand reads it too.
-    ("deny", || {
+    ("deny", |root| {
         let quiet = ["deny", "--log-level", "error", "--locked", "check", "--hide-inclusion-graph"];
-        cargo(&[&quiet[..], &["bans", "licenses", "sources"]].concat())
+        cargo(root, &[&quiet[..], &["bans", "licenses", "sources"]].concat())
     }),
-    ("unused dependencies", || run(&mut unused_dependencies(root())?)),
+    ("unused dependencies", unused_dependencies),
     ("imports", imports::imports),
     ("tidy", tidy::tidy),
 ];
@@ -39,7 +40,7 @@ const CHECKS: [Check; 8] = [
 pub(crate) fn lint(filter: Option<&str>) -> (usize, usize) {
     let (mut passed, mut failed) = (0, 0);
     for (name, check) in CHECKS.into_iter().filter(|(name, _)| filter.is_none_or(|filter| name.contains(filter))) {
-        match check() {
+        match check(root()) {
             Ok(()) => {
                 say(format!("lint {name} ... ok"));
                 passed += 1;
@@ -53,20 +54,34 @@ pub(crate) fn lint(filter: Option<&str>) -> (usize, usize) {
     (passed, failed)
 }
 
-fn cargo(arguments: &[&str]) -> Result<()> {
-    run(command(find("cargo").context("cargo is not in PATH")?).args(arguments))
+/// Every target of every member compiles without a warning, the fuzz targets too.
+fn clippy(root: &Path) -> Result<()> {
+    cargo(root, &["clippy", "--quiet", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"])
 }
 
-/// The documentation of every item, private ones too, without a warning: each link leads somewhere.
-fn doc() -> Result<()> {
+/// The documentation of every item, private ones too, has no warning: each link leads somewhere.
+fn doc(root: &Path) -> Result<()> {
     let mut doc = command(find("cargo").context("cargo is not in PATH")?);
     doc.args(["doc", "--quiet", "--locked", "--workspace", "--no-deps", "--document-private-items"]);
-    run(doc.env("RUSTDOCFLAGS", "-D warnings"))
+    quietly(doc.current_dir(root).env("RUSTDOCFLAGS", "-D warnings"))
 }
 
-/// Finds dependencies of the packages in a directory that no source file of theirs names.
-fn unused_dependencies(directory: &Path) -> Result<Command> {
-    let mut machete = command(find(CARGO_MACHETE.name).context("cargo-machete is not installed")?);
-    machete.arg(directory);
-    Ok(machete)
+/// Every dependency of a package is named in one of its source files.
+fn unused_dependencies(root: &Path) -> Result<()> {
+    let mut machete = command(find(CARGO_MACHETE.name).context("cargo-machete is missing: run `cargo xtask setup`")?);
+    quietly(machete.arg(root))
+}
+
+fn cargo(root: &Path, arguments: &[&str]) -> Result<()> {
+    quietly(command(find("cargo").context("cargo is not in PATH")?).args(arguments).current_dir(root))
+}
+
+/// Runs a command; what it printed is the error if it fails.
+fn quietly(command: &mut Command) -> Result<()> {
+    let output = command.output().with_context(|| format!("cannot start {}", command.get_program().display()))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let [printed, errors] = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+    bail!("{}", [printed.trim(), errors.trim()].join("\n").trim())
 }

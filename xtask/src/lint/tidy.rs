@@ -2,7 +2,7 @@
 //! Called by `lint`.
 //! Must never read a file itself except to collect the sources: each check is a function of names and texts.
 
-use std::{collections::BTreeMap, fs};
+use std::{collections::BTreeMap, fs, path::Path};
 
 use anyhow::Result;
 use syn::{
@@ -15,7 +15,7 @@ use super::{
     imports::is_test,
     mode::{Mode, settle},
 };
-use crate::shell::{command, read, root};
+use crate::shell::{command, read};
 
 /// The lines of a file without its tests from which on it should be split by case.
 const LONG: usize = 400;
@@ -39,10 +39,16 @@ const SHARED_NAMES: Mode = Mode::Warn;
 /// A source file: its name below the workspace root, and its text.
 pub(super) type Source = (String, String);
 
-/// Runs every check on every source file that git knows or could add.
-pub(super) fn tidy() -> Result<()> {
-    let names = read(command("git").args(["ls-files", "--cached", "--others", "--exclude-standard", "*.rs"]))?;
-    let text = |name: &str| Some((name.to_owned(), fs::read_to_string(root().join(name)).ok()?));
+/// Runs every check on every source file of a workspace that git knows or could add.
+pub(super) fn tidy(root: &Path) -> Result<()> {
+    let names = read(command("git").current_dir(root).args([
+        "ls-files",
+        "--cached",
+        "--others",
+        "--exclude-standard",
+        "*.rs",
+    ]))?;
+    let text = |name: &str| Some((name.to_owned(), fs::read_to_string(root.join(name)).ok()?));
     let sources: Vec<Source> = names.lines().filter_map(text).collect();
     let product: Vec<&Source> =
         sources.iter().filter(|(name, _)| PRODUCT.iter().any(|folder| name.starts_with(folder))).collect();

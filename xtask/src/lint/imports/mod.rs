@@ -8,14 +8,13 @@ mod resolve;
 mod rooms;
 mod tree;
 
-use std::fs;
+use std::{fs, path::Path};
 
 use anyhow::Result;
 
 pub(super) use self::module::is_test;
 use self::{resolve::Edges, tree::Tree};
 use super::mode::{Mode, settle};
-use crate::shell::root;
 
 /// The roots of the crates that are checked, and what a cycle in them does. `guard/src/main.rs` is a crate of its own that nothing can import.
 const CRATES: [(&str, Mode); 5] = [
@@ -29,11 +28,11 @@ const CRATES: [(&str, Mode); 5] = [
 /// What an import against the order of the rooms does.
 const UPWARD: Mode = Mode::Warn;
 
-/// Checks every crate.
-pub(super) fn imports() -> Result<()> {
-    let source = |file: &str| fs::read_to_string(root().join(file)).ok();
+/// Checks every crate of a workspace.
+pub(super) fn imports(root: &Path) -> Result<()> {
+    let source = |file: &str| fs::read_to_string(root.join(file)).ok();
     let mut findings = Vec::new();
-    for (main, mode) in CRATES.into_iter().filter(|(main, _)| root().join(main).is_file()) {
+    for (main, mode) in CRATES.into_iter().filter(|(main, _)| root.join(main).is_file()) {
         let edges = imports_of(main, &source)?;
         findings.extend(rooms::upward(&edges).into_iter().map(|finding| (UPWARD, finding)));
         findings.extend(cycles::cycles(&edges).into_iter().map(|finding| (mode, finding)));
