@@ -3,8 +3,8 @@
 use std::net::SocketAddr;
 
 use lab::{
-    attempts::main_job,
     lab::{KUBELET, Lab, POLICY},
+    main_job::main_job,
     net::Who,
     rights::{Rights, USER},
 };
@@ -33,11 +33,7 @@ fn checked(mut lab: Lab) -> Lab {
 fn the_main_job_needs_no_more() {
     let mut lab = three(POLICY);
     let lines = main_job(&mut lab, |_| Ok(())).unwrap();
-    let wrong: Vec<String> = lines
-        .iter()
-        .filter(|line| !line.ok)
-        .map(|line| format!("{} -> {}: wanted {}, saw {} {}", line.who, line.to, line.expected, line.seen, line.reason))
-        .collect();
+    let wrong: Vec<String> = lines.iter().filter(|line| !line.ok).map(ToString::to_string).collect();
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     let weakened = lab.daemon().unwrap().status().unwrap().weakened;
     assert_eq!(weakened.len(), 1, "{weakened:?}");

@@ -1,14 +1,15 @@
 //! The upstream project's own agent in a named cgroup beside the guard: what comes through it counts as the tunnel, and it goes nowhere else.
 
-use std::{net::SocketAddr, sync::atomic::AtomicUsize, time::Duration};
+use std::{sync::atomic::AtomicUsize, time::Duration};
 
 use lab::{
     certs::ServerCert,
     client::{Outcome, http, https, knock, through},
+    daemon::packets_of,
     helper::Answer,
-    lab::{KUBELET, Lab, POLICY, target},
+    lab::{KUBELET, Lab, POLICY},
     net::Who,
-    process::{Process, command, until},
+    process::{Process, command, until, upstream},
     server::AGENT_PORT,
 };
 use nodeguard::status::Status;
@@ -17,23 +18,20 @@ const STRANGERS: usize = 1000;
 
 /// Starts it as its manifest does, in a cgroup below the guarded one. It alone is registered for this node.
 fn agent(lab: &Lab, cgroup: &str) -> Process {
-    let binary = target().unwrap().with_file_name("upstream").join("proxy-agent");
-    assert!(binary.is_file(), "{} is missing: run `cargo xtask setup`", binary.display());
-    let mut agent = command(&binary, lab.net.open(Who::Node).unwrap(), &lab.guarded().join(cgroup)).unwrap();
+    let mut agent =
+        command(&upstream("proxy-agent").unwrap(), lab.net.open(Who::Node).unwrap(), &lab.guarded().join(cgroup))
+            .unwrap();
     agent.arg(format!("--proxy-server-host={}", Who::ControlPlane.v4()));
     agent.arg(format!("--proxy-server-port={AGENT_PORT}"));
     agent.args(["--agent-identifiers=ipv4=10.0.0.2&ipv4=10.244.1.2&ipv4=10.0.0.3&ipv6=fd00::2", "--v=1"]);
     agent.args(["--health-server-host=127.0.0.1", "--health-server-port=18103", "--admin-server-port=18203"]);
     agent.args(["--sync-interval=100ms", "--probe-interval=100ms"]);
-    for (flag, file) in [("ca-cert", "ca.crt"), ("agent-cert", "agent.crt"), ("agent-key", "agent.key")] {
-        agent.arg(format!("--{flag}={}", lab.certs.path(file).display()));
-    }
+    lab.certs.give_to_agent(&mut agent);
     Process::start("proxy-agent", agent, &lab.directory.join("proxy-agent.log")).unwrap()
 }
 
 fn packets(status: &Status, rule: &str, reason: &str) -> u64 {
-    let of = |counter: &&nodeguard::status::Counter| counter.rule == rule && counter.reason == reason;
-    status.counters.iter().filter(of).map(|counter| counter.packets).sum()
+    packets_of(status, Some(rule), reason)
 }
 
 #[test]
@@ -45,13 +43,13 @@ fn the_upstream_agent_as_a_companion() {
     lab.write_policy(&format!("{POLICY}{companion}")).unwrap();
     lab.start_server(ServerCert::Good).unwrap();
     // The guard's own tunnel stays out of it: it asks for a server where there is none.
-    lab.agent_port = AGENT_PORT + 1;
+    lab.setup.agent_port = AGENT_PORT + 1;
     lab.start_daemon().unwrap();
-    let mut upstream = agent(&lab, "agent");
+    let mut running = agent(&lab, "agent");
     let ca = lab.certs.path("ca.crt");
     let server = lab.server().unwrap();
     until("the upstream agent is registered", Duration::from_secs(20), || {
-        upstream.check()?;
+        running.check()?;
         Ok(https(through(server, "10.0.0.2:10250"), "/healthz", &ca) == Outcome::Http(200))
     })
     .unwrap();
@@ -59,7 +57,7 @@ fn the_upstream_agent_as_a_companion() {
     let daemon = lab.daemon.as_ref().unwrap();
     let made = AtomicUsize::new(0);
     let stranger = lab.net.open(Who::Stranger).unwrap();
-    let kubelet = SocketAddr::new(Who::Node.v4().into(), KUBELET);
+    let kubelet = Who::Node.at(false, KUBELET);
     let before = daemon.status().unwrap();
     let dialled = std::thread::scope(|scope| {
         let knocking = scope.spawn(|| knock(stranger, kubelet, STRANGERS, &made).unwrap());
@@ -91,7 +89,7 @@ fn the_upstream_agent_as_a_companion() {
         let refused = through(server, to).map(drop);
         assert!(refused.is_err(), "{to}: dialled");
         let counted = packets(&daemon.status().unwrap(), "-", "companion-destination") - before;
-        assert!(counted >= 1, "{to}: not by the guard: {refused:?}\n{}", upstream.printed());
+        assert!(counted >= 1, "{to}: not by the guard: {refused:?}\n{}", running.printed());
     }
     for (to, answer) in [
         ("10.0.0.1:2379", Answer::NotPermitted),

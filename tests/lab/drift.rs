@@ -16,10 +16,11 @@ use guard_common::abi::{
 };
 use lab::{
     client::{Outcome, http, tcp},
-    craft::{Flow, SYN, Segment, heard, ip, udp},
+    daemon::packets,
     helper::Answer,
     lab::Lab,
     net::Who,
+    packets::{Flow, heard, ip, syn, udp},
     process::until,
 };
 use nodeguard::kernel::object::{JUDGES, PROGRAMS};
@@ -41,7 +42,7 @@ enum Opens {
 /// the echo server. How many were sent, and how many were answered.
 fn knock(lab: &Lab, to: SocketAddr, first_port: u16, least: usize, stop: &AtomicBool) -> (usize, usize) {
     let wire = wire(lab, Who::Stranger);
-    let echo = SocketAddr::new(Who::Node.v4().into(), ECHO);
+    let echo = Who::Node.at(false, ECHO);
     let (mut sent, mut answered) = (0, 0);
     let flow = |port: u16, to| Flow { from: SocketAddr::new(silent(Who::Stranger, false), port), to };
     let mut listen = |patience: Duration| {
@@ -59,8 +60,7 @@ fn knock(lab: &Lab, to: SocketAddr, first_port: u16, least: usize, stop: &Atomic
             wire.send(&ip(flow, 17, &udp(flow, b"hello"))).unwrap();
         } else {
             let flow = flow(port, to);
-            let segment = lab::craft::tcp(flow, Segment { flags: SYN, seq: 1, ..Segment::default() });
-            wire.send(&ip(flow, 6, &segment)).unwrap();
+            wire.send(&ip(flow, 6, &syn(flow, 1))).unwrap();
         }
         sent += 1;
         if sent % 20 == 0 {
@@ -78,7 +78,7 @@ fn links_pins_and_tables_that_somebody_takes_away_come_back() {
 
 /// Whatever the guard of the lab may do.
 pub(crate) fn is_mended(mut lab: Lab) {
-    let pins = nodeguard::kernel::load::pins(&lab.directory.join("bpf/nodeguard"));
+    let pins = lab.pins();
     let map = |name: &str| Map::from_map_data(MapData::from_pin(pins.join("maps").join(name)).unwrap()).unwrap();
     let active = || -> Array<MapData, Active> { map("ACTIVE").try_into().unwrap() };
     let epoch = || active().get(&0, 0).unwrap().epoch;
@@ -100,7 +100,7 @@ pub(crate) fn is_mended(mut lab: Lab) {
     };
 
     let maps = lab.daemon().unwrap().status().unwrap().maps;
-    let (node, pod) = (SocketAddr::new(Who::Node.v4().into(), HTTP), SocketAddr::new(Who::Pod.v4().into(), WEB));
+    let (node, pod) = (Who::Node.at(false, HTTP), Who::Pod.at(false, WEB));
     use Opens::{Nothing, UntilNoticed};
     let deeds: [(&str, SocketAddr, Opens, &dyn Fn()); 17] = [
         ("the pin of a link is removed", node, Nothing, &|| fs::remove_file(pins.join("links/guard_ingress")).unwrap()),
@@ -177,12 +177,11 @@ pub(crate) fn is_mended(mut lab: Lab) {
             );
             assert_eq!(lab.net.run(Who::Peer, || Ok(http(tcp(to), "/"))).unwrap(), Outcome::Http(200), "{deed}");
         }
-        let echo = SocketAddr::new(Who::Node.v4().into(), ECHO);
+        let echo = Who::Node.at(false, ECHO);
         assert_eq!(lab.net.run(Who::Peer, || lab::helper::udp_once(echo)).unwrap(), Answer::Reached, "{deed}");
     }
     let status = lab.daemon().unwrap().status().unwrap();
-    let damaged: u64 =
-        status.counters.iter().filter(|counter| counter.reason == "table-damaged").map(|counter| counter.packets).sum();
+    let damaged = packets(&status, "table-damaged");
     println!("drift: {damaged} packets denied as table-damaged");
     assert!(damaged > 0, "{:?}", status.counters);
 }
@@ -190,8 +189,8 @@ pub(crate) fn is_mended(mut lab: Lab) {
 #[test]
 fn who_came_in_while_a_link_was_off_is_cut() {
     let lab = lab();
-    let pins = nodeguard::kernel::load::pins(&lab.directory.join("bpf/nodeguard"));
-    let to = SocketAddr::new(Who::Node.v4().into(), HTTP);
+    let pins = lab.pins();
+    let to = Who::Node.at(false, HTTP);
     let connect = || Ok(TcpStream::connect_timeout(&to, Duration::from_millis(100)).ok());
     // Quick as the guard is, a stranger that waits for it is quicker, or soon will be.
     let came_in = (0..20).find_map(|_| {
@@ -212,18 +211,17 @@ fn who_came_in_while_a_link_was_off_is_cut() {
 }
 
 /// What `bpftool link detach` does.
-fn detach(pin: &Path) {
+pub(crate) fn detach(pin: &Path) {
     const BPF_OBJ_GET: libc::c_long = 7;
     const BPF_LINK_DETACH: libc::c_long = 34;
+    let bpf = |command: libc::c_long, attribute: [u64; 2], length: usize| {
+        // SAFETY: `attribute` is the start of `union bpf_attr` for these commands, and lives through the call.
+        let result = unsafe { libc::syscall(libc::SYS_bpf, command, attribute.as_ptr(), length) };
+        assert!(result >= 0, "{}", std::io::Error::last_os_error());
+        result as i32
+    };
     let path = std::ffi::CString::new(pin.as_os_str().as_encoded_bytes()).unwrap();
-    let (get, mut link) = ([path.as_ptr() as u64, 0], [0u32; 4]);
-    // SAFETY: the path lives through the call; the attribute is as long as we say.
-    let fd = unsafe { libc::syscall(libc::SYS_bpf, BPF_OBJ_GET, get.as_ptr(), size_of_val(&get)) };
-    assert!(fd >= 0, "{}", std::io::Error::last_os_error());
     // SAFETY: the kernel has just given this descriptor to us.
-    let held = unsafe { OwnedFd::from_raw_fd(fd as i32) };
-    link[0] = held.as_raw_fd() as u32;
-    // SAFETY: the attribute is as long as we say.
-    let done = unsafe { libc::syscall(libc::SYS_bpf, BPF_LINK_DETACH, link.as_ptr(), 4usize) };
-    assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
+    let link = unsafe { OwnedFd::from_raw_fd(bpf(BPF_OBJ_GET, [path.as_ptr() as u64, 0], 16)) };
+    bpf(BPF_LINK_DETACH, [link.as_raw_fd() as u64, 0], 4);
 }

@@ -4,7 +4,6 @@ use std::{
     fs,
     io::{Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
-    os::fd::{AsRawFd, FromRawFd, OwnedFd},
     sync::atomic::AtomicUsize,
     time::Duration,
 };
@@ -14,16 +13,16 @@ use aya::programs::{
     xdp::{XdpLinkId, XdpMode},
 };
 use lab::{
-    attempts::main_job,
     client::{Outcome, https, knock, tcp, through},
+    daemon::packets as count,
     lab::{KUBELET, Lab, POD_PORTS, POLICY},
+    main_job::main_job,
     net::Who,
     process::{output, until},
 };
-use nix::sys::signal::Signal;
 use nodeguard::{edge::EdgeLink, status::Status};
 
-use crate::flood;
+use crate::{drift::detach, flood};
 
 const WITHIN: Duration = Duration::from_secs(10);
 
@@ -32,33 +31,26 @@ pub(crate) fn with_edge(policy: &str, interfaces: &str) -> String {
     format!("{policy}  edge: {{interfaces: [{interfaces}]}}\n")
 }
 
-fn count(status: &Status, reason: &str) -> u64 {
-    status.counters.iter().filter(|counter| counter.reason == reason).map(|counter| counter.packets).sum()
-}
-
 /// The tier on an interface.
 fn on(status: &Status, interface: &str) -> EdgeLink {
     status.edge.iter().find(|link| link.interface == interface).cloned().unwrap_or_default()
 }
 
 fn kubelet(v6: bool) -> SocketAddr {
-    SocketAddr::new(Who::Node.address(v6), KUBELET)
+    Who::Node.at(v6, KUBELET)
 }
 
 /// Who comes when the tier is on the uplink, by whatever hook.
 fn who_comes(lab: &mut Lab) {
-    let ca = lab.certs.path("ca.crt");
     let before = lab.daemon().unwrap().status().unwrap();
-    let from =
-        |lab: &Lab, who: Who, v6: bool| lab.net.run(who, || Ok(https(tcp(kubelet(v6)), "/healthz", &ca))).unwrap();
+    let from = |lab: &Lab, who: Who, v6: bool| lab.healthz(who, v6).unwrap();
     for v6 in [false, true] {
         assert_eq!(from(lab, Who::Stranger, v6), Outcome::NoAnswer);
         assert_eq!(from(lab, Who::Excepted, v6), Outcome::NoAnswer);
         assert_eq!(from(lab, Who::Peer, v6), Outcome::Http(200));
-        let to = kubelet(v6).to_string();
-        assert_eq!(https(through(lab.server().unwrap(), &to), "/healthz", &ca), Outcome::Http(200));
+        assert_eq!(lab.healthz_dialled(&kubelet(v6).to_string()).unwrap(), Outcome::Http(200));
         // A pod's port of an unguarded number, and a pod's guarded one: neither is the node's.
-        let [guarded, open] = POD_PORTS.map(|port| SocketAddr::new(Who::Pod.address(v6), port));
+        let [guarded, open] = POD_PORTS.map(|port| Who::Pod.at(v6, port));
         let pod = |to| lab.net.run(Who::Stranger, || Ok(lab::client::http(tcp(to), "/"))).unwrap();
         assert_eq!((pod(guarded), pod(open)), (Outcome::NoAnswer, Outcome::Http(200)));
     }
@@ -98,9 +90,7 @@ pub(crate) fn drops_strangers(mut lab: Lab) {
     let daemon = lab.daemon.as_ref().unwrap();
     until("audit is in force", WITHIN, || Ok(daemon.status()?.policy.epoch > status.policy.epoch)).unwrap();
     let before = daemon.status().unwrap();
-    let ca = lab.certs.path("ca.crt");
-    let stranger = lab.net.run(Who::Stranger, || Ok(https(tcp(kubelet(false)), "/healthz", &ca))).unwrap();
-    assert_eq!(stranger, Outcome::Http(200));
+    assert_eq!(lab.healthz(Who::Stranger, false).unwrap(), Outcome::Http(200));
     let after = daemon.status().unwrap();
     assert_eq!(count(&before, "edge-no-selector"), count(&after, "edge-no-selector"));
     assert!(count(&after, "no-selector") > count(&before, "no-selector"));
@@ -124,12 +114,12 @@ fn connections_that_began_before_and_those_of_the_node_itself_are_not_disturbed(
     assert_eq!(https(Ok(stream), "/healthz", &ca), Outcome::Http(200), "a peer's connection from before");
 
     // Where nobody listens the kernel refuses, as without the tier: the destination may yet be translated.
-    let nobody = SocketAddr::new(Who::Node.v4().into(), KUBELET + 1);
+    let nobody = Who::Node.at(false, KUBELET + 1);
     let answer = lab.net.run(Who::Stranger, || Ok(tcp(nobody).map(|_| ()))).unwrap();
     assert!(matches!(&answer, Err(Outcome::Error(text)) if text.contains("refused")), "{answer:?}");
 
     // The node asks a stranger, from a port that is guarded on the node: what comes back is an answer, to the last byte.
-    let to = SocketAddr::new(Who::Stranger.v4().into(), 7777);
+    let to = Who::Stranger.at(false, 7777);
     let listener = lab.net.run(Who::Stranger, || Ok(TcpListener::bind(to)?)).unwrap();
     let answering = std::thread::spawn(move || {
         let (mut stream, from) = listener.accept().unwrap();
@@ -137,7 +127,7 @@ fn connections_that_began_before_and_those_of_the_node_itself_are_not_disturbed(
         stream.write_all(&sent).unwrap();
         from
     });
-    let from = SocketAddr::new(Who::Node.v4().into(), KUBELET + 1);
+    let from = Who::Node.at(false, KUBELET + 1);
     let got = lab
         .net
         .run(Who::Node, || {
@@ -164,10 +154,7 @@ fn the_main_job_ends_the_same_but_for_who_counts_the_strangers() {
         let at_the_edge = line.reason.strip_prefix("edge-").is_some_and(|reason| line.expected.ends_with(reason));
         let as_before = line.seen.starts_with("no answer") && line.expected.starts_with("no answer");
         if !(line.ok || at_the_edge && as_before) {
-            wrong.push(format!(
-                "{} -> {}: wanted {}, saw {} {}",
-                line.who, line.to, line.expected, line.seen, line.reason
-            ));
+            wrong.push(line.to_string());
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
@@ -232,7 +219,7 @@ fn interfaces_come_and_go_and_a_killed_daemon_leaves_the_tier() {
     assert_eq!(count(&after, "no-selector"), count(&before, "no-selector"));
 
     // Somebody takes the pin, then detaches the link.
-    let pin = nodeguard::kernel::load::pins(&lab.directory.join("bpf/nodeguard")).join("links/edge_xdp_eth0");
+    let pin = lab.pins().join("links/edge_xdp_eth0");
     let mended = after.mended;
     fs::remove_file(&pin).unwrap();
     until("the pin is mended", WITHIN, || Ok(pin.exists() && status(&lab).mended > mended)).unwrap();
@@ -254,47 +241,25 @@ fn interfaces_come_and_go_and_a_killed_daemon_leaves_the_tier() {
     until("the tier is back", WITHIN, || Ok(on(&status(&lab), "eth0").attached)).unwrap();
 
     // `unpin` takes it with the rest.
-    let process = lab.daemon().unwrap().process();
-    process.signal(Signal::SIGTERM).unwrap();
-    process.wait(WITHIN).unwrap();
+    lab.daemon().unwrap().process().stop().unwrap();
     let said = output(lab.daemon().unwrap().command_of("unpin", &[]).unwrap()).unwrap();
     assert!(said.status.success());
-    let ca = lab.certs.path("ca.crt");
-    let stranger = lab.net.run(Who::Stranger, || Ok(https(tcp(kubelet(false)), "/healthz", &ca))).unwrap();
-    assert_eq!(stranger, Outcome::Http(200));
-}
-
-/// `BPF_OBJ_GET` and `BPF_LINK_DETACH`, as `bpftool link detach` does it.
-fn detach(pin: &std::path::Path) {
-    let bpf = |command: libc::c_long, attr: &[u64; 2]| {
-        // SAFETY: `attr` is the start of `union bpf_attr` for these commands, and lives through the call.
-        let result = unsafe { libc::syscall(libc::SYS_bpf, command, attr.as_ptr(), size_of_val(attr)) };
-        assert!(result >= 0, "{}", std::io::Error::last_os_error());
-        result as i32
-    };
-    let path = std::ffi::CString::new(pin.as_os_str().as_encoded_bytes()).unwrap();
-    // SAFETY: the kernel has just given this descriptor to us.
-    let link = unsafe { OwnedFd::from_raw_fd(bpf(7, &[path.as_ptr() as u64, 0])) };
-    bpf(34, &[link.as_raw_fd() as u64, 0]);
+    assert_eq!(lab.healthz(Who::Stranger, false).unwrap(), Outcome::Http(200));
 }
 
 #[test]
 fn a_build_of_another_abi_takes_the_tier_over() {
     let mut lab = Lab::new(&with_edge(POLICY, "eth0")).unwrap();
     let before = on(&lab.daemon().unwrap().status().unwrap(), "eth0");
-    let process = lab.daemon().unwrap().process();
-    process.signal(Signal::SIGTERM).unwrap();
-    process.wait(WITHIN).unwrap();
-    lab.build = lab.build.other();
+    lab.daemon().unwrap().process().stop().unwrap();
+    lab.setup.build = lab.setup.build.other();
     lab.start_daemon().unwrap().connected().unwrap();
     let after = on(&lab.daemon().unwrap().status().unwrap(), "eth0");
     assert!(
         after.attached && after.link_id == before.link_id && after.program_id != before.program_id,
         "{before:?} {after:?}"
     );
-    let ca = lab.certs.path("ca.crt");
-    let stranger = lab.net.run(Who::Stranger, || Ok(https(tcp(kubelet(false)), "/healthz", &ca))).unwrap();
-    assert_eq!(stranger, Outcome::NoAnswer);
+    assert_eq!(lab.healthz(Who::Stranger, false).unwrap(), Outcome::NoAnswer);
     assert_eq!(count(&lab.daemon().unwrap().status().unwrap(), "edge-no-selector"), 1);
 }
 

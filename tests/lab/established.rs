@@ -9,9 +9,9 @@ use std::{
 };
 
 use lab::{
-    attempts::with_node_selector,
     client::{Outcome, https, knock, through, timed_out},
     lab::{KUBELET, Lab, POD_PORTS, POLICY},
+    main_job::with_node_selector,
     net::Who,
     process::{output, until},
 };
@@ -97,7 +97,7 @@ fn what_an_edit_withdraws_is_cut_and_nothing_else() {
 
 /// A connection of the node to its own kubelet, made in the guarded cgroup. The helper's end stays open as long as the lab does.
 fn hold_inside(lab: &Lab) -> TcpStream {
-    let mut helper = lab.helper(Who::Node, &["relay", "127.0.0.1:10250", "[::]:7002"]).unwrap();
+    let mut helper = lab.helper(Who::Node, "", &["relay", "127.0.0.1:10250", "[::]:7002"]).unwrap();
     helper.stdout(Stdio::null()).stderr(Stdio::null());
     drop(helper.spawn().unwrap());
     let to = SocketAddr::new(Who::Node.v4().into(), 7002);

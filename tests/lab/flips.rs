@@ -201,7 +201,7 @@ fn flips_under_load_admit_no_stranger_and_deny_no_peer() {
 /// Reads the epoch in force straight from the kernel.
 fn epoch_reader(lab: &Lab) -> impl Fn() -> u32 + use<> {
     use aya::maps::{Array, Map, MapData};
-    let pins = nodeguard::kernel::load::pins(&lab.directory.join("bpf/nodeguard"));
+    let pins = lab.pins();
     let map = MapData::from_pin(pins.join("maps/ACTIVE")).unwrap();
     let active: Array<MapData, guard_common::abi::Active> = Map::from_map_data(map).unwrap().try_into().unwrap();
     move || active.get(&0, 0).unwrap().epoch

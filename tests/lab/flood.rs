@@ -1,15 +1,19 @@
 //! A flood of strangers' SYNs: every packet is counted, the events say how much they leave out, and the daemon does not notice.
 
 use std::{
-    net::{Ipv4Addr, SocketAddr},
+    net::Ipv4Addr,
     time::{Duration, Instant},
 };
 
+use guard_common::packet::TCP;
 use lab::{
+    amount,
     bare::{cpu_of, memory_of},
-    client::{Outcome, https, tcp},
+    client::Outcome,
+    daemon::packets as count,
     lab::{KUBELET, Lab, POLICY},
     net::Who,
+    packets::{self, Flow, ip},
     process::until,
 };
 use nix::sys::socket::{MsgFlags, SockFlag, SockType, SockaddrIn, sendto, socket};
@@ -19,7 +23,7 @@ use nodeguard::status::Status;
 const RATE: u32 = 110_000;
 
 pub(crate) fn seconds() -> u32 {
-    if std::env::var_os("NODEGUARD_SOAK").is_some() { 30 } else { 3 }
+    amount(3, 30)
 }
 
 /// What a process used: seconds of processor time and KiB of resident memory.
@@ -27,33 +31,17 @@ fn used(id: u32) -> (f64, f64) {
     (cpu_of(id).unwrap(), memory_of(id, "VmRSS").unwrap())
 }
 
-fn count(status: &Status, reason: &str) -> u64 {
-    status.counters.iter().filter(|counter| counter.reason == reason).map(|counter| counter.packets).sum()
-}
-
 fn health(status: &Status, name: &str) -> u64 {
     status.health.iter().find(|health| health.name == name).unwrap().count
 }
 
 /// A SYN to kubelet's port from an address and port of its number.
-fn syn(number: u32) -> [u8; 40] {
-    let mut bytes = [0u8; 40];
-    (bytes[0], bytes[3], bytes[8], bytes[9]) = (0x45, 40, 64, 6);
+fn syn(number: u32) -> Vec<u8> {
     // Strangers of 10.0.16.0/20: nobody answers there, and no rule admits them.
     let source = Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 0, 16, 0)) | (number & 0xfff));
-    bytes[12..16].copy_from_slice(&source.octets());
-    bytes[16..20].copy_from_slice(&Who::Node.v4().octets());
-    bytes[20..22].copy_from_slice(&(1024 + (number >> 12) as u16 % 60_000).to_be_bytes());
-    bytes[22..24].copy_from_slice(&KUBELET.to_be_bytes());
-    bytes[24..28].copy_from_slice(&number.to_be_bytes());
-    (bytes[32], bytes[33], bytes[34]) = (0x50, 0x02, 0xff);
-    let sum = |words: &[u8]| words.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum::<u32>();
-    let mut total = sum(&bytes[12..40]) + 6 + 20;
-    while total >> 16 != 0 {
-        total = (total & 0xffff) + (total >> 16);
-    }
-    bytes[36..38].copy_from_slice(&(!(total as u16)).to_be_bytes());
-    bytes
+    let port = 1024 + (number >> 12) as u16 % 60_000;
+    let flow = Flow { from: (source, port).into(), to: Who::Node.at(false, KUBELET) };
+    ip(flow, TCP, &packets::syn(flow, number))
 }
 
 /// Sends for so long, at most at the rate; how many went out.
@@ -87,7 +75,6 @@ pub(crate) fn send(seconds: u32) -> u64 {
 #[test]
 fn every_packet_of_a_flood_is_counted_and_the_daemon_does_not_notice() {
     let mut lab = Lab::new(POLICY).unwrap();
-    let kubelet = SocketAddr::new(Who::Node.v4().into(), KUBELET);
     let id = lab.daemon().unwrap().process().id();
     let daemon = lab.daemon.as_ref().unwrap();
     // The address is resolved, and the first events have made their room.
@@ -114,7 +101,5 @@ fn every_packet_of_a_flood_is_counted_and_the_daemon_does_not_notice() {
     assert!(repeated + sampled + lost < sent, "some are told");
     assert!(share < 0.5, "{share:.2} of a core");
     assert!(memory_after <= memory * 1.1, "{memory} -> {memory_after} KiB");
-    let ca = lab.certs.path("ca.crt");
-    let peer = lab.net.run(Who::Peer, || Ok(https(tcp(kubelet), "/healthz", &ca))).unwrap();
-    assert_eq!(peer, Outcome::Http(200));
+    assert_eq!(lab.healthz(Who::Peer, false).unwrap(), Outcome::Http(200));
 }

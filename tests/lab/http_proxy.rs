@@ -23,7 +23,7 @@ fn pinholes_and_the_hub_rule_hold_through_an_http_proxy() {
     lab.write_policy(&format!("{POLICY}{hub}")).unwrap();
     lab.start_server(ServerCert::Good).unwrap();
     lab.start_elsewhere(Who::ControlPlane, &["http-proxy", PROXY]).unwrap();
-    lab.variables = vec![("HTTPS_PROXY", "http://10.0.0.1:3128"), ("NO_PROXY", "10.244.0.0/16,.cluster.local")];
+    lab.setup.variables = vec![("HTTPS_PROXY", "http://10.0.0.1:3128"), ("NO_PROXY", "10.244.0.0/16,.cluster.local")];
     lab.start_daemon().unwrap().connected().unwrap();
     let status = lab.daemon().unwrap().status().unwrap();
     assert_eq!(stream(&status, "server"), format!("10.0.0.1:{AGENT_PORT} through {PROXY}"));
@@ -36,7 +36,7 @@ fn pinholes_and_the_hub_rule_hold_through_an_http_proxy() {
     assert_eq!(lab.once(Who::Stranger, "", "tcp", stranger).unwrap(), Answer::NoAnswer);
     // Without the variable the hub rule keeps the guard from the server, and it says so.
     lab.daemon.take().unwrap().kill().unwrap();
-    lab.variables = vec![("HTTPS_PROXY", "http://10.0.0.1:3128"), ("NO_PROXY", "10.0.0.1")];
+    lab.setup.variables = vec![("HTTPS_PROXY", "http://10.0.0.1:3128"), ("NO_PROXY", "10.0.0.1")];
     let daemon = lab.start_daemon().unwrap();
     until("it is told", std::time::Duration::from_secs(10), || {
         let status = daemon.status()?;
@@ -45,7 +45,7 @@ fn pinholes_and_the_hub_rule_hold_through_an_http_proxy() {
     })
     .unwrap();
     lab.daemon.take().unwrap().kill().unwrap();
-    lab.variables = vec![("HTTPS_PROXY", "http://10.0.0.1:3128")];
+    lab.setup.variables = vec![("HTTPS_PROXY", "http://10.0.0.1:3128")];
     lab.start_daemon().unwrap().connected().unwrap();
     assert_eq!(kubelet(&lab), Outcome::Http(200));
 }

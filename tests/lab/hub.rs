@@ -10,12 +10,13 @@ use lab::{
     process::until,
     server::AGENT_PORT,
 };
+use nodeguard::status::Counter;
 
 /// Nothing listens there: what is let out is refused by the control plane's own host.
 const OTHER: u16 = 2379;
 
 fn control_plane(v6: bool, port: u16) -> SocketAddr {
-    SocketAddr::new(Who::ControlPlane.address(v6), port)
+    Who::ControlPlane.at(v6, port)
 }
 
 #[test]
@@ -30,24 +31,22 @@ fn the_control_plane_is_reached_on_its_named_ports_alone() {
             assert_eq!(attempt("tcp", control_plane(v6, 6443)), Answer::Refused, "{who:?}: let out");
             assert_eq!(attempt("tcp", control_plane(v6, OTHER)), Answer::NotPermitted, "{who:?}");
             assert_eq!(attempt("udp", control_plane(v6, 6443)), Answer::NotPermitted, "{who:?}: the ports are TCP's");
-            let elsewhere = SocketAddr::new(Who::Stranger.address(v6), OTHER);
+            let elsewhere = Who::Stranger.at(v6, OTHER);
             assert_eq!(attempt("tcp", elsewhere), Answer::Refused, "{who:?}: not the control plane");
         }
     }
     let daemon = lab.daemon().unwrap();
     let denied = |audited: bool| {
-        let status = daemon.status().unwrap();
-        let of = |counter: &&nodeguard::status::Counter| {
-            counter.reason == "control-plane-port" && counter.audited == audited
-        };
-        status.counters.iter().filter(of).map(|counter| counter.packets).sum::<u64>()
+        let counters = daemon.status().unwrap().counters;
+        let of = |counter: &&Counter| counter.reason == "control-plane-port" && counter.audited == audited;
+        counters.iter().filter(of).map(|counter| counter.packets).sum::<u64>()
     };
     assert_eq!(denied(false), 8);
     let told = || daemon.printed().matches("control-plane-port").count();
     until("each is told", Duration::from_secs(5), || Ok(told() > 0)).unwrap();
     std::fs::write(lab.policy(), format!("{POLICY}{hub}").replace("mode: Enforce", "mode: Audit")).unwrap();
     let daemon = lab.daemon().unwrap();
-    until("audit is in force", Duration::from_secs(5), || Ok(daemon.status()?.policy.epoch == 2)).unwrap();
+    daemon.in_force_after(1).unwrap();
     assert_eq!(
         lab.once(Who::Pod, "", "tcp", control_plane(false, OTHER)).unwrap(),
         Answer::Refused,
@@ -65,18 +64,18 @@ fn a_companion_counts_as_the_tunnel_and_reaches_nothing_else() {
     let attempt = |cgroup: &str, to: SocketAddr| lab.once(Who::Node, cgroup, "tcp", to).unwrap();
     let made = AtomicUsize::new(0);
     let stranger = lab.net.open(Who::Stranger).unwrap();
-    let node = SocketAddr::new(Who::Node.v4().into(), KUBELET);
+    let node = Who::Node.at(false, KUBELET);
     std::thread::scope(|scope| {
         let knocking = scope.spawn(|| knock(stranger, node, 1000, &made).unwrap());
         for v6 in [false, true] {
-            let [kubelet, open] = [KUBELET, 7001].map(|port| SocketAddr::new(Who::Node.address(v6), port));
-            let [guarded, unnamed] = [8080, 8081].map(|port| SocketAddr::new(Who::Pod.address(v6), port));
+            let [kubelet, open] = [KUBELET, 7001].map(|port| Who::Node.at(v6, port));
+            let [guarded, unnamed] = [8080, 8081].map(|port| Who::Pod.at(v6, port));
             for to in [kubelet, open, guarded] {
                 assert_eq!(attempt("agent", to), Answer::Reached, "{to} is a destination of tunnel.dial");
             }
             // The same port is closed to the rest of the node: there is no `node` in its rule.
             assert_eq!(attempt("", kubelet), Answer::NoAnswer);
-            let stranger = SocketAddr::new(Who::Stranger.address(v6), 80);
+            let stranger = Who::Stranger.at(v6, 80);
             for to in [unnamed, stranger, control_plane(v6, OTHER)] {
                 assert_eq!(attempt("agent", to), Answer::NotPermitted, "{to}");
                 assert_ne!(attempt("", to), Answer::NotPermitted, "{to}: others may");

@@ -1,13 +1,13 @@
 //! A daemon that is killed leaves nothing open, and its successor adopts what it left.
 
 use std::{
-    net::SocketAddr,
     sync::atomic::{AtomicUsize, Ordering},
     time::Duration,
 };
 
 use lab::{
-    client::{Outcome, https, knock, tcp, through},
+    client::{Outcome, knock},
+    daemon::packets,
     lab::{KUBELET, Lab, POLICY},
     net::Who,
     process::until,
@@ -23,8 +23,7 @@ fn a_thousand_attempts_around_a_kill_9_and_none_admitted() {
 
 /// Whatever the guard of the lab may do.
 pub(crate) fn around_a_kill_9(mut lab: Lab) {
-    let kubelet = SocketAddr::new(Who::Node.v4().into(), KUBELET);
-    let ca = lab.certs.path("ca.crt");
+    let kubelet = Who::Node.at(false, KUBELET);
     let before = lab.daemon().unwrap().status().unwrap();
     let made = AtomicUsize::new(0);
     let admitted = std::thread::scope(|scope| {
@@ -55,13 +54,11 @@ pub(crate) fn around_a_kill_9(mut lab: Lab) {
     assert_eq!(links(&before), links(&after), "links and programs are adopted");
     assert_eq!(maps(&before), maps(&after), "maps are adopted");
     assert_eq!(before.policy.epoch, after.policy.epoch, "the same policy is not brought into force again");
-    let denied: u64 =
-        after.counters.iter().filter(|counter| counter.reason == "no-selector").map(|counter| counter.packets).sum();
+    let denied = packets(&after, "no-selector");
     assert!(denied >= ATTEMPTS as u64, "every attempt was denied in the kernel: {denied}");
     // The way that is meant works again, and the network was never the reason.
-    assert_eq!(https(through(lab.server().unwrap(), "10.0.0.2:10250"), "/healthz", &ca), Outcome::Http(200));
-    let peer = lab.net.run(Who::Peer, || Ok(https(tcp(kubelet), "/healthz", &ca))).unwrap();
-    assert_eq!(peer, Outcome::Http(200));
+    assert_eq!(lab.healthz_dialled("10.0.0.2:10250").unwrap(), Outcome::Http(200));
+    assert_eq!(lab.healthz(Who::Peer, false).unwrap(), Outcome::Http(200));
     println!(
         "kill -9: {ATTEMPTS} attempts, 0 admitted, {denied} packets denied; {} links and {} maps adopted",
         links(&after).len(),

@@ -4,16 +4,17 @@
 use std::{
     fs::{self, File},
     net::{IpAddr, SocketAddr},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
+use etherparse::TcpHeader;
 use lab::{
     client::{Outcome, http, tcp},
-    craft::{ACK, DESTINATION_OPTIONS, Flow, HOP_BY_HOP, Heard, PSH, SYN, Segment, heard, ip, padding, v4},
     helper::Answer,
     judged::{Counts, moved},
     lab::Lab,
-    net::Who,
+    net::{Net, Who, inside, ip as ip_command, on_a_thread},
+    packets::{ACK, DESTINATION_OPTIONS, Flow, HOP_BY_HOP, Heard, PSH, SYN, Segment, heard, ip, padding, v4},
     process::until,
     shapes::{MP_CAPABLE, fast_open, join},
     wire::{Wire, hardware},
@@ -43,44 +44,48 @@ impl By {
     }
 
     fn say(&self, flow: Flow, segment: Segment<'_>) {
-        self.wire.send(&ip(flow, 6, &lab::craft::tcp(flow, segment))).unwrap();
+        self.wire.send(&ip(flow, 6, &lab::packets::tcp(flow, segment))).unwrap();
     }
 
     /// The next segment on a flow for which something holds.
-    fn hear(&self, flow: Flow, patience: Duration, wanted: impl Fn(u8, &[u8]) -> bool) -> Option<Heard> {
-        let until = std::time::Instant::now() + patience;
-        while let Some(packet) = self.wire.receive(until.saturating_duration_since(std::time::Instant::now())).unwrap()
-        {
+    fn hear(
+        &self,
+        flow: Flow,
+        patience: Duration,
+        wanted: impl Fn(&TcpHeader, &[u8]) -> bool,
+    ) -> Option<Box<TcpHeader>> {
+        let until = Instant::now() + patience;
+        while let Some(packet) = self.wire.receive(until.saturating_duration_since(Instant::now())).unwrap() {
             match heard(flow, &packet) {
-                Some(Heard::Tcp { flags, seq, ack, options, data }) if wanted(flags, &data) => {
-                    return Some(Heard::Tcp { flags, seq, ack, options, data });
-                }
+                Some(Heard::Tcp(header, data)) if wanted(&header, &data) => return Some(header),
                 _ => {}
             }
         }
         None
     }
 
-    /// A SYN, and the SYN-ACK to it: its sequence number, what it acknowledges, its options.
-    fn syn(&self, flow: Flow, options: &[u8], data: &[u8], patience: Duration) -> Option<(u32, u32, Vec<u8>)> {
+    /// A SYN, and the SYN-ACK to it.
+    fn syn(&self, flow: Flow, options: &[u8], data: &[u8], patience: Duration) -> Option<Box<TcpHeader>> {
         self.say(flow, Segment { flags: SYN, seq: 1000, options, data, ..Segment::default() });
-        match self.hear(flow, patience, |_, _| true)? {
-            Heard::Tcp { flags, seq, ack, options, .. } if flags == SYN | ACK => Some((seq, ack, options)),
-            other => panic!("{other:?}"),
-        }
+        let header = self.hear(flow, patience, |_, _| true)?;
+        assert!(is_syn_ack(&header), "{header:?}");
+        Some(header)
     }
 
     /// The rest of a handshake with a request behind it; whether it is served.
     fn served(&self, flow: Flow, seq: u32) -> bool {
         self.say(flow, Segment { flags: ACK | PSH, seq: 1001, ack: seq.wrapping_add(1), options: &[], data: GET });
-        let is_answer = |_: u8, data: &[u8]| data.starts_with(b"HTTP/1.1 200");
-        self.hear(flow, SOON, is_answer).is_some()
+        self.hear(flow, SOON, |_, data| data.starts_with(b"HTTP/1.1 200")).is_some()
     }
 }
 
+fn is_syn_ack(header: &TcpHeader) -> bool {
+    header.syn && header.ack && !header.rst && !header.fin && !header.psh && !header.urg
+}
+
 /// The value of a TCP option of a kind.
-fn option(options: &[u8], kind: u8) -> Option<&[u8]> {
-    let mut rest = options;
+fn option(header: &TcpHeader, kind: u8) -> Option<&[u8]> {
+    let mut rest = header.options.as_slice();
     loop {
         match rest {
             [1, more @ ..] => rest = more,
@@ -101,7 +106,7 @@ fn sysctl(lab: &Lab, name: &str, value: &str) {
 }
 
 fn node(v6: bool, port: u16) -> SocketAddr {
-    SocketAddr::new(Who::Node.address(v6), port)
+    Who::Node.at(v6, port)
 }
 
 /// What was denied since, by reason; waits until so many were.
@@ -120,7 +125,7 @@ fn syn_cookies_change_nothing() {
         let (stranger, peer) = (By::new(&lab, Who::Stranger, v6), By::new(&lab, Who::Peer, v6));
         let before = counts().unwrap();
         let flow = peer.flow(30_000, node(v6, HTTP));
-        let (cookie, ..) = peer.syn(flow, &[], &[], SOON).expect("a cookie");
+        let cookie = peer.syn(flow, &[], &[], SOON).expect("a cookie").sequence_number;
         assert!(peer.served(flow, cookie), "the peer's cookie is taken");
         // The ACK of a handshake by cookie is for the listener itself, and judged like a SYN.
         let flow = stranger.flow(30_001, node(v6, HTTP));
@@ -129,7 +134,7 @@ fn syn_cookies_change_nothing() {
         assert!(stranger.hear(flow, NEVER, |_, _| true).is_none(), "no RST either");
         let flow = stranger.flow(30_002, node(v6, HTTP));
         pinholes.open(flow);
-        let (cookie, ..) = stranger.syn(flow, &[], &[], SOON).expect("a pinhole admits");
+        let cookie = stranger.syn(flow, &[], &[], SOON).expect("a pinhole admits").sequence_number;
         assert!(stranger.served(flow, cookie));
         assert_eq!(denied(&counts, &before, 2), 2);
     }
@@ -144,14 +149,14 @@ fn fast_open_with_a_good_cookie_needs_a_rule_too() {
     sysctl(&lab, "ipv4/tcp_fastopen", "1027");
     lab.start_in(Who::Node, "", &["pod", &format!("[::]:{SPARE}")]).unwrap();
     let cookie = |by: &By, port: u16| {
-        let (_, _, options) = by.syn(by.flow(port, node(false, SPARE)), &fast_open(&[]), &[], SOON).expect("a SYN-ACK");
-        option(&options, 34).expect("a cookie").to_vec()
+        let answer = by.syn(by.flow(port, node(false, SPARE)), &fast_open(&[]), &[], SOON).expect("a SYN-ACK");
+        option(&answer, 34).expect("a cookie").to_vec()
     };
     let acknowledged = 1001 + GET.len() as u32;
     let with_cookie = fast_open(&cookie(&peer, 30_010));
     let flow = peer.flow(30_011, node(false, SPARE));
-    let (_, ack, _) = peer.syn(flow, &with_cookie, GET, SOON).expect("a SYN-ACK");
-    assert_eq!(ack, acknowledged, "the data in the SYN is taken");
+    let answer = peer.syn(flow, &with_cookie, GET, SOON).expect("a SYN-ACK");
+    assert_eq!(answer.acknowledgment_number, acknowledged, "the data in the SYN is taken");
     // The stranger's cookie is a good one, from a flow that had a pinhole.
     pinholes.open(stranger.flow(30_012, node(false, SPARE)));
     let with_cookie = fast_open(&cookie(&stranger, 30_012));
@@ -161,8 +166,8 @@ fn fast_open_with_a_good_cookie_needs_a_rule_too() {
     // And no cookie is needed.
     sysctl(&lab, "ipv4/tcp_fastopen", "1539");
     assert!(stranger.syn(stranger.flow(30_014, node(false, SPARE)), &[], GET, NEVER).is_none());
-    let (_, ack, _) = peer.syn(peer.flow(30_015, node(false, SPARE)), &[], GET, SOON).expect("a SYN-ACK");
-    assert_eq!(ack, acknowledged);
+    let answer = peer.syn(peer.flow(30_015, node(false, SPARE)), &[], GET, SOON).expect("a SYN-ACK");
+    assert_eq!(answer.acknowledgment_number, acknowledged);
     assert_eq!(denied(&counts, &before, 2), 2);
 }
 
@@ -173,15 +178,16 @@ fn a_join_with_the_right_token_needs_a_rule_too() {
     let counts = counter(&lab);
     let (stranger, peer) = (By::new(&lab, Who::Stranger, false), By::new(&lab, Who::Peer, false));
     let flow = peer.flow(30_020, node(false, SPARE));
-    let (seq, _, options) = peer.syn(flow, &MP_CAPABLE, &[], SOON).expect("a SYN-ACK");
-    let server_key: Vec<u8> = option(&options, 30).expect("it speaks MPTCP")[2..10].to_vec();
+    let answer = peer.syn(flow, &MP_CAPABLE, &[], SOON).expect("a SYN-ACK");
+    let server_key: Vec<u8> = option(&answer, 30).expect("it speaks MPTCP")[2..10].to_vec();
     let keys = [&[30, 20, 1, 1][..], &[9; 8], &server_key].concat();
-    peer.say(flow, Segment { flags: ACK, seq: 1001, ack: seq.wrapping_add(1), options: &keys, data: &[] });
+    let ack = answer.sequence_number.wrapping_add(1);
+    peer.say(flow, Segment { flags: ACK, seq: 1001, ack, options: &keys, data: &[] });
     let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &server_key);
     let token: [u8; 4] = digest.as_ref()[..4].try_into().unwrap();
     let joined = |by: &By, port: u16, patience| by.syn(by.flow(port, node(false, SPARE)), &join(token), &[], patience);
-    let (_, _, options) = joined(&peer, 30_021, SOON).expect("the peer joins");
-    assert_eq!(option(&options, 30).map(|value| value[0] >> 4), Some(1), "MP_JOIN");
+    let answer = joined(&peer, 30_021, SOON).expect("the peer joins");
+    assert_eq!(option(&answer, 30).map(|value| value[0] >> 4), Some(1), "MP_JOIN");
     let before = counts().unwrap();
     assert!(joined(&stranger, 30_022, NEVER).is_none(), "the same token from a stranger");
     let unknown = join([1, 2, 3, 4]);
@@ -201,13 +207,10 @@ fn both_ends_at_once_is_the_nodes_own_connection() {
     let from = node(false, SPARE).to_string();
     let log = lab.start_in(Who::Node, "", &["meet", &from, &flow.from.to_string()]).unwrap();
     let before = counts().unwrap();
-    let seq = match by.hear(flow, SOON, |flags, _| flags == SYN) {
-        Some(Heard::Tcp { seq, .. }) => seq,
-        other => panic!("{other:?}"),
-    };
+    let seq = by.hear(flow, SOON, |header, _| header.syn && !header.ack).expect("a SYN").sequence_number;
     // While it waits for a SYN-ACK, a SYN of the same flow; and one of another, where nobody listens.
     by.say(flow, Segment { flags: SYN, seq: 1000, ..Segment::default() });
-    assert!(by.hear(flow, SOON, |flags, _| flags == SYN | ACK).is_some());
+    assert!(by.hear(flow, SOON, |header, _| is_syn_ack(header)).is_some());
     by.say(flow, Segment { flags: ACK, seq: 1001, ack: seq.wrapping_add(1), ..Segment::default() });
     until("it is connected", SOON, || Ok(fs::read_to_string(&log)?.contains("connected"))).unwrap();
     assert_eq!(moved(&before, &counts().unwrap()), Counts::new(), "nothing was judged");
@@ -221,7 +224,7 @@ fn source_equals_destination() {
     let land = |v6| {
         let flow = Flow { from: node(v6, HTTP), to: node(v6, HTTP) };
         let before = counts().unwrap();
-        by.send(&ip(flow, 6, &lab::craft::tcp(flow, Segment { flags: SYN, seq: 1, ..Segment::default() }))).unwrap();
+        by.send(&ip(flow, 6, &lab::packets::tcp(flow, Segment { flags: SYN, seq: 1, ..Segment::default() }))).unwrap();
         std::thread::sleep(NEVER);
         moved(&before, &counts().unwrap())
     };
@@ -238,10 +241,8 @@ fn source_equals_destination() {
 fn headers_outside_the_linear_part() {
     let lab = lab();
     for who in [Who::Stranger, Who::Peer, Who::Node] {
-        let port = format!("to-{}", &who.name()[..4]);
-        let switch = lab.net.namespace(Who::Node).replace("-node", "-switch");
-        in_node(&lab, &["ip", "-n", &switch, "link", "set", &port, "mtu", "9000"]);
-        in_node(&lab, &["ip", "-n", &lab.net.namespace(who), "link", "set", "eth0", "mtu", "9000"]);
+        ip_command(&["-n", &lab.net.switch(), "link", "set", &Net::port(who), "mtu", "9000"], "").unwrap();
+        lab.net.ip(who, &["link", "set", "eth0", "mtu", "9000"]).unwrap();
     }
     let counts = counter(&lab);
     let data = vec![b'x'; 4500];
@@ -251,12 +252,12 @@ fn headers_outside_the_linear_part() {
         for plain in [true, false] {
             let packet = |flow: Flow| {
                 let segment =
-                    lab::craft::tcp(flow, Segment { flags: SYN, seq: 1000, data: &data, ..Segment::default() });
+                    lab::packets::tcp(flow, Segment { flags: SYN, seq: 1000, data: &data, ..Segment::default() });
                 match (v6, plain) {
                     (_, true) => ip(flow, 6, &segment),
                     (false, false) => v4(flow, 6, &[1; 40], &segment),
                     (true, false) => {
-                        lab::craft::v6(flow, &[padding(HOP_BY_HOP), padding(DESTINATION_OPTIONS)], 6, &segment)
+                        lab::packets::v6(flow, &[padding(HOP_BY_HOP), padding(DESTINATION_OPTIONS)], 6, &segment)
                     }
                 }
             };
@@ -268,7 +269,7 @@ fn headers_outside_the_linear_part() {
             assert_eq!(denied(&counts, &before, 1), 1, "v6 {v6}, plain {plain}");
             let flow = peer.flow(port, node(v6, HTTP));
             wire(&lab, Who::Peer).send_paged(&packet(flow)).unwrap();
-            assert!(peer.hear(flow, SOON, |flags, _| flags == SYN | ACK).is_some(), "v6 {v6}, plain {plain}");
+            assert!(peer.hear(flow, SOON, |header, _| is_syn_ack(header)).is_some(), "v6 {v6}, plain {plain}");
             assert_eq!(denied(&counts, &before, 1), 1);
         }
     }
@@ -319,11 +320,11 @@ fn translated_destinations_are_judged_where_they_arrive() {
 
 /// A network namespace that no name holds.
 fn another_namespace() -> File {
-    let make = || {
-        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
-        File::open("/proc/thread-self/ns/net").unwrap()
-    };
-    std::thread::scope(|scope| scope.spawn(make).join()).unwrap()
+    on_a_thread(|| {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)?;
+        Ok(File::open("/proc/thread-self/ns/net")?)
+    })
+    .unwrap()
 }
 
 #[test]
@@ -357,13 +358,7 @@ fn over_a_bridge_and_from_another_namespace() {
     }
     let counts = counter(&lab);
     let to: SocketAddr = format!("10.244.2.2:{WEB}").parse().unwrap();
-    let from_pod = |to: SocketAddr| {
-        let ask = || {
-            nix::sched::setns(&pods[1], nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
-            http(tcp(to), "/")
-        };
-        std::thread::scope(|scope| scope.spawn(ask).join()).unwrap()
-    };
+    let from_pod = |to: SocketAddr| inside(&pods[1], || Ok(http(tcp(to), "/"))).unwrap();
     for nf_call in ["0", "1"] {
         // Whether bridged packets pass the IP hooks too.
         sysctl(&lab, "bridge/bridge-nf-call-iptables", nf_call);

@@ -9,10 +9,10 @@ use guard_common::{
     packet::{TCP, UDP},
 };
 use lab::{
-    craft::Flow,
     judged::{self, Counts, Sender, check},
     lab::Lab,
     net::Who,
+    packets::Flow,
     process::{command, output},
     rights::Rights,
     shapes::{all, flow_of},
@@ -57,7 +57,7 @@ pub(crate) fn lab() -> Lab {
 /// The same with a guard that may do this.
 pub(crate) fn lab_with(rights: Rights) -> Lab {
     let mut lab = Lab::bare().unwrap();
-    lab.rights = rights;
+    lab.setup.rights = rights;
     lab.start_in(Who::Node, "", &["pod", &format!("[::]:{HTTP}")]).unwrap();
     for who in [Who::Node, Who::Pod] {
         lab.start_in(who, "", &["echo", &format!("[::]:{ECHO}")]).unwrap();
@@ -107,7 +107,7 @@ pub(crate) struct Pinholes(OpenPinholes);
 
 impl Pinholes {
     pub(crate) fn of(lab: &Lab) -> Pinholes {
-        let pins = nodeguard::kernel::load::pins(&lab.directory.join("bpf/nodeguard"));
+        let pins = lab.pins();
         Pinholes(OpenPinholes::pinned(&pins).unwrap())
     }
 

@@ -2,17 +2,16 @@
 
 use std::{
     fs,
-    net::SocketAddr,
     path::{Path, PathBuf},
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     time::{Duration, Instant},
 };
 
 use lab::{
-    client::{Outcome, https, knock, tcp, through},
-    daemon::Build,
+    client::{Outcome, https, knock, tcp},
+    daemon::{Build, packets},
     lab::{KUBELET, Lab, POLICY},
-    net::Who,
+    net::{Who, inside},
     process::until,
 };
 use nix::sys::signal::Signal;
@@ -35,10 +34,6 @@ fn programs(status: &Status) -> Vec<Option<u32>> {
     status.programs.iter().map(|program| program.program_id).collect()
 }
 
-fn packets(status: &Status, reason: &str) -> u64 {
-    status.counters.iter().filter(|counter| counter.reason == reason).map(|counter| counter.packets).sum()
-}
-
 /// How many links a pin directory holds.
 fn held(build: &Path) -> usize {
     fs::read_dir(build.join("links")).map_or(0, Iterator::count)
@@ -46,17 +41,15 @@ fn held(build: &Path) -> usize {
 
 /// Ends the guard in the ordinary way and starts the other build of it.
 fn change(lab: &mut Lab) {
-    let process = lab.daemon().unwrap().process();
-    process.signal(Signal::SIGTERM).unwrap();
-    process.wait(Duration::from_secs(10)).unwrap();
-    lab.build = lab.build.other();
+    lab.daemon().unwrap().process().stop().unwrap();
+    lab.setup.build = lab.setup.build.other();
     lab.start_daemon().unwrap().connected().unwrap();
 }
 
 #[test]
 fn builds_of_two_abis_follow_each_other_without_a_gap() {
     let mut lab = Lab::new(POLICY).unwrap();
-    let kubelet = SocketAddr::new(Who::Node.v4().into(), KUBELET);
+    let kubelet = Who::Node.at(false, KUBELET);
     let ca = lab.certs.path("ca.crt");
     for way in ["upgrade", "downgrade"] {
         let before = lab.daemon().unwrap().status().unwrap();
@@ -66,13 +59,15 @@ fn builds_of_two_abis_follow_each_other_without_a_gap() {
         std::thread::scope(|scope| {
             let knocking = scope.spawn(|| knock(stranger, kubelet, ATTEMPTS, &made).unwrap());
             let welcome = scope.spawn(|| {
-                nix::sched::setns(&peer, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
-                let mut admitted = 0;
-                while !over.load(Ordering::Relaxed) {
-                    assert_eq!(https(tcp(kubelet), "/healthz", &ca), Outcome::Http(200), "an allowed peer");
-                    admitted += 1;
-                }
-                admitted
+                let knock = || {
+                    let mut admitted = 0;
+                    while !over.load(Ordering::Relaxed) {
+                        assert_eq!(https(tcp(kubelet), "/healthz", &ca), Outcome::Http(200), "an allowed peer");
+                        admitted += 1;
+                    }
+                    Ok(admitted)
+                };
+                inside(&peer, knock).unwrap()
             });
             until("attempts", Duration::from_secs(30), || Ok(made.load(Ordering::Relaxed) >= ATTEMPTS / 4)).unwrap();
             change(&mut lab);
@@ -96,15 +91,15 @@ fn builds_of_two_abis_follow_each_other_without_a_gap() {
         );
         let denied = packets(&after, "no-selector");
         assert!(denied >= packets(&before, "no-selector") + ATTEMPTS as u64, "{way}: {denied} counted");
-        assert_eq!(https(through(lab.server().unwrap(), "10.0.0.2:10250"), "/healthz", &ca), Outcome::Http(200));
+        assert_eq!(lab.healthz_dialled("10.0.0.2:10250").unwrap(), Outcome::Http(200));
     }
-    assert_eq!(lab.build, Build::Own);
+    assert_eq!(lab.setup.build, Build::Own);
 }
 
 #[test]
 fn a_takeover_that_was_killed_is_finished_by_the_next_start() {
     let mut lab = Lab::new(POLICY).unwrap();
-    let kubelet = SocketAddr::new(Who::Node.v4().into(), KUBELET);
+    let kubelet = Who::Node.at(false, KUBELET);
     let made = AtomicUsize::new(0);
     let stranger = lab.net.open(Who::Stranger).unwrap();
     let mut halves = 0;
@@ -112,7 +107,7 @@ fn a_takeover_that_was_killed_is_finished_by_the_next_start() {
         let knocking = scope.spawn(|| knock(stranger, kubelet, ATTEMPTS, &made).unwrap());
         for number in 0..KILLS {
             lab.daemon.take().unwrap().kill().unwrap();
-            lab.build = lab.build.other();
+            lab.setup.build = lab.setup.build.other();
             let [old] = &pinned(&lab)[..] else { panic!("{:?}", pinned(&lab)) };
             let mut half = lab.start_unfinished().unwrap();
             if number % 2 == 0 {
@@ -137,9 +132,7 @@ fn a_takeover_that_was_killed_is_finished_by_the_next_start() {
         }
         assert_eq!(knocking.join().unwrap(), 0, "a stranger was admitted");
     });
-    let ca = lab.certs.path("ca.crt");
-    let peer = lab.net.run(Who::Peer, || Ok(https(tcp(kubelet), "/healthz", &ca))).unwrap();
-    assert_eq!(peer, Outcome::Http(200));
+    assert_eq!(lab.healthz(Who::Peer, false).unwrap(), Outcome::Http(200));
     assert!(halves > 0, "never killed amid the links");
     println!("takeover: killed {KILLS} times at its start, {halves} of them amid the links; 0 strangers admitted");
 }

@@ -23,7 +23,7 @@ const WITHIN: Duration = Duration::from_secs(10);
 fn maps_are_counted_and_programs_measured() {
     let mut lab = Lab::bare().unwrap();
     lab.write_policy(POLICY).unwrap();
-    lab.options = vec!["--program-stats"];
+    lab.setup.options = vec!["--program-stats"];
     lab.start_daemon().unwrap();
     let stranger = lab.net.open(Who::Stranger).unwrap();
     let to = SocketAddr::new(Who::Node.v4().into(), KUBELET);
@@ -43,7 +43,7 @@ fn maps_are_counted_and_programs_measured() {
     println!("usage: guard_ingress ran {} times, {each:.0} ns each", ran.runs);
 
     // Somebody fills a table, in more than one batch.
-    let pins = nodeguard::kernel::load::pins(&lab.directory.join("bpf/nodeguard"));
+    let pins = lab.pins();
     let map = |name: &str| Map::from_map_data(MapData::from_pin(pins.join("maps").join(name)).unwrap()).unwrap();
     let mut cookies: HashMap<_, u64, Pinhole> = map("COOKIES").try_into().unwrap();
     let nearly = u64::from(MAX_COOKIES) * 92 / 100;

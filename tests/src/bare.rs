@@ -9,12 +9,13 @@ use std::{
     time::Duration,
 };
 
+use anyhow::{Context, Result};
+
+pub use crate::process::upstream;
 use crate::{
     certs::Certs,
-    lab::target,
-    process::{Process, until},
+    process::{Process, built},
 };
-use anyhow::{Context, Result, ensure};
 
 /// Where everything of a run stands.
 pub struct Place {
@@ -64,23 +65,13 @@ pub fn server(place: &Place) -> Result<(Process, PathBuf)> {
     let socket = place.directory.join("konnectivity.sock");
     let mut server = command(&upstream("proxy-server")?);
     server.args(["--mode=http-connect", "--server-port=0", "--proxy-strategies=destHost", "--v=0"]);
-    server.args([
-        "--health-bind-address=127.0.0.1",
-        "--health-port=8092",
-        "--admin-bind-address=127.0.0.1",
-        "--admin-port=8095",
-    ]);
-    server.args([
-        format!("--uds-name={}", socket.display()),
-        format!("--agent-bind-address={SERVER}"),
-        "--agent-port=8091".to_owned(),
-    ]);
-    for (flag, file) in [("cluster-cert", "server.crt"), ("cluster-key", "server.key"), ("cluster-ca-cert", "ca.crt")] {
-        server.arg(format!("--{flag}={}", place.certs.path(file).display()));
-    }
+    server.args(["--health-bind-address=127.0.0.1", "--health-port=8092"]);
+    server.args(["--admin-bind-address=127.0.0.1", "--admin-port=8095"]);
+    server.arg(format!("--uds-name={}", socket.display()));
+    server.args([format!("--agent-bind-address={SERVER}"), "--agent-port=8091".to_owned()]);
+    place.certs.give_to_server(&mut server);
     let mut process = Process::start("proxy-server", server, &place.directory.join("proxy-server.log"))?;
-    until("the proxy-server listens", Duration::from_secs(20), || {
-        process.check()?;
+    process.until("it listens", Duration::from_secs(20), |_| {
         Ok(std::os::unix::net::UnixStream::connect(&socket).is_ok())
     })?;
     Ok((process, socket))
@@ -114,23 +105,18 @@ pub fn ours(place: &Place, port: u16, policy: &str, more: &[&str]) -> Result<Pro
 fn ours_with(place: &Place, policy: &str) -> Result<Command> {
     let file = place.directory.join("policy.yaml");
     fs::write(&file, policy)?;
-    let mut agent = command(&target()?.join("nodeguard"));
+    let mut agent = command(&built("nodeguard")?);
     agent.args(["agent", "--policy"]).arg(file);
     Ok(agent)
 }
 
 fn start(who: Who, place: &Place, (host, port): (&str, u16), mut agent: Command) -> Result<Process> {
-    let health = match who {
-        Who::Ours => 18_101,
-        Who::Theirs => 18_102,
-    };
+    let health = if who == Who::Ours { 18_101 } else { 18_102 };
     agent.args([format!("--proxy-server-host={host}"), format!("--proxy-server-port={port}")]);
     agent.args([format!("--agent-identifiers=ipv4={}", who.address()), "--v=0".to_owned()]);
     agent.args(["--health-server-host=127.0.0.1".to_owned(), format!("--health-server-port={health}")]);
     agent.args([format!("--admin-server-port={}", health + 100), "--sync-interval=100ms".to_owned()]);
-    for (flag, file) in [("ca-cert", "ca.crt"), ("agent-cert", "agent.crt"), ("agent-key", "agent.key")] {
-        agent.arg(format!("--{flag}={}", place.certs.path(file).display()));
-    }
+    place.certs.give_to_agent(&mut agent);
     Process::start("agent", agent, &place.directory.join(format!("{who:?}.log")))
 }
 
@@ -138,13 +124,6 @@ fn command(program: &Path) -> Command {
     let mut command = Command::new(program);
     command.stdin(Stdio::null()).env_remove("RUST_LOG");
     command
-}
-
-/// A program of the upstream project.
-pub fn upstream(file: &str) -> Result<PathBuf> {
-    let path = target()?.with_file_name("upstream").join(file);
-    ensure!(path.is_file(), "{} is missing: run `cargo xtask setup`", path.display());
-    Ok(path)
 }
 
 /// CPU time of a process so far, seconds.

@@ -26,8 +26,8 @@ use guard_common::{
 };
 use lab::{
     agree::compare,
-    craft::Flow,
     judged::{Sender, check as check_shape, counts},
+    packets::Flow,
     shapes::{all, flow_of},
     wire::{Wire, hardware},
 };

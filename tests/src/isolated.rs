@@ -1,63 +1,65 @@
 //! Owns a network namespace with nothing but loopback, for the code of one thread and what it starts.
 //! Called by tests and benches of the tunnel that need no lab.
-//! Must never resolve a name outside: no packet can leave, and the resolver is told to look at files only.
+//! Must never resolve a name outside: no packet can leave, and the resolver reads files only.
 
-use std::{io::ErrorKind, path::Path};
+use std::{fs, io::ErrorKind, path::Path};
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::{
-    mount::{MsFlags, mount},
+    mount::{MntFlags, MsFlags, mount, umount2},
     sched::{CloneFlags, unshare},
 };
+use tempfile::NamedTempFile;
 
-use crate::net::ip;
-
-const SWITCH: &str = "/etc/nsswitch.conf";
+use crate::lab::net::{ip, on_a_thread};
 
 /// Runs code on a thread of its own, in namespaces of its own (network, mounts); loopback also has these addresses.
 pub fn isolated<T: Send>(addresses: &[&str], code: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-    let in_it = || {
-        enter(addresses)?;
-        code()
-    };
-    std::thread::scope(|scope| scope.spawn(in_it).join()).unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-}
-
-/// Inside [`isolated`]: from now on names are what this file says.
-pub fn hosts(text: &str) -> Result<tempfile::NamedTempFile> {
-    let file = tempfile::NamedTempFile::new()?;
-    std::fs::write(file.path(), text)?;
-    let none: Option<&str> = None;
-    mount(Some(file.path()), "/etc/hosts", none, MsFlags::MS_BIND, none).context("mount over /etc/hosts")?;
-    Ok(file)
-}
-
-fn enter(addresses: &[&str]) -> Result<()> {
     ensure!(nix::unistd::geteuid().is_root(), "a network namespace of its own needs root");
-    unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).context("unshare")?;
-    let none: Option<&str> = None;
-    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).context("a mount namespace")?;
-    if Path::new(SWITCH).is_file() {
-        let files = tempfile::NamedTempFile::new()?;
-        std::fs::write(files.path(), "hosts: files\n")?;
-        mount(Some(files.path()), SWITCH, none, MsFlags::MS_BIND, none).context("mount over nsswitch.conf")?;
-    }
-    // All agents dial one endpoint: the ports of connections that ended a moment ago are needed again.
-    std::fs::write("/proc/sys/net/ipv4/ip_local_port_range", "10000 65000")?;
-    std::fs::write("/proc/sys/net/ipv4/tcp_tw_reuse", "1")?;
-    ip(&["link", "set", "lo", "up"], "")?;
-    addresses.iter().try_for_each(|address| {
-        let bits = if address.contains(':') { 128 } else { 32 };
-        ip(&["address", "add", &format!("{address}/{bits}"), "dev", "lo"], "")
+    on_a_thread(|| {
+        unshare(CloneFlags::CLONE_NEWNET).context("unshare")?;
+        own_mounts()?;
+        if Path::new("/etc/nsswitch.conf").is_file() {
+            replace("/etc/nsswitch.conf", "hosts: files\n")?;
+        }
+        // All agents dial one endpoint: the ports of connections that ended a moment ago are needed again.
+        fs::write("/proc/sys/net/ipv4/ip_local_port_range", "10000 65000")?;
+        fs::write("/proc/sys/net/ipv4/tcp_tw_reuse", "1")?;
+        let added = addresses.iter().map(|address| {
+            let bits = if address.contains(':') { 128 } else { 32 };
+            format!("address add {address}/{bits} dev lo\n")
+        });
+        ip(&["-batch", "-"], &("link set lo up\n".to_owned() + &added.collect::<String>()))?;
+        code()
     })
 }
 
-/// Inside [`isolated`]: TCP as most machines have it, which does not pace; where the machine's default does (BBR), a timer for every 64 KiB is a
-/// third of what an agent in a virtual machine works. CUBIC, or Reno where a namespace may not have that; which.
+/// Inside [`isolated`]: from now on names are what this file says.
+pub fn hosts(text: &str) -> Result<NamedTempFile> {
+    replace("/etc/hosts", text)
+}
+
+/// Puts a file with this text over another one; the mount keeps it when the returned name is gone.
+fn replace(path: &str, text: &str) -> Result<NamedTempFile> {
+    let file = NamedTempFile::new()?;
+    fs::write(file.path(), text)?;
+    mount(Some(file.path()), path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+        .with_context(|| format!("mount over {path}"))?;
+    Ok(file)
+}
+
+fn own_mounts() -> Result<()> {
+    unshare(CloneFlags::CLONE_NEWNS).context("unshare")?;
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
+        .context("a mount namespace")
+}
+
+/// Inside [`isolated`]: TCP without pacing, as most machines have it. Where the machine's default paces (BBR), a timer for every 64 KiB is a
+/// third of an agent's work in a virtual machine. Sets CUBIC, or Reno where a namespace may not have CUBIC; which.
 pub fn without_pacing() -> Result<String> {
     let control = Path::new("/proc/sys/net/ipv4/tcp_congestion_control");
     for name in ["cubic", "reno"] {
-        match std::fs::write(control, name) {
+        match fs::write(control, name) {
             Err(error) if matches!(error.kind(), ErrorKind::PermissionDenied | ErrorKind::NotFound) => {}
             written => {
                 written.with_context(|| format!("{name} > {}", control.display()))?;
@@ -65,20 +67,18 @@ pub fn without_pacing() -> Result<String> {
             }
         }
     }
-    bail!("neither CUBIC nor Reno can be had: {}", control.display())
+    bail!("neither CUBIC nor Reno can be set: {}", control.display())
 }
 
-/// Does something with the sysfs of the calling thread's network namespace, which no mount of the machine shows.
-pub fn with_sysfs<T: Send>(work: impl FnOnce(&Path) -> Result<T> + Send) -> Result<T> {
-    let in_it = || {
-        unshare(CloneFlags::CLONE_NEWNS).context("unshare")?;
-        let none: Option<&str> = None;
-        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).context("a mount namespace")?;
+/// Runs code with the sysfs of the calling thread's network namespace, which no mount of the machine shows.
+pub fn with_sysfs<T: Send>(code: impl FnOnce(&Path) -> Result<T> + Send) -> Result<T> {
+    on_a_thread(|| {
+        own_mounts()?;
         let directory = tempfile::tempdir()?;
-        mount(Some("sysfs"), directory.path(), Some("sysfs"), MsFlags::empty(), none).context("mount -t sysfs")?;
-        let result = work(directory.path());
-        nix::mount::umount2(directory.path(), nix::mount::MntFlags::MNT_DETACH)?;
+        mount(Some("sysfs"), directory.path(), Some("sysfs"), MsFlags::empty(), None::<&str>)
+            .context("mount -t sysfs")?;
+        let result = code(directory.path());
+        umount2(directory.path(), MntFlags::MNT_DETACH)?;
         result
-    };
-    std::thread::scope(|scope| scope.spawn(in_it).join()).unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }

@@ -8,9 +8,10 @@ use std::{
     time::Duration,
 };
 
+use anyhow::{Context, Result};
 use nix::mount::{MntFlags, umount2};
 
-use crate::net;
+use crate::lab::net;
 
 /// Where every lab has its directory, named by the owner's process id and start time.
 pub const LABS: &str = "/run/nodeguard-lab";
@@ -31,12 +32,23 @@ pub fn stale() {
 pub fn remove(id: &str) {
     // The second version first: it ends what lives in the others too.
     for root in hierarchies() {
-        remove_cgroup(&root.join(format!("nodeguard-lab-{id}")));
+        remove_cgroup(&cgroup(&root, id));
     }
     net::remove(id);
     let directory = Path::new(LABS).join(id);
     let _ = umount2(&directory.join("bpf"), MntFlags::MNT_DETACH);
     let _ = fs::remove_dir_all(&directory);
+}
+
+/// The cgroup of a lab in a hierarchy.
+pub fn cgroup(root: &Path, id: &str) -> PathBuf {
+    root.join(format!("nodeguard-lab-{id}"))
+}
+
+/// What the names of this process's labs begin with.
+pub fn own_name() -> Result<String> {
+    let pid = std::process::id();
+    Ok(format!("{pid}-{}", start_time(pid).context("/proc/self/stat")?))
 }
 
 /// Where the cgroup hierarchies are mounted, version 2 first (proc(5), "mountinfo").
@@ -61,14 +73,11 @@ pub fn start_time(pid: u32) -> Option<String> {
 
 /// Ends every process in it (only the lab's own are), then removes it.
 fn remove_cgroup(cgroup: &Path) {
-    let children: Vec<PathBuf> = fs::read_dir(cgroup)
-        .into_iter()
-        .flatten()
-        .flatten()
-        .map(|entry| entry.path())
-        .filter(|path| path.is_dir())
-        .collect();
-    children.iter().for_each(|child| remove_cgroup(child));
+    for entry in fs::read_dir(cgroup).into_iter().flatten().flatten() {
+        if entry.path().is_dir() {
+            remove_cgroup(&entry.path());
+        }
+    }
     let _ = fs::write(cgroup.join("cgroup.kill"), "1");
     for _ in 0..100 {
         if !cgroup.exists() || fs::remove_dir(cgroup).is_ok() {

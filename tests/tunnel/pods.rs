@@ -9,7 +9,7 @@ use std::{
 use lab::{
     certs::ServerCert,
     client::{Outcome, http, through},
-    daemon::{Daemon, binary},
+    daemon::binary,
     lab::{Lab, POLICY},
     net::{Who, ip},
     process::{Process, output, until},
@@ -21,11 +21,10 @@ fn pods_are_advertised_and_a_new_one_cuts_nothing() {
     let mut lab = Lab::bare().unwrap();
     lab.write_policy(POLICY).unwrap();
     lab.start_server(ServerCert::Good).unwrap();
-    let place = lab.place();
-    let mut command = Daemon::command(&place).unwrap();
+    let mut command = lab.daemon_command().unwrap();
     command.arg("--advertise-pod-addresses");
-    let log = place.directory.join("nodeguard.log");
-    let socket = place.directory.join("admin.sock");
+    let log = lab.directory.join("nodeguard.log");
+    let socket = lab.directory.join("admin.sock");
     let mut daemon = Process::start("nodeguard", command, &log).unwrap();
     let status = || -> anyhow::Result<Status> {
         let mut status = Command::new(binary()?);

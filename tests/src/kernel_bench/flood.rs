@@ -10,7 +10,6 @@
 //! listener of the same process in a cgroup beside it.
 
 use std::{
-    net::SocketAddr,
     thread,
     time::{Duration, Instant},
 };
@@ -25,7 +24,6 @@ use lab::{
     wire::hardware,
 };
 use nix::unistd::Pid;
-use nodeguard::edge::EdgeLink;
 
 use crate::{
     Amount,
@@ -48,24 +46,58 @@ const WORK: Duration = Duration::from_micros(30);
 /// From packet to packet beside the clients: 500,000 a second.
 const PACE: Duration = Duration::from_nanos(2_000);
 
-/// Who stands before the port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Subject {
-    /// The guard with its edge tier on the uplink.
-    Edge,
-    /// The guard without it.
-    Guard,
+/// Who stands before the port, and its figures, round by round.
+struct Subject {
+    name: &'static str,
+    kind: Kind,
+    /// Connections of the allowed clients a second.
+    allowed: Vec<f64>,
+    /// Nanoseconds of processor time for a packet of the flood.
+    packet: Vec<f64>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// The guard, with its edge tier on the uplink or without it.
+    Guard {
+        edge: bool,
+    },
     Nobody,
     Rival(Rival),
 }
 
-/// A subject's figures, round by round.
-struct Figures {
-    subject: Subject,
-    /// Connections of the client a second.
-    allowed: Vec<f64>,
-    /// Nanoseconds of processor time for a packet of the flood.
-    packet: Vec<f64>,
+impl Subject {
+    fn new(name: &'static str, kind: Kind) -> Subject {
+        Subject { name, kind, allowed: Vec::new(), packet: Vec::new() }
+    }
+
+    fn rival(&self) -> Option<Rival> {
+        if let Kind::Rival(rival) = self.kind { Some(rival) } else { None }
+    }
+
+    fn port(&self) -> u16 {
+        if matches!(self.kind, Kind::Guard { .. }) { PORT + 1 } else { FREE_PORT + 1 }
+    }
+
+    /// The first node, but for iptables: once it was there, every packet goes through its tables, be they empty.
+    fn node<'a>(&self, [node, other]: &'a mut [Node; 2]) -> &'a mut Node {
+        if self.rival() == Some(Rival::Ipset) { other } else { node }
+    }
+
+    /// Puts this one before the port, alone.
+    fn place(&self, lab: &Lab, nets: &[IpNet]) -> Result<()> {
+        let has_edge = self.kind == Kind::Guard { edge: true };
+        let edge = if has_edge { "  edge: {interfaces: [eth0]}\n" } else { "" };
+        lab.write_policy(&(document(nets) + edge))?;
+        let daemon = lab.daemon.as_ref().context("no guard runs")?;
+        until("the edge tier is where it should be", Duration::from_secs(15), || {
+            let links = daemon.status()?.edge;
+            let attached = links.iter().any(|link| link.attached && link.hook == "xdp");
+            Ok(if has_edge { attached } else { links.is_empty() })
+        })?;
+        let rival = self.rival().map(|rival| lab.net.run(Who::Node, || rival.install(FREE_PORT + 1, nets)));
+        rival.unwrap_or(Ok(()))
+    }
 }
 
 /// One turn of a subject.
@@ -78,22 +110,6 @@ struct Measured {
     sent: f64,
     /// What a packet of the flood costs the node alone, in nanoseconds.
     cost: f64,
-}
-
-impl Subject {
-    fn name(self) -> &'static str {
-        match self {
-            Subject::Edge => "with the edge tier",
-            Subject::Guard => "without the edge tier",
-            Subject::Nobody => "nobody",
-            Subject::Rival(rival) => rival.name(),
-        }
-    }
-
-    /// The first node, but for iptables: once it was there, every packet goes through its tables, be they empty.
-    fn node(self, [node, other]: &mut [Node; 2]) -> &mut Node {
-        if self == Subject::Rival(Rival::Ipset) { other } else { node }
-    }
 }
 
 /// A node to flood.
@@ -120,71 +136,52 @@ pub(crate) fn measure(amount: Amount) -> Result<Vec<Row>> {
     let nets: Vec<IpNet> =
         IpNet::aggregate(&prefixes(false, PREFIXES, 1)).into_iter().chain(["10.0.8.0/24".parse()?]).collect();
     let mut nodes = [Node::start(&nets)?, Node::start(&nets)?];
-    let mut subjects = vec![Subject::Edge, Subject::Guard, Subject::Nobody];
+    let mut subjects = vec![
+        Subject::new("with the edge tier", Kind::Guard { edge: true }),
+        Subject::new("without the edge tier", Kind::Guard { edge: false }),
+        Subject::new("nobody", Kind::Nobody),
+    ];
     for rival in Rival::ALL {
-        let subject = Subject::Rival(rival);
-        let lab = &subject.node(&mut nodes).lab;
-        match lab.net.run(Who::Node, || rival.install(FREE_PORT + 1, &nets).and_then(|()| rival.remove())) {
+        let subject = Subject::new(rival.name(), Kind::Rival(rival));
+        let net = &subject.node(&mut nodes).lab.net;
+        match net.run(Who::Node, || rival.install(FREE_PORT + 1, &nets).and_then(|()| rival.remove())) {
             Ok(()) => subjects.push(subject),
             Err(error) => progress(&format!("not measured: {}: {error:#}", rival.name())),
         }
     }
-    let mut all: Vec<Figures> =
-        subjects.iter().map(|subject| Figures { subject: *subject, allowed: Vec::new(), packet: Vec::new() }).collect();
     for round in 0..amount.rounds {
         progress(&format!("a flood of SYNs, round {}", round + 1));
-        let first = round % all.len();
-        all.rotate_left(first);
-        for figures in &mut all {
-            let subject = figures.subject;
+        let first = round % subjects.len();
+        subjects.rotate_left(first);
+        for subject in &mut subjects {
             let node = subject.node(&mut nodes);
-            place(&node.lab, subject, &nets)?;
+            subject.place(&node.lab, &nets)?;
             // Who starts, ends and reads goes before all that is measured: else the clients come when the flood is over.
             precedence(Pid::from_raw(0), 3)?;
-            let measured = one(node, subject, Duration::from_secs_f64(amount.seconds));
+            let measured = one(node, subject.port(), Duration::from_secs_f64(amount.seconds));
             undisturbed(false)?;
-            if let Subject::Rival(rival) = subject {
+            if let Some(rival) = subject.rival() {
                 node.lab.net.run(Who::Node, || rival.remove())?;
             }
             let Measured { allowed, given_up, sent, cost } = measured?;
             progress(&format!(
                 "  {:<22} {allowed:>6.0} connections/s, {given_up} given up, beside {sent:>7.0} SYNs/s; {cost:>5.0} ns",
-                subject.name()
+                subject.name
             ));
-            figures.allowed.push(allowed);
-            figures.packet.push(cost);
+            subject.allowed.push(allowed);
+            subject.packet.push(cost);
         }
-        all.rotate_right(first);
+        subjects.rotate_right(first);
     }
-    Ok(rows(&all))
+    Ok(rows(&subjects))
 }
 
-/// Puts somebody before the port, alone.
-fn place(lab: &Lab, subject: Subject, nets: &[IpNet]) -> Result<()> {
-    let edge = if subject == Subject::Edge { "  edge: {interfaces: [eth0]}\n" } else { "" };
-    lab.write_policy(&(document(nets) + edge))?;
-    let daemon = lab.daemon.as_ref().context("no guard runs")?;
-    until("the edge tier is where it should be", Duration::from_secs(15), || {
-        let status = daemon.status()?;
-        let attached = |link: &EdgeLink| link.attached && link.hook == "xdp";
-        Ok(if edge.is_empty() { status.edge.is_empty() } else { status.edge.iter().any(attached) })
-    })?;
-    match subject {
-        Subject::Rival(rival) => lab.net.run(Who::Node, || rival.install(FREE_PORT + 1, nets)),
-        Subject::Edge | Subject::Guard | Subject::Nobody => Ok(()),
-    }
-}
-
-fn one(node: &mut Node, subject: Subject, time: Duration) -> Result<Measured> {
+fn one(node: &mut Node, port: u16, time: Duration) -> Result<Measured> {
     let Node { lab, uplink, generator, .. } = node;
     let (lab, uplink) = (&*lab, &*uplink);
-    let port = match subject {
-        Subject::Edge | Subject::Guard => PORT + 1,
-        Subject::Nobody | Subject::Rival(_) => FREE_PORT + 1,
-    };
     let to = lab.net.run(Who::Node, || hardware("eth0"))?.1;
     let frame = generator.frame(to, port);
-    let address = SocketAddr::new(Who::Node.v4().into(), port);
+    let address = Who::Node.at(false, port);
     thread::scope(|scope| {
         let flood =
             |generator: &mut Generator, pace, time| lab.net.run(Who::Stranger, || generator.flood(&frame, pace, time));
@@ -218,29 +215,24 @@ fn one(node: &mut Node, subject: Subject, time: Duration) -> Result<Measured> {
     })
 }
 
-fn rows(all: &[Figures]) -> Vec<Row> {
-    let best = all
-        .iter()
-        .filter(|figures| matches!(figures.subject, Subject::Rival(_)))
-        .max_by(|one, other| median(&one.allowed).total_cmp(&median(&other.allowed)))
-        .map(|figures| figures.subject);
+fn rows(subjects: &[Subject]) -> Vec<Row> {
+    let is_guard = |subject: &&Subject| matches!(subject.kind, Kind::Guard { .. });
+    let (guards, others): (Vec<_>, Vec<_>) = subjects.iter().partition(is_guard);
+    let rivals = others.iter().filter(|other| other.kind != Kind::Nobody);
+    let best = rivals.max_by(|one, other| median(&one.allowed).total_cmp(&median(&other.allowed)));
+    let best = best.map(|best| best.kind);
     let mut rows = Vec::new();
-    for ours in all.iter().filter(|figures| matches!(figures.subject, Subject::Edge | Subject::Guard)) {
-        for other in all.iter().filter(|figures| matches!(figures.subject, Subject::Nobody | Subject::Rival(_))) {
-            let goal = match (ours.subject, other.subject) {
-                (Subject::Edge, Subject::Rival(_)) => Some(("at least", 1.0)),
-                (Subject::Guard, _) if best == Some(other.subject) => Some(("at least", 0.85)),
-                (Subject::Edge | Subject::Guard | Subject::Nobody | Subject::Rival(_), _) => None,
+    for ours in guards {
+        for other in &others {
+            let goal = match ours.kind {
+                Kind::Guard { edge: true } if other.kind != Kind::Nobody => Some(("at least", 1.0)),
+                Kind::Guard { edge: false } if best == Some(other.kind) => Some(("at least", 0.85)),
+                Kind::Guard { .. } | Kind::Nobody | Kind::Rival(_) => None,
             };
-            let pairs = |of: fn(&Figures) -> &Vec<f64>| {
-                let mut pairs = Pairs::default();
-                of(ours).iter().zip(of(other)).for_each(|(ours, other)| pairs.add(*ours, *other));
-                pairs
-            };
-            let names = format!("{} | {}", ours.subject.name(), other.subject.name());
-            let connections = pairs(|figures| &figures.allowed);
+            let names = format!("{} | {}", ours.name, other.name);
+            let connections = Pairs::of(&ours.allowed, &other.allowed);
             rows.push(connections.row(format!("SYN flood, connections of an allowed client: {names}"), "1/s", goal));
-            let cost = pairs(|figures| &figures.packet);
+            let cost = Pairs::of(&ours.packet, &other.packet);
             rows.push(cost.row(format!("SYN flood, the node's CPU for a packet: {names}"), "ns", None));
         }
     }

@@ -24,9 +24,8 @@ use aya::{
 use guard_common::{abi::Flood, packet::TCP};
 use lab::{
     agree::load,
-    craft::{Flow, SYN, Segment, ip, tcp},
     net::Who,
-    wire::hardware,
+    packets::{Flow, ethernet, ip, syn, wire::hardware},
 };
 use nix::{
     sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction},
@@ -73,8 +72,7 @@ impl Generator {
     /// The first source's SYN to a port of the node, whose hardware address this is.
     pub(crate) fn frame(&self, to: [u8; 6], port: u16) -> Vec<u8> {
         let flow = Flow { from: (FIRST, Flood::SOURCE_PORT).into(), to: (Who::Node.v4(), port).into() };
-        let segment = Segment { flags: SYN, seq: Flood::SEQUENCE.into(), ..Segment::default() };
-        [&to[..], &self.from, &[0x08, 0x00], &ip(flow, TCP, &tcp(flow, segment))].concat()
+        ethernet(to, self.from, &ip(flow, TCP, &syn(flow, Flood::SEQUENCE.into())))
     }
 
     /// Sends a SYN from one source after the other for so long, a packet every `pace` or as fast as it goes; how many a second were sent.

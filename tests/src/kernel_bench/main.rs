@@ -71,11 +71,7 @@ fn undisturbed(on: bool) -> Result<()> {
 
 /// Gives a thread precedence over all that have less; none has zero.
 fn precedence(thread: Pid, priority: i32) -> Result<()> {
-    schedule(thread, if priority > 0 { libc::SCHED_FIFO } else { libc::SCHED_OTHER }, priority)
-}
-
-/// Has the kernel schedule a thread in some way.
-fn schedule(thread: Pid, policy: libc::c_int, priority: i32) -> Result<()> {
+    let policy = if priority > 0 { libc::SCHED_FIFO } else { libc::SCHED_OTHER };
     let parameter = libc::sched_param { sched_priority: priority };
     // SAFETY: the parameter is ours and lives through the call.
     let result = unsafe { libc::sched_setscheduler(thread.as_raw(), policy, &raw const parameter) };

@@ -10,7 +10,10 @@
 //! lucky path of a trie. A test run's socket is a dummy in state CLOSE: `early exit` is the whole program up to where it finds that, which
 //! is one look-up more than for an established socket.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use anyhow::{Context, Result};
 use aya::{
@@ -19,14 +22,15 @@ use aya::{
     programs::{CgroupSkb, TestRun, TestRunOptions},
 };
 use guard_common::{
-    abi::{FlowKey, Pinhole, Probe},
-    packet::mapped,
+    abi::{Pinhole, Probe},
+    packet::TCP,
 };
 use ipnet::IpNet;
 use lab::{
     agree::load,
     bench::{Goal, Pairs, Row, both, progress},
     net::Who,
+    packets::{Flow, ethernet, ip, syn},
 };
 use nodeguard::kernel::{apply::Apply, maps::Maps, pinholes::OpenPinholes};
 
@@ -102,11 +106,13 @@ impl Bench {
     }
 
     fn open(&mut self, sources: &[IpAddr]) -> Result<()> {
-        sources.iter().try_for_each(|source| Ok(self.pinholes.insert(flow(*source), Pinhole::of(Pinhole::TUNNEL))?))
+        sources
+            .iter()
+            .try_for_each(|source| Ok(self.pinholes.insert(flow(*source).key(), Pinhole::of(Pinhole::TUNNEL))?))
     }
 
     fn close(&mut self, sources: &[IpAddr]) -> Result<()> {
-        sources.iter().try_for_each(|source| Ok(self.pinholes.remove(&flow(*source))?))
+        sources.iter().try_for_each(|source| Ok(self.pinholes.remove(&flow(*source).key())?))
     }
 
     fn early_exit(&mut self, sources: &[IpAddr]) -> Result<Row> {
@@ -164,38 +170,12 @@ impl Bench {
     }
 }
 
-fn flow(source: IpAddr) -> FlowKey {
-    let address = |address: IpAddr| match address {
-        IpAddr::V4(v4) => mapped(v4.octets()),
-        IpAddr::V6(v6) => v6.octets(),
-    };
-    FlowKey {
-        source: address(source),
-        destination: address(Who::Node.address(source.is_ipv6())),
-        source_port: 40_000u16.to_be_bytes(),
-        destination_port: PORT.to_be_bytes(),
-    }
+fn flow(source: IpAddr) -> Flow {
+    Flow { from: SocketAddr::new(source, 40_000), to: Who::Node.at(source.is_ipv6(), PORT) }
 }
 
 /// A SYN from a source to the node, as a test run takes it: behind an Ethernet header.
 fn frame(source: IpAddr) -> Vec<u8> {
-    let mut frame = vec![0u8; 12];
-    match source {
-        IpAddr::V4(source) => {
-            frame.extend([0x08, 0x00]);
-            frame.extend([0x45, 0, 0, 40, 0, 0, 0, 0, 64, 6, 0, 0]);
-            frame.extend(source.octets());
-            frame.extend(Who::Node.v4().octets());
-        }
-        IpAddr::V6(source) => {
-            frame.extend([0x86, 0xdd]);
-            frame.extend([0x60, 0, 0, 0, 0, 20, 6, 64]);
-            frame.extend(source.octets());
-            frame.extend(Who::Node.v6().octets());
-        }
-    }
-    frame.extend(40_000u16.to_be_bytes());
-    frame.extend(PORT.to_be_bytes());
-    frame.extend([0, 0, 0, 1, 0, 0, 0, 0, 0x50, 0x02, 0xff, 0xff, 0, 0, 0, 0]);
-    frame
+    let flow = flow(source);
+    ethernet([0; 6], [0; 6], &ip(flow, TCP, &syn(flow, 1)))
 }

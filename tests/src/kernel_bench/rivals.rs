@@ -3,16 +3,17 @@
 //! Must never be set up worse than their own documents say: no connection tracking, the port matched first, one look-up in a set of intervals.
 
 use std::{
-    fmt::Write as _,
-    io::Write as _,
-    path::PathBuf,
-    process::Stdio,
+    fmt::Write,
+    path::Path,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::Result;
 use ipnet::IpNet;
-use lab::{isolated::isolated, process::tool};
+use lab::{
+    isolated::isolated,
+    process::{run_tool, until},
+};
 
 /// Another way to guard a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,37 +37,40 @@ impl Rival {
     /// Guards a port of the calling thread's network namespace; the prefixes must not overlap.
     pub(crate) fn install(self, port: u16, nets: &[IpNet]) -> Result<()> {
         match self {
-            Rival::NftSet => nft(&format!(
-                "table ip bench {{\nset allowed {{ type ipv4_addr; flags interval; elements = {{ {} }}; }}\nchain input {{ type filter hook input priority filter; policy accept;\ntcp dport {port} ip saddr @allowed accept\ntcp dport {port} counter drop\n}}\n}}\n",
-                list(nets, "")
-            )),
-            Rival::NftMap => nft(&format!(
-                "table ip bench {{\nmap verdicts {{ type ipv4_addr : verdict; flags interval; elements = {{ {} }}; }}\nchain input {{ type filter hook input priority filter; policy accept;\ntcp dport {port} ip saddr vmap @verdicts\ntcp dport {port} counter drop\n}}\n}}\n",
-                list(nets, " : accept")
-            )),
+            Rival::NftSet => nft_table(
+                &format!("set allowed {{ type ipv4_addr; flags interval; elements = {{ {} }}; }}", list(nets, "")),
+                &format!("tcp dport {port} ip saddr @allowed accept\ntcp dport {port} counter drop"),
+            ),
+            Rival::NftMap => nft_table(
+                &format!(
+                    "map verdicts {{ type ipv4_addr : verdict; flags interval; elements = {{ {} }}; }}",
+                    list(nets, " : accept")
+                ),
+                &format!("tcp dport {port} ip saddr vmap @verdicts\ntcp dport {port} counter drop"),
+            ),
             Rival::Ipset => {
-                run("ipset", &["restore"], &ipset_text(nets))?;
+                run_tool("ipset", &["restore"], &ipset_text(nets))?;
                 let port = port.to_string();
-                let set = ["-m", "set", "--match-set", "allowed", "src", "-j", "ACCEPT"];
                 let rule = ["-w", "-A", "INPUT", "-p", "tcp", "--dport", &port];
-                run(iptables(), &[&rule[..], &set[..]].concat(), "")?;
-                run(iptables(), &[&rule[..], &["-j", "DROP"]].concat(), "")
+                let allowed = ["-m", "set", "--match-set", "allowed", "src", "-j", "ACCEPT"];
+                run_tool(iptables(), &[&rule[..], &allowed].concat(), "")?;
+                run_tool(iptables(), &[&rule[..], &["-j", "DROP"]].concat(), "").map(drop)
             }
         }
     }
 
     /// Takes it away again.
     pub(crate) fn remove(self) -> Result<()> {
-        match self {
-            Rival::NftSet | Rival::NftMap => nft("delete table ip bench\n"),
-            Rival::Ipset => {
-                run(iptables(), &["-w", "-F", "INPUT"], "")?;
-                // A rule that was removed holds its set a moment longer.
-                lab::process::until("the ipset is free", Duration::from_secs(5), || {
-                    Ok(run("ipset", &["destroy", "allowed"], "").is_ok())
-                })
-            }
+        if self != Rival::Ipset {
+            return nft("delete table ip bench\n");
         }
+        run_tool(iptables(), &["-w", "-F", "INPUT"], "")?;
+        // A rule that was removed holds its set a moment longer.
+        until(
+            "the ipset is free",
+            Duration::from_secs(5),
+            || Ok(run_tool("ipset", &["destroy", "allowed"], "").is_ok()),
+        )
     }
 }
 
@@ -89,10 +93,10 @@ pub(crate) fn load_set(nets: &[IpNet]) -> Result<Option<Duration>> {
 /// What the kernel says that an ipset of these prefixes takes; `None` where there is no ipset.
 pub(crate) fn ipset_bytes(nets: &[IpNet]) -> Result<Option<f64>> {
     isolated(&[], || {
-        if run("ipset", &["restore"], &ipset_text(nets)).is_err() {
+        if run_tool("ipset", &["restore"], &ipset_text(nets)).is_err() {
             return Ok(None);
         }
-        let said = output("ipset", &["list", "-t", "allowed"], "")?;
+        let said = run_tool("ipset", &["list", "-t", "allowed"], "")?;
         Ok(said.lines().find_map(|line| line.strip_prefix("Size in memory:")?.trim().parse().ok()))
     })
 }
@@ -112,29 +116,15 @@ fn ipset_text(nets: &[IpNet]) -> String {
 
 /// The classic one where it is there: its match calls ipset without a layer between.
 fn iptables() -> &'static str {
-    let legacy = "iptables-legacy";
-    if PathBuf::from("/usr/sbin").join(legacy).is_file() { legacy } else { "iptables" }
+    if Path::new("/usr/sbin/iptables-legacy").is_file() { "iptables-legacy" } else { "iptables" }
+}
+
+/// A table with a set or a map, and a chain on the way in.
+fn nft_table(set: &str, rules: &str) -> Result<()> {
+    let hook = "type filter hook input priority filter; policy accept;";
+    nft(&format!("table ip bench {{\n{set}\nchain input {{ {hook}\n{rules}\n}}\n}}\n"))
 }
 
 fn nft(text: &str) -> Result<()> {
-    run("nft", &["-f", "-"], text)
-}
-
-fn run(program: &str, arguments: &[&str], input: &str) -> Result<()> {
-    output(program, arguments, input).map(drop)
-}
-
-fn output(program: &str, arguments: &[&str], input: &str) -> Result<String> {
-    let mut child = tool(program)
-        .args(arguments)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .with_context(|| program.to_owned())?;
-    child.stdin.take().context("its input")?.write_all(input.as_bytes())?;
-    let output = child.wait_with_output()?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{program} {}: {}", arguments.join(" "), said.trim());
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    run_tool("nft", &["-f", "-"], text).map(drop)
 }

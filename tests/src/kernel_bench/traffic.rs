@@ -6,7 +6,6 @@ use std::{
     io::{Read, Write},
     net::{IpAddr, SocketAddr, TcpStream},
     path::Path,
-    process::Command,
     thread,
     time::Duration,
 };
@@ -16,7 +15,7 @@ pub(crate) use lab::traffic::{Ask, CHUNK, Conversation, NODE_CPU, OTHER_CPU, pin
 use lab::{
     lab::Lab,
     net::Who,
-    process::{Process, command, until},
+    process::{Process, command},
     traffic::{in_both, listen},
 };
 use nix::time::{ClockId, clock_gettime};
@@ -51,15 +50,10 @@ fn busy() -> Option<Duration> {
 
 /// Starts the server in the node and waits until it listens. Nothing ordinary disturbs it.
 pub(crate) fn start(lab: &Lab, ports: [u16; 2], work: Duration) -> Result<Process> {
-    let mut serve: Command = command(&std::env::current_exe()?, lab.net.open(Who::Node)?, lab.guarded())?;
+    let mut serve = command(&std::env::current_exe()?, lab.net.open(Who::Node)?, lab.guarded())?;
     serve.args(["serve", "0.0.0.0"]).args(ports.map(|port| port.to_string()));
     serve.arg(work.as_micros().to_string()).arg(lab.guarded().with_file_name("elsewhere"));
-    let mut process = Process::start("server", serve, &lab.directory.join("serve.log"))?;
-    until("the server listens", Duration::from_secs(10), || {
-        process.check()?;
-        Ok(process.printed().contains("ready"))
-    })?;
-    Ok(process)
+    Process::start_ready("server", serve, &lab.directory.join("serve.log"))
 }
 
 /// How long a client waits for a connection, and again for the answer. Its system would send a lost SYN again only after a second: a client

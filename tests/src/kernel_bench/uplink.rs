@@ -2,23 +2,20 @@
 //! Called by `flood`.
 //! Must never leave the work on arriving packets to whoever sends them: then a drop would cost its sender, and nobody could tell.
 
-use std::{
-    fs,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    thread,
-    time::Duration,
-};
+use std::{fs, time::Duration};
 
 use anyhow::{Context, Result, ensure};
-use lab::{isolated::with_sysfs, lab::Lab, net::Who, process::until};
+use lab::{
+    isolated::with_sysfs,
+    lab::Lab,
+    net::Who,
+    process::{Process, tool, until},
+};
 use nix::unistd::Pid;
 
 use crate::{
-    precedence, schedule,
-    traffic::{NODE_CPU, pin, pin_thread},
+    precedence,
+    traffic::{NODE_CPU, pin_thread},
 };
 
 /// `ETHTOOL_STSO` and `ETHTOOL_SGRO`.
@@ -28,7 +25,7 @@ const SET_GRO: u32 = 0x2c;
 /// The thread that does all work on what arrives at the node, from the driver to the socket.
 pub(crate) struct Uplink {
     thread: u32,
-    _awake: Awake,
+    _awake: Process,
 }
 
 /// What the thread did, since it is there.
@@ -58,42 +55,27 @@ impl Uplink {
         pin_thread(id, NODE_CPU)?;
         // A card's work is done in an interrupt: no process holds it up until packets are lost.
         precedence(id, 2)?;
-        Ok(Uplink { thread, _awake: Awake::start() })
+        Ok(Uplink { thread, _awake: awake(lab)? })
     }
 
     /// What the thread has done.
     pub(crate) fn done(&self, lab: &Lab) -> Result<Done> {
         let text = fs::read_to_string(format!("/proc/{}/schedstat", self.thread))?;
         let nanoseconds = text.split(' ').next().context("schedstat")?.parse()?;
-        let packets = lab.net.run(Who::Node, || {
-            with_sysfs(|sys| Ok(fs::read_to_string(sys.join("class/net/eth0/statistics/rx_packets"))?))
-        })?;
-        Ok(Done { packets: packets.trim().parse()?, nanoseconds })
+        // `eth0: bytes packets`, received.
+        let devices = lab.net.run(Who::Node, || Ok(fs::read_to_string("/proc/thread-self/net/dev")?))?;
+        let uplink = devices.lines().find_map(|line| line.trim_start().strip_prefix("eth0:"));
+        let packets = uplink.and_then(|counts| counts.split_whitespace().nth(1)).context("/proc/net/dev")?.parse()?;
+        Ok(Done { packets, nanoseconds })
     }
 }
 
-/// Keeps the node's processor from sleeping, with a thread that everything else goes before: to wake a virtual processor takes its waker
+/// Keeps the node's processor from sleeping, with a process that everything else goes before: to wake a virtual processor takes its waker
 /// tens of microseconds, and the flood could not keep its pace.
-struct Awake(Arc<AtomicBool>);
-
-impl Awake {
-    fn start() -> Awake {
-        let goes_on = Arc::new(AtomicBool::new(true));
-        let spin = Arc::clone(&goes_on);
-        thread::spawn(move || {
-            let placed = schedule(Pid::from_raw(0), libc::SCHED_IDLE, 0).and_then(|()| pin(NODE_CPU));
-            while placed.is_ok() && spin.load(Ordering::Relaxed) {
-                (0..10_000).for_each(|_| std::hint::spin_loop());
-            }
-        });
-        Awake(goes_on)
-    }
-}
-
-impl Drop for Awake {
-    fn drop(&mut self) {
-        self.0.store(false, Ordering::Relaxed);
-    }
+fn awake(lab: &Lab) -> Result<Process> {
+    let mut spin = tool("chrt");
+    spin.args(["--idle", "0", "taskset", "--cpu-list", &NODE_CPU.to_string(), "sh", "-c", "while :; do :; done"]);
+    Process::start("awake", spin, &lab.directory.join("awake.log"))
 }
 
 /// The kernel's threads that receive for some `eth0`.

@@ -6,24 +6,19 @@ mod null;
 mod own;
 mod throughput;
 
-use std::{
-    fs::File,
-    path::Path,
-    process::{Command, Stdio},
-    sync::Arc,
-    time::Duration,
-};
+use std::{path::Path, process::Command, sync::Arc, time::Duration};
 
 use anyhow::{Result, bail};
 use lab::{
     bare::{Place, SERVER, Who, agent, memory, server},
-    bench::{self, Goal, Row, both, in_turn, median, progress},
+    bench::{self, Goal, Pairs, Row, both, in_turn, print_line, progress},
     certs::{Certs, ServerCert},
     endpoint,
     isolated::{isolated, without_pacing},
     load::{Latency, Load, latency, request},
-    process::{Process, until},
+    process::Process,
 };
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 /// How much is done.
 #[derive(Clone, Copy)]
@@ -62,7 +57,7 @@ fn main() -> Result<()> {
     match words[..] {
         ["endpoint", address] => runtime()?.block_on(async {
             let listener = tokio::net::TcpListener::bind(address).await?;
-            std::io::Write::write_all(&mut std::io::stdout(), b"ready\n")?;
+            print_line("ready")?;
             endpoint::serve(listener).await
         }),
         ["null", server, certs] => {
@@ -80,8 +75,8 @@ fn main() -> Result<()> {
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime> {
-    let (_, most) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE)?;
-    nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE, most, most)?;
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
     Ok(tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?)
 }
 
@@ -92,7 +87,8 @@ fn run(amount: Amount, only: Option<&str>) -> Result<()> {
         progress(&format!("TCP's congestion control: {}", without_pacing()?));
         let place = Place { directory: directory.path().to_path_buf(), certs: Certs::new(directory.path())? };
         place.certs.server(ServerCert::Good)?;
-        let _endpoint = endpoint_process(&place)?;
+        let log = place.directory.join("endpoint.log");
+        let _endpoint = Process::start_ready("endpoint", again(&["endpoint", "0.0.0.0:7000"])?, &log)?;
         let runtime = runtime()?;
         let mut rows = Vec::new();
         if only != Some("own") {
@@ -106,44 +102,17 @@ fn run(amount: Amount, only: Option<&str>) -> Result<()> {
     bench::print(&rows)
 }
 
-fn endpoint_process(place: &Place) -> Result<Process> {
-    let log = place.directory.join("endpoint.log");
-    File::create(&log)?;
-    let mut endpoint = Command::new(std::env::current_exe()?);
-    endpoint.args(["endpoint", "0.0.0.0:7000"]).stdin(Stdio::null());
-    let mut process = Process::start("endpoint", endpoint, &log)?;
-    until("the endpoint listens", Duration::from_secs(10), || {
-        process.check()?;
-        Ok(process.printed().contains("ready"))
-    })?;
-    Ok(process)
+/// This program again, as another part of the bench.
+fn again(words: &[&str]) -> Result<Command> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.args(words).stdin(std::process::Stdio::null());
+    Ok(command)
 }
 
 /// An agent under load, and where its load goes.
 struct Subject {
     process: Process,
     load: Load,
-}
-
-/// Figures of both agents, round by round.
-#[derive(Default)]
-struct Figures {
-    ours: Vec<f64>,
-    other: Vec<f64>,
-}
-
-impl Figures {
-    fn add(&mut self, who: Who, value: f64) {
-        match who {
-            Who::Ours => self.ours.push(value),
-            Who::Theirs => self.other.push(value),
-        }
-    }
-
-    fn row(&self, what: impl Into<String>, unit: &'static str, goal: Goal) -> Row {
-        let (ours, other) = (median(&self.ours), median(&self.other));
-        Row { what: what.into(), unit, ours, other, ratio: ours / other, goal }
-    }
 }
 
 /// Everything that the real server lets us see, or a part of it.
@@ -171,11 +140,8 @@ async fn with_server(place: &Place, amount: Amount, only: Option<&str>) -> Resul
         progress("beside an endpoint that never reads");
         rows.extend(stalled_rows(&subjects, amount).await?);
     }
-    let mut peak = Figures::default();
-    for (who, subject) in Who::BOTH.iter().zip(&subjects) {
-        peak.add(*who, memory(&subject.process, "VmHWM")? / 1024.0);
-    }
-    rows.push(peak.row("most memory in all of this", "MiB", None));
+    let [ours, theirs] = subjects.map(|subject| memory(&subject.process, "VmHWM"));
+    rows.push(Row::beside("most memory in all of this", "MiB", ours? / 1024.0, theirs? / 1024.0, None));
     Ok(rows)
 }
 
@@ -211,44 +177,44 @@ async fn latencies<const N: usize>(
 /// Small requests, and dials at once.
 async fn request_rows(subjects: &[Subject; 2], amount: Amount) -> Result<Vec<Row>> {
     progress("requests and dials at once");
-    let mut figures: [Figures; 3] = Default::default();
+    let mut figures: [Pairs; 3] = Default::default();
     for round in 0..amount.rounds {
         for side in both(round) {
             let load = &subjects[side].load;
             let requests = load.requests(8, Duration::from_secs(amount.seconds)).await?;
             let rate = load.dial_rate(amount.dials_at_once).await?;
-            let values = [requests.p50, requests.p99, rate];
-            figures.iter_mut().zip(values).for_each(|(figure, value)| figure.add(Who::BOTH[side], value));
+            for (pairs, value) in figures.iter_mut().zip([requests.p50, requests.p99, rate]) {
+                pairs.push(side, value);
+            }
         }
     }
-    let names = [
-        ("request and answer, p50, 8 connections", "ms", None),
-        ("request and answer, p99, 8 connections", "ms", None),
-        ("dials by 32 at once", "1/s", None),
-    ];
-    Ok(figures.iter().zip(names).map(|(figure, (what, unit, goal))| figure.row(what, unit, goal)).collect())
+    let [p50, p99, rate] = figures;
+    Ok(vec![
+        p50.row("request and answer, p50, 8 connections", "ms", None),
+        p99.row("request and answer, p99, 8 connections", "ms", None),
+        rate.row("dials by 32 at once", "1/s", None),
+    ])
 }
 
 /// Each agent against itself: with and without an endpoint that never reads, in turns.
 async fn stalled_rows(subjects: &[Subject; 2], amount: Amount) -> Result<Vec<Row>> {
     let time = Duration::from_secs(amount.beside);
     let mut rows = Vec::new();
-    for (who, subject) in Who::BOTH.iter().zip(subjects) {
-        let (mut throughput, mut p99) = (Figures::default(), Figures::default());
-        // The upstream agent does not come back from the first time.
-        let rounds = if *who == Who::Ours { amount.rounds } else { 1 };
+    // The upstream agent does not come back from the first time.
+    let [ours, theirs] = subjects;
+    let goals = (Some(("at least", 0.9)), Some(("at most", 2.0)));
+    for (name, subject, rounds, (least, most)) in
+        [("ours", ours, amount.rounds, goals), ("Go agent", theirs, 1, (None, None))]
+    {
+        let [mut throughput, mut p99]: [Pairs; 2] = Default::default();
         for round in 0..rounds {
-            let turns = if round % 2 == 0 || *who == Who::Theirs { [false, true] } else { [true, false] };
-            for stalled in turns {
-                let beside = subject.load.beside(stalled, time).await?;
-                let which = if stalled { Who::Ours } else { Who::Theirs };
-                throughput.add(which, beside.throughput);
-                p99.add(which, beside.latency.p99);
+            // Side 0 is beside an endpoint that never reads, side 1 without one, which is first in the first round.
+            for side in both(round + 1) {
+                let beside = subject.load.beside(side == 0, time).await?;
+                throughput.push(side, beside.throughput);
+                p99.push(side, beside.latency.p99);
             }
         }
-        let (name, goal) = if *who == Who::Ours { ("ours", true) } else { ("Go agent", false) };
-        let least = goal.then_some(("at least", 0.9));
-        let most = goal.then_some(("at most", 2.0));
         rows.push(throughput.row(format!("{name}: throughput of the others, stalled | not"), "MiB/s", least));
         rows.push(p99.row(format!("{name}: p99 of the others, stalled | not"), "ms", most));
     }
@@ -257,29 +223,30 @@ async fn stalled_rows(subjects: &[Subject; 2], amount: Amount) -> Result<Vec<Row
 
 /// Fresh agents: their memory at rest, and with many connections that rest.
 async fn memory_rows(place: &Place, socket: &Path, amount: Amount) -> Result<Vec<Row>> {
-    let (mut idle, mut each, mut again) = (Figures::default(), Figures::default(), Figures::default());
-    for who in Who::BOTH {
+    let [mut idle, mut each, mut later]: [Pairs; 3] = Default::default();
+    for (side, who) in Who::BOTH.into_iter().enumerate() {
         progress(&format!("memory with {} idle connections: {who:?}", amount.idle));
         let subject = subject(who, place, socket).await?;
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        let before = memory(&subject.process, "VmRSS")?;
+        let resident = async |wait: u64| {
+            tokio::time::sleep(Duration::from_secs(wait)).await;
+            memory(&subject.process, "VmRSS")
+        };
+        let before = resident(1).await?;
         let mut open = subject.load.connect_all(amount.idle).await?;
         for stream in &mut open {
             request(stream).await?;
         }
-        tokio::time::sleep(Duration::from_secs(2)).await;
-        let after = memory(&subject.process, "VmRSS")?;
-        idle.add(who, before / 1024.0);
-        each.add(who, (after - before) / amount.idle as f64);
+        let after = resident(2).await?;
         drop(open);
-        tokio::time::sleep(Duration::from_secs(10)).await;
-        again.add(who, memory(&subject.process, "VmRSS")? / 1024.0);
+        idle.push(side, before / 1024.0);
+        each.push(side, (after - before) / amount.idle as f64);
+        later.push(side, resident(10).await? / 1024.0);
     }
     Ok(vec![
         idle.row("memory at rest", "MiB", Some(("at most", 0.25))),
         each.row(format!("memory per idle connection, of {}", amount.idle), "KiB", Some(("at most", 1.0))),
         // At its start the agent gives back code; after work it has again what it needs of it.
-        again.row("memory at rest, 10 s after these were closed", "MiB", Some(("at most", 0.25))),
+        later.row("memory at rest, 10 s after these were closed", "MiB", Some(("at most", 0.25))),
     ])
 }
 

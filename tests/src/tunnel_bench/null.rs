@@ -2,13 +2,7 @@
 //! Called by `main`, as a process of its own; it is the endpoint itself and drops what comes for it.
 //! Must never do anything that an agent could leave out.
 
-use std::{
-    collections::HashMap,
-    net::SocketAddr,
-    path::Path,
-    process::{Command, Stdio},
-    sync::Arc,
-};
+use std::{collections::HashMap, net::SocketAddr, path::Path, sync::Arc};
 
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
@@ -35,8 +29,8 @@ pub(crate) const ADDRESS: &str = "10.0.0.4";
 
 /// Starts it for the real server.
 pub(crate) fn start(place: &Place) -> Result<Process> {
-    let mut agent = Command::new(std::env::current_exe()?);
-    agent.args(["null", &format!("{SERVER}:8091")]).arg(&place.directory).stdin(Stdio::null());
+    let certs = place.directory.display().to_string();
+    let agent = crate::again(&["null", &format!("{SERVER}:8091"), &certs])?;
     Process::start("null agent", agent, &place.directory.join("null.log"))
 }
 

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use bytes::Bytes;
 use lab::{
     bare::{Place, SERVER, Who, agent, cpu, cpu_of},
-    bench::{Pairs, Row, progress},
+    bench::{Row, progress},
     fake::{Connection, Dials, Fake, Manners},
     load::Way,
     process::Process,
@@ -16,7 +16,7 @@ use lab::{
 
 use crate::{
     Amount, DIAL_GOAL, latencies,
-    throughput::{GOAL, Spent, round_of},
+    throughput::{GOAL, Rounds, Spent, WAYS, rounds},
 };
 
 const PORT: u16 = 8191;
@@ -35,7 +35,7 @@ pub(crate) async fn without_server(place: &Place, amount: Amount) -> Result<Vec<
     let mut fake = Fake::start(format!("{SERVER}:{PORT}").parse()?, &place.certs, Manners::default()).await?;
     let sides = [side(Who::Ours, place, &mut fake).await?, side(Who::Theirs, place, &mut fake).await?];
     let mut rows = Vec::new();
-    for (way, there) in [(Way::ToControlPlane, "to the control plane"), (Way::ToNode, "to the node")] {
+    for (way, there) in WAYS {
         progress(&format!("server in Rust: throughput {there}"));
         rows.extend(throughput(&sides, amount, way, there).await?);
     }
@@ -68,24 +68,13 @@ impl Side {
 
 async fn throughput(sides: &[Side; 2], amount: Amount, way: Way, there: &str) -> Result<Vec<Row>> {
     // The server is in this process, and the load, too.
-    let spent = |which: usize| -> Result<Spent> {
-        Ok(Spent { agent: cpu(&sides[which].process)?, server: cpu_of(std::process::id())? })
-    };
-    let [mut speed, mut work, mut server]: [Pairs; 3] = Default::default();
-    for round in 0..amount.rounds {
-        let open = async |which: usize| sides[which].dials.dial(&sides[which].address).await;
-        let mut open = [open(0).await?, open(1).await?];
-        let moved = async |connection: &mut Connection| transfer(connection, way, amount.mib << 20).await;
-        let [ours, other] = round_of(amount, round, &mut open, spent, moved).await?;
-        speed.add(ours.speed(), other.speed());
-        work.add(ours.per_gib(ours.spent.agent), other.per_gib(other.spent.agent));
-        server.add(ours.per_gib(ours.spent.server), other.per_gib(other.spent.server));
-        for connection in open {
-            connection.close().await?;
-        }
-    }
+    let spent = |side: usize| Ok(Spent { agent: cpu(&sides[side].process)?, server: cpu_of(std::process::id())? });
+    let open = async |side: usize| sides[side].dials.dial(&sides[side].address).await;
+    let moved = async |connection: &mut Connection| transfer(connection, way, amount.mib << 20).await;
+    let rounds: Rounds<2> = rounds(amount, open, spent, moved, Connection::close).await?;
+    let [work, server] = [rounds.per_gib(|spent| spent.agent), rounds.per_gib(|spent| spent.server)];
     Ok(vec![
-        speed.row(format!("server in Rust: throughput {there}, 1 connection"), "MiB/s", GOAL),
+        rounds.speed([0, 1]).row(format!("server in Rust: throughput {there}, 1 connection"), "MiB/s", GOAL),
         work.row(format!("server in Rust: CPU {there}, 1 connection"), "s/GiB", None),
         server.row(format!("server in Rust: its own CPU and the load's, {there}"), "s/GiB", None),
     ])

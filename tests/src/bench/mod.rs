@@ -1,6 +1,8 @@
-//! Owns what the measuring programs share: a line of the table, medians, progress on stderr, rows as JSON on stdout.
+//! Owns what the measuring programs share: a line of the table, medians, rounds, progress on stderr, rows as JSON on stdout.
 //! Called by `nodeguard-tunnel-bench`, `nodeguard-kernel-bench` and the bench of `nodeguard-cluster`.
 //! Must never print anything but rows on stdout: `cargo xtask bench` reads them.
+
+pub mod traffic;
 
 use std::{
     io::Write,
@@ -42,21 +44,32 @@ impl Row {
     }
 }
 
-/// Figures of two sides, one pair a round.
+/// Figures of two sides, ours first, one of each in a round.
 #[derive(Clone, Debug, Default)]
-pub struct Pairs(Vec<(f64, f64)>);
+pub struct Pairs([Vec<f64>; 2]);
 
 impl Pairs {
+    /// Of what each side has, round by round.
+    pub fn of(ours: &[f64], other: &[f64]) -> Pairs {
+        Pairs([ours.to_vec(), other.to_vec()])
+    }
+
     /// Adds a round: ours and the other.
     pub fn add(&mut self, ours: f64, other: f64) {
-        self.0.push((ours, other));
+        self.push(0, ours);
+        self.push(1, other);
+    }
+
+    /// Adds a figure of one side; every round has one of each.
+    pub fn push(&mut self, side: usize, figure: f64) {
+        self.0[side].push(figure);
     }
 
     /// Medians of both, and the median of the rounds' ratios: what disturbs a whole round does not disturb its ratio.
     pub fn row(&self, what: impl Into<String>, unit: &'static str, goal: Goal) -> Row {
-        let each = |of: fn(&(f64, f64)) -> f64| median(&self.0.iter().map(of).collect::<Vec<f64>>());
-        let (ours, other) = (each(|pair| pair.0), each(|pair| pair.1));
-        Row { what: what.into(), unit, ours, other, ratio: each(|pair| pair.0 / pair.1), goal }
+        let [ours, other] = &self.0;
+        let ratios: Vec<f64> = ours.iter().zip(other).map(|(ours, other)| ours / other).collect();
+        Row { ratio: median(&ratios), ..Row::beside(what, unit, median(ours), median(other), goal) }
     }
 }
 
@@ -97,7 +110,7 @@ pub fn median(values: &[f64]) -> f64 {
     sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-/// Says on stderr what is being done.
+/// Prints on stderr what is being done.
 pub fn progress(text: &str) {
     let _ = writeln!(std::io::stderr(), "  {text}");
 }
@@ -109,9 +122,9 @@ pub fn print(rows: &[Row]) -> Result<()> {
     Ok(writeln!(out)?)
 }
 
-/// Says that a server listens.
-pub fn print_ready() -> Result<()> {
+/// Prints a line on stdout at once, for a program that waits for it.
+pub fn print_line(text: &str) -> Result<()> {
     let mut out = std::io::stdout().lock();
-    writeln!(out, "ready")?;
+    writeln!(out, "{text}")?;
     Ok(out.flush()?)
 }

@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use nix::{
     sched::{CpuSet, sched_setaffinity},
     unistd::Pid,
@@ -31,13 +31,14 @@ pub const OTHER_CPU: usize = 0;
 
 /// What a client asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
 pub enum Ask {
     /// Bytes from the node.
-    Get,
+    Get = b'G',
     /// Bytes to the node, which answers with one when it has them all.
-    Put,
+    Put = b'P',
     /// Requests of one byte, each answered with one.
-    Transact,
+    Transact = b'T',
 }
 
 /// Holds the calling thread to a processor; its children, too.
@@ -67,7 +68,7 @@ pub fn listen(at: SocketAddr) -> Result<TcpListener> {
 
 /// Says that it listens, and serves conversations at both, with one buffer.
 pub fn serve(listeners: [TcpListener; 2]) -> Result<()> {
-    crate::bench::print_ready()?;
+    super::print_line("ready")?;
     let buffer = Arc::new(Mutex::new(vec![0; CHUNK]));
     let serving = listeners.map(|listener| {
         let buffer = Arc::clone(&buffer);
@@ -102,20 +103,16 @@ fn converse(mut stream: TcpStream, buffer: &Mutex<Vec<u8>>) -> Result<()> {
             other => other?,
         }
         let [ask, count @ ..] = head;
-        let mut left = usize::try_from(u64::from_be_bytes(count))?;
+        let count = usize::try_from(u64::from_be_bytes(count))?;
         let mut buffer = buffer.lock().map_err(|_| anyhow!("another conversation failed"))?;
         match ask {
-            b'G' => {
-                while left > 0 {
-                    left -= stream.write(buffer.get(..left.min(CHUNK)).unwrap_or_default())?;
-                }
-            }
+            b'G' => write_all(&mut stream, &buffer, count)?,
             b'P' => {
-                read_all(&mut stream, &mut buffer, left)?;
+                read_all(&mut stream, &mut buffer, count)?;
                 stream.write_all(b"!")?;
             }
             b'T' => {
-                for _ in 0..left {
+                for _ in 0..count {
                     stream.read_exact(&mut head[..1])?;
                     stream.write_all(b"!")?;
                 }
@@ -125,13 +122,18 @@ fn converse(mut stream: TcpStream, buffer: &Mutex<Vec<u8>>) -> Result<()> {
     }
 }
 
+fn write_all(stream: &mut TcpStream, buffer: &[u8], mut left: usize) -> Result<()> {
+    while left > 0 {
+        left -= stream.write(buffer.get(..left.min(CHUNK)).unwrap_or_default())?;
+    }
+    Ok(())
+}
+
 fn read_all(stream: &mut TcpStream, buffer: &mut [u8], mut left: usize) -> Result<()> {
     while left > 0 {
         let most = left.min(buffer.len());
         let count = stream.read(buffer.get_mut(..most).unwrap_or_default())?;
-        if count == 0 {
-            bail!("closed too early");
-        }
+        ensure!(count > 0, "closed too early");
         left -= count;
     }
     Ok(())
@@ -158,20 +160,12 @@ impl Conversation {
 
     /// Asks once, with a buffer that other conversations have, too, and what it took until all had arrived.
     pub fn ask(&mut self, ask: Ask, count: usize, buffer: &mut [u8]) -> Result<Duration> {
-        let letter = match ask {
-            Ask::Get => b'G',
-            Ask::Put => b'P',
-            Ask::Transact => b'T',
-        };
         let started = Instant::now();
-        self.stream.write_all(&[&[letter][..], &(count as u64).to_be_bytes()].concat())?;
+        self.stream.write_all(&[&[ask as u8][..], &(count as u64).to_be_bytes()].concat())?;
         match ask {
             Ask::Get => read_all(&mut self.stream, buffer, count)?,
             Ask::Put => {
-                let mut left = count;
-                while left > 0 {
-                    left -= self.stream.write(buffer.get(..left.min(CHUNK)).unwrap_or_default())?;
-                }
+                write_all(&mut self.stream, buffer, count)?;
                 self.stream.read_exact(&mut [0])?;
             }
             Ask::Transact => {

@@ -2,8 +2,17 @@
 //! Called by every integration test and by the demo.
 //! Must never share a namespace, a cgroup or a bpffs directory with another lab.
 
+pub mod client;
+pub mod daemon;
+pub mod helper;
+pub mod main_job;
+pub mod net;
+pub mod rights;
+
 use std::{
     fs::{self, File},
+    io::Write,
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::Command,
     sync::{
@@ -15,15 +24,20 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use nix::mount::{MsFlags, mount};
+use nodeguard::kernel::{cgroup::v2_root, load};
 
-use crate::{
-    certs::{Certs, ServerCert},
-    daemon::{Build, Daemon, Place},
+use self::{
+    client::{Outcome, https, tcp, through},
+    daemon::{Daemon, Place, Setup},
     helper::Answer,
     net::{Net, Who},
-    process::{Process, command, output, until},
     rights::Rights,
-    server::{AGENT_PORT, ProxyServer},
+};
+pub use crate::process::target;
+use crate::{
+    certs::{Certs, ServerCert},
+    process::{Process, built, command, output, until},
+    server::ProxyServer,
     sweep,
 };
 
@@ -77,16 +91,8 @@ pub struct Lab {
     pub server: Option<ProxyServer>,
     /// The guard.
     pub daemon: Option<Daemon>,
-    /// The build of the next guard that is started.
-    pub build: Build,
-    /// Where the next guard that is started looks for the proxy-server.
-    pub agent_port: u16,
-    /// What the next guard that is started may do.
-    pub rights: Rights,
-    /// More options of the next guard that is started.
-    pub options: Vec<&'static str>,
-    /// More of its environment.
-    pub variables: Vec<(&'static str, &'static str)>,
+    /// How the next guard is started.
+    pub setup: Setup,
     cgroup: PathBuf,
     node_cgroup: PathBuf,
     helpers: Vec<Process>,
@@ -100,13 +106,8 @@ impl Lab {
             "the lab makes network namespaces and loads eBPF programs, which needs root"
         );
         SWEEP.call_once(sweep::stale);
-        let pid = std::process::id();
-        let started = sweep::start_time(pid).context("/proc/self/stat")?;
-        let id = format!("{pid}-{started}-{}", NUMBER.fetch_add(1, Ordering::Relaxed));
-        let directory = Path::new(sweep::LABS).join(&id);
-        fs::create_dir_all(directory.join("policy"))?;
-        fs::create_dir_all(directory.join("bpf"))?;
-        let built = Lab::build(&id, &directory);
+        let id = format!("{}-{}", sweep::own_name()?, NUMBER.fetch_add(1, Ordering::Relaxed));
+        let built = Lab::build(&id, Path::new(sweep::LABS).join(&id));
         if built.is_err() {
             sweep::remove(&id);
         }
@@ -121,45 +122,40 @@ impl Lab {
     /// The same with a guard that may do this.
     pub fn with(policy: &str, rights: Rights) -> Result<Lab> {
         let mut lab = Lab::bare()?;
-        lab.rights = rights;
+        lab.setup.rights = rights;
         lab.write_policy(policy)?;
         lab.start_server(ServerCert::Good)?;
         lab.start_daemon()?.connected()?;
         Ok(lab)
     }
 
-    fn build(id: &str, directory: &Path) -> Result<Lab> {
+    fn build(id: &str, directory: PathBuf) -> Result<Lab> {
+        fs::create_dir_all(directory.join("policy"))?;
+        fs::create_dir_all(directory.join("bpf"))?;
         mount(Some("bpf"), &directory.join("bpf"), Some("bpf"), MsFlags::empty(), None::<&str>)
             .context("mount -t bpf")?;
-        let cgroup = nodeguard::kernel::cgroup::v2_root()?.join(format!("nodeguard-lab-{id}"));
-        for place in ["node", "elsewhere"] {
-            fs::create_dir_all(cgroup.join(place))?;
-        }
-        let net = Net::new(id)?;
-        let certs = Certs::new(&directory.join("certs"))?;
+        let cgroup = sweep::cgroup(&v2_root()?, id);
         let node_cgroup = cgroup.join("node");
+        fs::create_dir_all(&node_cgroup)?;
+        fs::create_dir_all(cgroup.join("elsewhere"))?;
         let mut lab = Lab {
             id: id.to_owned(),
-            directory: directory.to_path_buf(),
-            net,
-            certs,
+            net: Net::new(id)?,
+            certs: Certs::new(&directory.join("certs"))?,
+            directory,
             server: None,
             daemon: None,
-            build: Build::Own,
-            agent_port: AGENT_PORT,
-            rights: Rights::Root,
-            options: Vec::new(),
-            variables: Vec::new(),
+            setup: Setup::default(),
             cgroup,
             node_cgroup,
             helpers: Vec::new(),
         };
-        let (certificate, key) = (lab.certs.path("kubelet.crt"), lab.certs.path("kubelet.key"));
+        let [certificate, key] = ["kubelet.crt", "kubelet.key"].map(|file| lab.certs.path(file).display().to_string());
         let listen = |port: u16| format!("[::]:{port}");
-        lab.start_helper(Who::Node, "kubelet", &[&listen(KUBELET), &text(&certificate), &text(&key)])?;
-        lab.start_helper(Who::Node, "bytes", &[&listen(BYTES)])?;
+        lab.start_in(Who::Node, "", &["kubelet", &listen(KUBELET), &certificate, &key])?;
+        lab.start_in(Who::Node, "", &["bytes", &listen(BYTES)])?;
         for port in POD_PORTS {
-            lab.start_helper(Who::Pod, "pod", &[&listen(port)])?;
+            lab.start_in(Who::Pod, "", &["pod", &listen(port)])?;
         }
         Ok(lab)
     }
@@ -177,35 +173,29 @@ impl Lab {
     /// Starts the proxy-server with such a certificate.
     pub fn start_server(&mut self, cert: ServerCert) -> Result<()> {
         self.server = None;
-        self.server =
-            Some(ProxyServer::start(&self.net, &self.certs, cert, &self.cgroup.join("elsewhere"), &self.directory)?);
+        let cgroup = self.cgroup.join("elsewhere");
+        self.server = Some(ProxyServer::start(&self.net, &self.certs, cert, &cgroup, &self.directory)?);
         Ok(())
     }
 
     /// Starts the guard.
     pub fn start_daemon(&mut self) -> Result<&mut Daemon> {
-        let daemon = Daemon::start(&self.place())?;
+        let daemon = Daemon::start(&self.place(), &self.setup)?;
         Ok(self.daemon.insert(daemon))
+    }
+
+    /// The command that starts the guard.
+    pub fn daemon_command(&self) -> Result<Command> {
+        Daemon::command(&self.place(), &self.setup)
     }
 
     /// Starts the guard and waits for nothing.
     pub fn start_unfinished(&self) -> Result<Process> {
-        Process::start("nodeguard", Daemon::command(&self.place())?, &self.directory.join("nodeguard.log"))
+        Process::start("nodeguard", self.daemon_command()?, &self.directory.join("nodeguard.log"))
     }
 
-    /// Where a guard of this lab works.
-    pub fn place(&self) -> Place<'_> {
-        Place {
-            net: &self.net,
-            certs: &self.certs,
-            cgroup: self.guarded(),
-            directory: &self.directory,
-            build: self.build,
-            agent_port: self.agent_port,
-            rights: self.rights,
-            options: &self.options,
-            variables: &self.variables,
-        }
+    fn place(&self) -> Place<'_> {
+        Place { net: &self.net, certs: &self.certs, cgroup: &self.node_cgroup, directory: &self.directory }
     }
 
     /// The guard.
@@ -223,26 +213,31 @@ impl Lab {
         &self.node_cgroup
     }
 
-    /// A helper's command line in a place of the node or the pod.
-    pub fn helper(&self, who: Who, arguments: &[&str]) -> Result<Command> {
-        let binary = target()?.join("nodeguard-demo");
-        let mut helper = command(&binary, self.net.open(who)?, &self.node_cgroup)?;
-        helper.arg("helper").args(arguments);
-        Ok(helper)
+    /// Where the guard pins its programs and maps.
+    pub fn pins(&self) -> PathBuf {
+        load::pins(&self.directory.join("bpf/nodeguard"))
+    }
+
+    /// Asks kubelet's `/healthz` directly, from somebody's place.
+    pub fn healthz(&self, who: Who, v6: bool) -> Result<Outcome> {
+        let ca = self.certs.path("ca.crt");
+        self.net.run(who, || Ok(https(tcp(Who::Node.at(v6, KUBELET)), "/healthz", &ca)))
+    }
+
+    /// Asks kubelet's `/healthz` through the tunnel, at an address of the node.
+    pub fn healthz_dialled(&self, to: &str) -> Result<Outcome> {
+        Ok(https(through(self.server()?, to), "/healthz", &self.certs.path("ca.crt")))
     }
 
     /// Runs a helper to its end in a cgroup below the guarded one (`""`: in it), and what it printed.
     pub fn run_in(&self, who: Who, cgroup: &str, arguments: &[&str]) -> Result<String> {
-        let binary = target()?.join("nodeguard-demo");
-        let mut helper = command(&binary, self.net.open(who)?, &self.node_cgroup.join(cgroup))?;
-        helper.arg("helper").args(arguments);
-        let said = output(helper)?;
+        let said = output(self.helper(who, cgroup, arguments)?)?;
         ensure!(said.status.success(), "helper {arguments:?}: {}", String::from_utf8_lossy(&said.stderr));
         Ok(String::from_utf8(said.stdout)?)
     }
 
     /// One attempt from a cgroup below the guarded one, and how it ended.
-    pub fn once(&self, who: Who, cgroup: &str, how: &str, to: std::net::SocketAddr) -> Result<Answer> {
+    pub fn once(&self, who: Who, cgroup: &str, how: &str, to: SocketAddr) -> Result<Answer> {
         let said = self.run_in(who, cgroup, &["once", how, &to.to_string()])?;
         Answer::read(&said).with_context(|| format!("a helper said {said:?}"))
     }
@@ -258,63 +253,42 @@ impl Lab {
         until("the cgroup is empty", Duration::from_secs(5), || Ok(fs::remove_dir(&path).is_ok()))
     }
 
-    /// Starts a helper that lasts as long as the lab, in a cgroup below the guarded one.
+    /// A helper's command line, in a cgroup below the guarded one.
+    pub fn helper(&self, who: Who, cgroup: &str, arguments: &[&str]) -> Result<Command> {
+        helper_command(self.net.open(who)?, &self.node_cgroup.join(cgroup), arguments)
+    }
+
+    /// Starts a helper that lasts as long as the lab, in a cgroup below the guarded one; its log.
     pub fn start_in(&mut self, who: Who, cgroup: &str, arguments: &[&str]) -> Result<PathBuf> {
-        let binary = target()?.join("nodeguard-demo");
-        let mut helper = command(&binary, self.net.open(who)?, &self.node_cgroup.join(cgroup))?;
-        helper.arg("helper").args(arguments);
-        self.keep(arguments.first().unwrap_or(&"helper"), helper)
+        self.keep(arguments, self.helper(who, cgroup, arguments)?)
     }
 
     /// The same in another network namespace.
     pub fn start_at(&mut self, namespace: File, arguments: &[&str]) -> Result<PathBuf> {
-        let binary = target()?.join("nodeguard-demo");
-        let mut helper = command(&binary, namespace, &self.node_cgroup)?;
-        helper.arg("helper").args(arguments);
-        self.keep(arguments.first().unwrap_or(&"helper"), helper)
+        self.keep(arguments, helper_command(namespace, &self.node_cgroup, arguments)?)
     }
 
     /// The same outside the guarded cgroup: what it does is another machine's.
     pub fn start_elsewhere(&mut self, who: Who, arguments: &[&str]) -> Result<PathBuf> {
-        let binary = target()?.join("nodeguard-demo");
-        let mut helper = command(&binary, self.net.open(who)?, &self.cgroup.join("elsewhere"))?;
-        helper.arg("helper").args(arguments);
-        self.keep(arguments.first().unwrap_or(&"helper"), helper)
-    }
-
-    fn start_helper(&mut self, who: Who, what: &str, arguments: &[&str]) -> Result<()> {
-        let all: Vec<&str> = [what].into_iter().chain(arguments.iter().copied()).collect();
-        let helper = self.helper(who, &all)?;
-        self.keep(what, helper).map(drop)
+        self.keep(arguments, helper_command(self.net.open(who)?, &self.cgroup.join("elsewhere"), arguments)?)
     }
 
     /// Starts a helper and waits until it is ready; its log.
-    fn keep(&mut self, what: &str, helper: Command) -> Result<PathBuf> {
+    fn keep(&mut self, arguments: &[&str], helper: Command) -> Result<PathBuf> {
+        let what = arguments.first().unwrap_or(&"helper");
         let log = self.directory.join(format!("{what}-{}.log", self.helpers.len()));
-        File::create(&log)?;
-        let mut process = Process::start(what, helper, &log)?;
-        until(what, Duration::from_secs(10), || {
-            process.check()?;
-            Ok(process.printed().contains("ready"))
-        })?;
-        self.helpers.push(process);
+        self.helpers.push(Process::start_ready(what, helper, &log)?);
         Ok(log)
     }
 }
 
 impl Drop for Lab {
     fn drop(&mut self) {
-        if std::thread::panicking()
-            && let Some(daemon) = &self.daemon
-        {
+        if let (true, Some(daemon)) = (std::thread::panicking(), &self.daemon) {
             let printed = daemon.printed();
-            let tail: Vec<&str> =
-                printed.lines().filter(|line| !line.contains("connection denied")).rev().take(40).collect();
-            let tail: Vec<&str> = tail.into_iter().rev().collect();
-            drop(std::io::Write::write_all(
-                &mut std::io::stderr(),
-                format!("the guard's last words:\n{}\n", tail.join("\n")).as_bytes(),
-            ));
+            let lines: Vec<&str> = printed.lines().filter(|line| !line.contains("connection denied")).collect();
+            let tail = lines.get(lines.len().saturating_sub(40)..).unwrap_or_default().join("\n");
+            let _ = writeln!(std::io::stderr(), "the guard's last lines:\n{tail}");
         }
         self.daemon = None;
         self.server = None;
@@ -323,13 +297,8 @@ impl Drop for Lab {
     }
 }
 
-/// The directory of the built binaries: the one that this one stands in, or (for a test) the one above.
-pub fn target() -> Result<PathBuf> {
-    let own = std::env::current_exe()?;
-    let directory = own.parent().context("a binary stands in a directory")?;
-    Ok(if directory.ends_with("deps") { directory.parent().unwrap_or(directory) } else { directory }.to_path_buf())
-}
-
-fn text(path: &Path) -> String {
-    path.display().to_string()
+fn helper_command(namespace: File, cgroup: &Path, arguments: &[&str]) -> Result<Command> {
+    let mut helper = command(&built("nodeguard-demo")?, namespace, cgroup)?;
+    helper.arg("helper").args(arguments);
+    Ok(helper)
 }

@@ -10,8 +10,8 @@ use std::{
 use anyhow::{Result, ensure};
 use guard_common::{Reason, Verdict};
 
-use crate::{
-    craft::{ACK, Flow, Heard, RST, SYN, heard},
+use super::{
+    Flow, Heard, heard,
     shapes::{Answer, Shape, flow_of},
     wire::Wire,
 };
@@ -57,59 +57,45 @@ pub fn check(
     let (before, answers) = (counts()?, flow_of(shape, flow));
     (shape.packets)(flow).iter().try_for_each(|packet| wire.send(packet))?;
     let (started, mut seen, mut settled) = (Instant::now(), Vec::new(), None::<Instant>);
+    // What is judged by nobody may still be on its way.
+    let quiet = if shape.judged == 0 { QUIET * 2 } else { QUIET };
     let moved = loop {
         while let Some(packet) = wire.receive(Duration::from_millis(1))? {
             seen.extend(heard(answers, &packet).map(|heard| answer_of(&heard)));
         }
         let moved = moved(&before, &counts()?);
-        let judged = moved.get(reason.name()).copied().unwrap_or(0) >= shape.judged;
-        let answered = answer == Answer::Nothing || seen.contains(&answer);
-        if judged && answered {
-            // What is judged by nobody may still be on its way.
-            let quiet = if shape.judged == 0 { QUIET * 2 } else { QUIET };
-            if settled.get_or_insert_with(Instant::now).elapsed() > quiet {
-                break moved;
-            }
-        }
-        if started.elapsed() > PATIENCE {
+        let is_judged = moved.get(reason.name()).copied().unwrap_or(0) >= shape.judged;
+        let is_answered = answer == Answer::Nothing || seen.contains(&answer);
+        let is_settled = is_judged && is_answered && settled.get_or_insert_with(Instant::now).elapsed() > quiet;
+        if is_settled || started.elapsed() > PATIENCE {
             break moved;
         }
     };
     let expected: Vec<Answer> = (answer != Answer::Nothing).then_some(answer).into_iter().collect();
     // A SYN-ACK that nobody answers is sent again.
     seen.dedup();
-    ensure!(
-        seen == expected,
-        "{} from {sender:?}: answered {seen:?}, expected {expected:?}; counted {moved:?}",
-        shape.name
-    );
+    let what = format!("{} from {sender:?}", shape.name);
+    ensure!(seen == expected, "{what}: answered {seen:?}, expected {expected:?}; counted {moved:?}");
     let wanted: Counts = (shape.judged > 0).then_some((reason.name(), shape.judged)).into_iter().collect();
-    let denials = |counts: &Counts| -> Counts {
-        let is_denial = |name: &str| {
-            Reason::ALL.into_iter().any(|reason| reason.name() == name && reason.verdict() == Verdict::Deny)
-        };
-        counts.iter().filter(|(name, _)| is_denial(name)).map(|(name, count)| (*name, *count)).collect()
-    };
-    ensure!(
-        denials(&moved) == denials(&wanted),
-        "{} from {sender:?}: counted {moved:?}, expected {wanted:?}",
-        shape.name
-    );
+    ensure!(denials(&moved) == denials(&wanted), "{what}: counted {moved:?}, expected {wanted:?}");
     let counted = moved.get(reason.name()).copied().unwrap_or(0);
     // An admitted one may be followed by what the sender's own stack makes of the answer.
-    ensure!(
-        counted >= shape.judged && (counted == 0 || shape.judged > 0),
-        "{} from {sender:?}: counted {moved:?}, expected {wanted:?}",
-        shape.name
-    );
+    let is_counted = counted >= shape.judged && (counted == 0 || shape.judged > 0);
+    ensure!(is_counted, "{what}: counted {moved:?}, expected {wanted:?}");
     Ok(())
+}
+
+fn denials(counts: &Counts) -> Counts {
+    let is_denial =
+        |name: &str| Reason::ALL.into_iter().any(|reason| reason.name() == name && reason.verdict() == Verdict::Deny);
+    counts.iter().filter(|(name, _)| is_denial(name)).map(|(name, count)| (*name, *count)).collect()
 }
 
 fn answer_of(heard: &Heard) -> Answer {
     match heard {
-        Heard::Tcp { flags, .. } if flags & RST != 0 => Answer::Rst,
-        Heard::Tcp { flags, .. } if flags & (SYN | ACK) == SYN | ACK => Answer::SynAck,
-        Heard::Tcp { .. } => Answer::Nothing,
+        Heard::Tcp(header, _) if header.rst => Answer::Rst,
+        Heard::Tcp(header, _) if header.syn && header.ack => Answer::SynAck,
+        Heard::Tcp(..) => Answer::Nothing,
         Heard::Udp(_) => Answer::Datagram,
         Heard::Pong => Answer::Pong,
     }

@@ -1,5 +1,5 @@
 //! Owns attempts: direct ones from a namespace, ones through the proxy-server, and what became of them.
-//! Called by `attempts` and by tests.
+//! Called by the main job and by tests.
 //! Must never wait without a bound: a dropped SYN is the ordinary case here.
 
 use std::{
@@ -19,6 +19,7 @@ use anyhow::{Context, Result, ensure};
 use rustls::{ClientConfig, ClientConnection, StreamOwned, pki_types::ServerName};
 use serde::{Deserialize, Serialize};
 
+use super::net::inside;
 use crate::{certs::roots, server::ProxyServer};
 
 /// How long a direct attempt waits for a SYN-ACK: in a lab one comes within a millisecond.
@@ -41,24 +42,25 @@ pub enum Outcome {
 pub trait Stream: Read + Write + Send {}
 impl<T: Read + Write + Send> Stream for T {}
 
-/// Whether nothing came in time: a socket's time-out may be told as either.
+/// Whether nothing came in time: a socket reports its time-out as either.
 pub fn timed_out(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock)
 }
 
-/// A TCP connection from where this thread stands.
+/// A TCP connection from the network namespace of this thread.
 pub fn tcp(address: SocketAddr) -> Result<Box<dyn Stream>, Outcome> {
-    let failed =
-        |error: io::Error| if timed_out(&error) { Outcome::NoAnswer } else { Outcome::Error(error.to_string()) };
-    let stream = TcpStream::connect_timeout(&address, SYN_ACK).map_err(failed)?;
-    bounded(&stream).map_err(|error| Outcome::Error(error.to_string()))?;
-    Ok(Box::new(stream))
-}
-
-fn bounded(stream: &TcpStream) -> io::Result<()> {
-    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-    stream.set_write_timeout(Some(Duration::from_secs(10)))?;
-    stream.set_nodelay(true)
+    let connect = || -> io::Result<TcpStream> {
+        let stream = TcpStream::connect_timeout(&address, SYN_ACK)?;
+        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+        stream.set_write_timeout(Some(Duration::from_secs(10)))?;
+        stream.set_nodelay(true)?;
+        Ok(stream)
+    };
+    match connect() {
+        Ok(stream) => Ok(Box::new(stream)),
+        Err(error) if timed_out(&error) => Err(Outcome::NoAnswer),
+        Err(error) => Err(Outcome::Error(error.to_string())),
+    }
 }
 
 /// A connection through the proxy-server, as the API server makes it.
@@ -73,17 +75,8 @@ pub fn connect(socket: &Path, destination: &str) -> Result<Box<dyn Stream>, Outc
         stream.set_read_timeout(Some(Duration::from_secs(20)))?;
         stream.set_write_timeout(Some(Duration::from_secs(20)))?;
         write!(stream, "CONNECT {destination} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")?;
-        // Byte by byte: what follows the head belongs to the connection.
-        let (mut head, mut byte) = (Vec::new(), [0; 1]);
-        while !head.ends_with(b"\r\n\r\n") && stream.read(&mut byte)? == 1 {
-            head.push(byte[0]);
-        }
-        let head = String::from_utf8_lossy(&head).into_owned();
-        let code: u16 = head
-            .split(' ')
-            .nth(1)
-            .and_then(|code| code.parse().ok())
-            .with_context(|| format!("no HTTP answer: {head:?}"))?;
+        let head = read_head(&mut stream)?;
+        let code = status_code(&head)?;
         if code == 200 {
             return Ok(Ok(Box::new(stream)));
         }
@@ -95,14 +88,31 @@ pub fn connect(socket: &Path, destination: &str) -> Result<Box<dyn Stream>, Outc
         let _ = (&mut stream).take(length.unwrap_or(4096)).read_to_end(&mut body);
         Ok(Err(Outcome::NotConnected(code, String::from_utf8_lossy(&body).trim().to_owned())))
     };
-    connect().unwrap_or_else(|error| Err(Outcome::Error(format!("{error:#}"))))
+    connect().unwrap_or_else(|error| Err(failed(error)))
 }
 
-/// Knocks at a port from a namespace, so many times and by so many at once; how many were let in. `made` counts as it goes.
+fn failed(error: anyhow::Error) -> Outcome {
+    Outcome::Error(format!("{error:#}"))
+}
+
+/// Reads the head of an HTTP answer byte by byte: what follows it belongs to the connection.
+fn read_head(stream: &mut impl Read) -> Result<String> {
+    let (mut head, mut byte) = (Vec::new(), [0; 1]);
+    while !head.ends_with(b"\r\n\r\n") && stream.read(&mut byte)? == 1 {
+        head.push(byte[0]);
+    }
+    Ok(String::from_utf8_lossy(&head).into_owned())
+}
+
+fn status_code(answer: &str) -> Result<u16> {
+    let code = answer.split(' ').nth(1).and_then(|code| code.parse().ok());
+    code.with_context(|| format!("no HTTP answer: {answer:?}"))
+}
+
+/// Connects to a port from a namespace, so many times and fifty at once; how many were let in. `made` counts as it goes.
 pub fn knock(namespace: File, to: SocketAddr, count: usize, made: &AtomicUsize) -> Result<usize> {
     /// In a lab a SYN-ACK comes within a millisecond.
     const PATIENCE: Duration = Duration::from_millis(200);
-    const AT_ONCE: usize = 50;
     let admitted = AtomicUsize::new(0);
     let one_by_one = || {
         while made.fetch_add(1, Ordering::Relaxed) < count {
@@ -111,31 +121,22 @@ pub fn knock(namespace: File, to: SocketAddr, count: usize, made: &AtomicUsize) 
             }
         }
     };
-    let all = || -> Result<()> {
-        // Threads that are started here stand in the same namespace.
-        nix::sched::setns(&namespace, nix::sched::CloneFlags::CLONE_NEWNET)?;
-        std::thread::scope(|scope| (0..AT_ONCE).for_each(|_| drop(scope.spawn(one_by_one))));
+    inside(&namespace, || {
+        std::thread::scope(|scope| (0..50).for_each(|_| drop(scope.spawn(one_by_one))));
         Ok(())
-    };
-    std::thread::scope(|scope| scope.spawn(all).join()).unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+    })?;
     Ok(admitted.into_inner())
 }
 
 /// A GET over TLS; the certificate is checked against the lab's CA.
 pub fn https(stream: Result<Box<dyn Stream>, Outcome>, path: &str, ca: &Path) -> Outcome {
-    let attempt = |stream| -> Result<Outcome> { get(&mut tls(stream, ca)?, path) };
-    stream.map_or_else(
-        |outcome| outcome,
-        |stream| attempt(stream).unwrap_or_else(|error| Outcome::Error(format!("{error:#}"))),
-    )
+    let answer = stream.map(|stream| tls(stream, ca).and_then(|mut stream| get(&mut stream, path)));
+    answer.map_or_else(|outcome| outcome, |answer| answer.unwrap_or_else(failed))
 }
 
 /// A GET in plain text.
 pub fn http(stream: Result<Box<dyn Stream>, Outcome>, path: &str) -> Outcome {
-    stream.map_or_else(
-        |outcome| outcome,
-        |mut stream| get(&mut stream, path).unwrap_or_else(|error| Outcome::Error(format!("{error:#}"))),
-    )
+    stream.map_or_else(|outcome| outcome, |mut stream| get(&mut stream, path).unwrap_or_else(failed))
 }
 
 /// TLS on a stream, the server being `node`.
@@ -150,55 +151,42 @@ pub fn tls(stream: Box<dyn Stream>, ca: &Path) -> Result<StreamOwned<ClientConne
 fn get(stream: &mut impl Stream, path: &str) -> Result<Outcome> {
     write!(stream, "GET {path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n")?;
     let mut answer = Vec::new();
-    read_all(stream, &mut answer)?;
-    let text = String::from_utf8_lossy(&answer);
-    let code = text
-        .split(' ')
-        .nth(1)
-        .and_then(|code| code.parse().ok())
-        .with_context(|| format!("no HTTP answer: {text:?}"))?;
-    Ok(Outcome::Http(code))
+    while read_some(stream, &mut answer)? > 0 {}
+    Ok(Outcome::Http(status_code(&String::from_utf8_lossy(&answer))?))
 }
 
-/// Reads to the end; many servers close without TLS's own goodbye.
-fn read_all(stream: &mut impl Read, into: &mut Vec<u8>) -> io::Result<()> {
-    match stream.read_to_end(into) {
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(()),
-        other => other.map(drop),
-    }
+/// Reads what comes next; how much, 0 at the end. Many servers close without TLS's own goodbye.
+fn read_some(stream: &mut impl Read, into: &mut Vec<u8>) -> io::Result<usize> {
+    let mut buffer = [0; 4096];
+    let count = match stream.read(&mut buffer) {
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => 0,
+        other => other?,
+    };
+    into.extend_from_slice(buffer.get(..count).unwrap_or_default());
+    Ok(count)
 }
 
 /// Follows the log through a stream; how many lines came, and over how long.
 pub fn follow_log(stream: Box<dyn Stream>, ca: &Path) -> Result<(usize, Duration)> {
     let mut stream = tls(stream, ca)?;
     write!(stream, "GET /containerLogs/default/web/app HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n")?;
-    let (mut text, mut buffer, mut first, mut last) = (String::new(), [0; 4096], None, Instant::now());
-    loop {
-        let count = match stream.read(&mut buffer) {
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => 0,
-            other => other?,
-        };
-        if count == 0 {
-            return Ok((text.matches("line ").count(), first.map_or(Duration::ZERO, |first| last - first)));
-        }
-        text.push_str(&String::from_utf8_lossy(buffer.get(..count).unwrap_or_default()));
-        if text.contains("line ") {
+    let (mut bytes, mut first, mut last) = (Vec::new(), None, Instant::now());
+    let lines = |bytes: &[u8]| String::from_utf8_lossy(bytes).matches("line ").count();
+    while read_some(&mut stream, &mut bytes)? > 0 {
+        if lines(&bytes) > 0 {
             last = Instant::now();
             first.get_or_insert(last);
         }
     }
+    Ok((lines(&bytes), first.map_or(Duration::ZERO, |first| last - first)))
 }
 
 /// Upgrades and sends bytes back and forth; how many came back as they were.
 pub fn upgraded_echo(stream: Box<dyn Stream>, ca: &Path) -> Result<usize> {
     let mut stream = tls(stream, ca)?;
     write!(stream, "GET /exec/default/web/app HTTP/1.1\r\nHost: node\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n")?;
-    let (mut head, mut byte) = (Vec::new(), [0; 1]);
-    while !head.ends_with(b"\r\n\r\n") {
-        stream.read_exact(&mut byte)?;
-        head.push(byte[0]);
-    }
-    ensure!(head.starts_with(b"HTTP/1.1 101"), "{}", String::from_utf8_lossy(&head));
+    let head = read_head(&mut stream)?;
+    ensure!(head.starts_with("HTTP/1.1 101"), "{head}");
     let mut total = 0;
     for (round, size) in [1, 1000, 60_000, 7].into_iter().enumerate() {
         let (sent, mut got) = (pattern(round as u64, size), vec![0; size]);

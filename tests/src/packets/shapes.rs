@@ -2,11 +2,11 @@
 //! Called by `judged`, for the lab (over a real interface, to the node and into a pod) and by `nodeguard-guest` (over loopback, in other kernels).
 //! Must never leave out what Linux drops by itself: on another kernel it may not.
 
-use guard_common::packet::{TCP, UDP};
+use guard_common::packet::{TCP, UDP, mapped};
 
-use crate::craft::{
-    ACK, DESTINATION_OPTIONS, FIN, FRAGMENT, Flow, HOP_BY_HOP, PSH, ROUTING, RST, SYN, Segment, fragment, ip, padding,
-    ping, router_alert, routing, seal, tcp, udp, v4, v4_fragment, v4_fragments, v6, v6_fragments,
+use super::{
+    ACK, DESTINATION_OPTIONS, FIN, Flow, HOP_BY_HOP, PSH, ROUTING, RST, SYN, Segment, URG, fragment, ip, padding, ping,
+    seal, tcp, udp, v4, v4_fragment, v4_fragments, v6, v6_fragments,
 };
 
 /// What comes back where the guard lets a shape through: what Linux makes of it.
@@ -46,32 +46,49 @@ pub struct Shape {
 type Packets = fn(Flow) -> Vec<Vec<u8>>;
 
 fn syn(flow: Flow) -> Vec<u8> {
-    with_options(flow, &[])
+    syn_with(flow, &[], &[])
 }
 
-fn with_options(flow: Flow, options: &[u8]) -> Vec<u8> {
-    tcp(flow, Segment { flags: SYN, seq: 1000, options, ..Segment::default() })
+fn syn_with(flow: Flow, options: &[u8], data: &[u8]) -> Vec<u8> {
+    tcp(flow, Segment { flags: SYN, seq: 1000, options, data, ..Segment::default() })
 }
 
 /// A SYN of 40 bytes: five pieces of eight.
 fn long_syn(flow: Flow) -> Vec<u8> {
-    with_options(flow, &[1; 20])
+    syn_with(flow, &[1; 20], &[])
+}
+
+fn whole(flow: Flow, segment: &[u8]) -> Vec<Vec<u8>> {
+    vec![ip(flow, TCP, segment)]
+}
+
+fn options(flow: Flow, options: &[u8], data: &[u8]) -> Vec<Vec<u8>> {
+    whole(flow, &syn_with(flow, options, data))
 }
 
 fn flags(flow: Flow, flags: u8) -> Vec<Vec<u8>> {
-    vec![ip(flow, TCP, &tcp(flow, Segment { flags, seq: 1000, ack: 77, ..Segment::default() }))]
+    whole(flow, &tcp(flow, Segment { flags, seq: 1000, ack: 77, ..Segment::default() }))
 }
 
 fn v4_options(flow: Flow, options: &[u8]) -> Vec<Vec<u8>> {
     vec![v4(flow, TCP, options, &syn(flow))]
 }
 
-fn edited(mut packet: Vec<u8>, edit: impl FnOnce(&mut Vec<u8>)) -> Vec<Vec<u8>> {
-    edit(&mut packet);
-    if packet[0] >> 4 == 4 {
+/// A SYN with a byte of its IP header changed, the checksum being good.
+fn header_byte(flow: Flow, at: usize, byte: u8) -> Vec<Vec<u8>> {
+    let mut packet = ip(flow, TCP, &syn(flow));
+    packet[at] = byte;
+    if flow.to.is_ipv4() {
         seal(&mut packet);
     }
     vec![packet]
+}
+
+/// A SYN with a byte of its TCP header changed, which makes its checksum wrong.
+fn segment_byte(flow: Flow, at: usize, change: fn(u8) -> u8) -> Vec<Vec<u8>> {
+    let mut segment = syn(flow);
+    segment[at] = change(segment[at]);
+    whole(flow, &segment)
 }
 
 fn v4_pieces(flow: Flow) -> Vec<Vec<u8>> {
@@ -80,7 +97,7 @@ fn v4_pieces(flow: Flow) -> Vec<Vec<u8>> {
 
 /// The first piece holds the whole fixed header, without which Linux takes none (RFC 8200, 4.5).
 fn v6_pieces(flow: Flow) -> Vec<Vec<u8>> {
-    v6_fragments(flow, TCP, &with_options(flow, &[1; 40]), &[0, 24, 32, 40, 48])
+    v6_fragments(flow, TCP, &syn_with(flow, &[1; 40], &[]), &[0, 24, 32, 40, 48])
 }
 
 fn reversed(mut packets: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
@@ -96,6 +113,16 @@ fn shuffled(mut packets: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
 
 fn v6_headers(flow: Flow, headers: &[(u8, Vec<u8>)]) -> Vec<Vec<u8>> {
     vec![v6(flow, headers, TCP, &syn(flow))]
+}
+
+/// A hop-by-hop header with the router-alert option (RFC 2711).
+fn router_alert() -> (u8, Vec<u8>) {
+    (HOP_BY_HOP, vec![0, 0, 5, 2, 0, 0, 1, 0])
+}
+
+/// A routing header of type 0 with so many segments left.
+fn routing(left: u8) -> (u8, Vec<u8>) {
+    (ROUTING, vec![0, 0, 0, left, 0, 0, 0, 0])
 }
 
 /// Fast open (RFC 7413): kind 34, the cookie, nothing where one is asked for.
@@ -125,7 +152,7 @@ pub fn all() -> Vec<Shape> {
         judged,
         has_port,
     };
-    // Linux takes it; by itself it drops it.
+    // `taken`: Linux goes on with it. `dropped`: Linux drops it by itself.
     let taken = |name, packets| shape(name, false, (TCP, true), Answer::SynAck, 1, packets);
     let dropped = |name, packets| shape(name, false, (TCP, true), Answer::Nothing, 0, packets);
     let odd = |name, answer, packets| shape(name, false, (TCP, true), answer, 1, packets);
@@ -133,26 +160,22 @@ pub fn all() -> Vec<Shape> {
     let dropped6 = |name, packets| shape(name, true, (TCP, true), Answer::Nothing, 0, packets);
     let datagram = |name, v6, packets| shape(name, v6, (UDP, true), Answer::Datagram, 1, packets);
     vec![
-        taken("IPv4 SYN", |flow| vec![v4(flow, TCP, &[], &syn(flow))]),
+        taken("IPv4 SYN", |flow| v4_options(flow, &[])),
         taken("IPv4 record route", |flow| v4_options(flow, &[&[7, 39, 4][..], &[0; 36]].concat())),
         taken("IPv4 timestamps", |flow| v4_options(flow, &[&[68, 36, 5, 0][..], &[0; 32]].concat())),
         taken("IPv4 router alert", |flow| v4_options(flow, &[148, 4, 0, 0])),
         taken("IPv4 options up to 60 bytes", |flow| v4_options(flow, &[1; 40])),
-        taken("IPv4 reserved flag", |flow| edited(v4(flow, TCP, &[], &syn(flow)), |packet| packet[6] = 0x80)),
+        taken("IPv4 reserved flag", |flow| header_byte(flow, 6, 0x80)),
         dropped("IPv4 loose source route", |flow| v4_options(flow, &[131, 7, 4, 10, 0, 0, 9, 1])),
-        dropped("IPv4 header length under 20", |flow| {
-            edited(v4(flow, TCP, &[], &syn(flow)), |packet| packet[0] = 0x44)
-        }),
-        dropped("IPv4 header length past the end", |flow| {
-            edited(v4(flow, TCP, &[], &syn(flow)), |packet| packet[0] = 0x4f)
-        }),
+        dropped("IPv4 header length under 20", |flow| header_byte(flow, 0, 0x44)),
+        dropped("IPv4 header length past the end", |flow| header_byte(flow, 0, 0x4f)),
         dropped("IPv4 bad header checksum", |flow| {
-            let mut packet = v4(flow, TCP, &[], &syn(flow));
-            packet[10] ^= 0x55;
-            vec![packet]
+            let mut packets = v4_options(flow, &[]);
+            packets[0][10] ^= 0x55;
+            packets
         }),
-        dropped("IPv4 header alone", |flow| vec![v4(flow, TCP, &[], &[])]),
-        dropped("IPv4 TCP header cut", |flow| vec![v4(flow, TCP, &[], &syn(flow)[..12])]),
+        dropped("IPv4 header alone", |flow| whole(flow, &[])),
+        dropped("IPv4 TCP header cut", |flow| whole(flow, &syn(flow)[..12])),
         taken("IPv4 fragments of 8 bytes", v4_pieces),
         taken("IPv4 fragments, last first", |flow| reversed(v4_pieces(flow))),
         taken("IPv4 fragments in any order", |flow| shuffled(v4_pieces(flow))),
@@ -164,58 +187,26 @@ pub fn all() -> Vec<Shape> {
         dropped("IPv4 first fragment alone", |flow| v4_pieces(flow)[..1].to_vec()),
         dropped("IPv4 fragments that overlap", |flow| {
             let whole = v4(flow, TCP, &[], &long_syn(flow));
-            let piece = |start: usize, end: usize| v4_fragment(&whole, start, &whole[20 + start..20 + end], end < 40);
-            vec![piece(0, 24), piece(16, 32), piece(32, 40)]
+            [(0, 24), (16, 32), (32, 40)].map(|(start, end)| v4_fragment(&whole, start, end)).to_vec()
         }),
-        taken("SYN with data", |flow| {
-            vec![ip(
-                flow,
-                TCP,
-                &tcp(flow, Segment { flags: SYN, seq: 1000, data: b"GET / HTTP/1.1\r\n\r\n", ..Segment::default() }),
-            )]
-        }),
-        taken("TCP fast open, cookie asked for", |flow| vec![ip(flow, TCP, &with_options(flow, &fast_open(&[])))]),
-        taken("TCP fast open, unknown cookie and data", |flow| {
-            let options = fast_open(&[7; 8]);
-            vec![ip(
-                flow,
-                TCP,
-                &tcp(flow, Segment { flags: SYN, seq: 1000, options: &options, data: b"x", ..Segment::default() }),
-            )]
-        }),
-        taken("SYN with every TCP option byte", |flow| vec![ip(flow, TCP, &with_options(flow, &[1; 40]))]),
-        taken("MPTCP capable", |flow| vec![ip(flow, TCP, &with_options(flow, &[&MP_CAPABLE[..], &[1; 4]].concat()))]),
-        taken("MPTCP join to a TCP listener", |flow| vec![ip(flow, TCP, &with_options(flow, &join([1, 2, 3, 4])))]),
+        taken("SYN with data", |flow| options(flow, &[], b"GET / HTTP/1.1\r\n\r\n")),
+        taken("TCP fast open, cookie asked for", |flow| options(flow, &fast_open(&[]), &[])),
+        taken("TCP fast open, unknown cookie and data", |flow| options(flow, &fast_open(&[7; 8]), b"x")),
+        taken("SYN with every TCP option byte", |flow| options(flow, &[1; 40], &[])),
+        taken("MPTCP capable", |flow| options(flow, &[&MP_CAPABLE[..], &[1; 4]].concat(), &[])),
+        taken("MPTCP join to a TCP listener", |flow| options(flow, &join([1, 2, 3, 4]), &[])),
         odd("SYN-ACK at a listener", Answer::Rst, |flow| flags(flow, SYN | ACK)),
         odd("stray ACK at a listener", Answer::Rst, |flow| flags(flow, ACK)),
         odd("RST at a listener", Answer::Nothing, |flow| flags(flow, RST)),
         odd("FIN at a listener", Answer::Nothing, |flow| flags(flow, FIN)),
         odd("SYN and FIN", Answer::Nothing, |flow| flags(flow, SYN | FIN)),
         odd("no TCP flag", Answer::Nothing, |flow| flags(flow, 0)),
-        odd("FIN, PSH and URG", Answer::Nothing, |flow| flags(flow, FIN | PSH | 32)),
-        dropped("TCP header length past the end", |flow| {
-            let mut segment = syn(flow);
-            segment[12] = 0xf0;
-            vec![ip(flow, TCP, &segment)]
-        }),
-        dropped("TCP header length under 20", |flow| {
-            let mut segment = syn(flow);
-            segment[12] = 0x40;
-            vec![ip(flow, TCP, &segment)]
-        }),
-        dropped("bad TCP checksum", |flow| {
-            let mut segment = syn(flow);
-            segment[17] ^= 0x55;
-            vec![ip(flow, TCP, &segment)]
-        }),
-        taken("source port 0", |flow| {
-            let flow = flow.from_port(0);
-            vec![ip(flow, TCP, &syn(flow))]
-        }),
-        taken("source port = guarded port", |flow| {
-            let flow = flow.from_port(flow.to.port());
-            vec![ip(flow, TCP, &syn(flow))]
-        }),
+        odd("FIN, PSH and URG", Answer::Nothing, |flow| flags(flow, FIN | PSH | URG)),
+        dropped("TCP header length past the end", |flow| segment_byte(flow, 12, |_| 0xf0)),
+        dropped("TCP header length under 20", |flow| segment_byte(flow, 12, |_| 0x40)),
+        dropped("bad TCP checksum", |flow| segment_byte(flow, 17, |byte| byte ^ 0x55)),
+        taken("source port 0", |flow| v4_options(flow.from_port(0), &[])),
+        taken("source port = guarded port", |flow| v4_options(flow.from_port(flow.to.port()), &[])),
         shape("ICMP", false, (1, false), Answer::Pong, 0, |flow| vec![ip(flow, 1, &ping(flow))]),
         shape("unknown protocol", false, (253, false), Answer::Nothing, 0, |flow| vec![ip(flow, 253, &syn(flow))]),
         taken6("IPv6 SYN", true, |flow| v6_headers(flow, &[])),
@@ -225,30 +216,27 @@ pub fn all() -> Vec<Shape> {
         taken6("IPv6 destination options twelve times", false, |flow| {
             v6_headers(flow, &vec![padding(DESTINATION_OPTIONS); 12])
         }),
-        taken6("IPv6 routing header, no segments left", false, |flow| v6_headers(flow, &[routing()])),
+        taken6("IPv6 routing header, no segments left", false, |flow| v6_headers(flow, &[routing(0)])),
         taken6("IPv6 atomic fragment", false, |flow| v6_headers(flow, &[fragment(7, 0, false)])),
         taken6("IPv6 every extension header", false, |flow| {
-            let headers = [padding(HOP_BY_HOP), padding(DESTINATION_OPTIONS), routing(), fragment(9, 0, false)];
+            let headers = [padding(HOP_BY_HOP), padding(DESTINATION_OPTIONS), routing(0), fragment(9, 0, false)];
             v6_headers(flow, &[&headers[..], &[padding(DESTINATION_OPTIONS)]].concat())
         }),
         taken6("IPv6 extension headers in another order", false, |flow| {
-            let headers = [fragment(11, 0, false), routing(), padding(DESTINATION_OPTIONS), routing()];
-            v6_headers(flow, &headers)
+            v6_headers(flow, &[fragment(11, 0, false), routing(0), padding(DESTINATION_OPTIONS), routing(0)])
         }),
         dropped6("IPv6 hop-by-hop behind another", |flow| {
             v6_headers(flow, &[padding(DESTINATION_OPTIONS), padding(HOP_BY_HOP)])
         }),
-        dropped6("IPv6 routing header, a segment left", |flow| {
-            v6_headers(flow, &[(ROUTING, vec![0, 0, 0, 1, 0, 0, 0, 0])])
-        }),
+        dropped6("IPv6 routing header, a segment left", |flow| v6_headers(flow, &[routing(1)])),
         dropped6("IPv6 no next header", |flow| vec![v6(flow, &[], 59, &syn(flow))]),
         dropped6("IPv6 mapped source", |flow| {
-            edited(v6(flow, &[], TCP, &syn(flow)), |packet| {
-                packet[8..24].copy_from_slice(&guard_common::packet::mapped([10, 0, 8, 5]));
-            })
+            let mut packets = v6_headers(flow, &[]);
+            packets[0][8..24].copy_from_slice(&mapped([10, 0, 8, 5]));
+            packets
         }),
-        dropped6("IPv6 length past the end", |flow| edited(v6(flow, &[], TCP, &syn(flow)), |packet| packet[5] = 60)),
-        dropped6("IPv6 TCP header cut", |flow| vec![v6(flow, &[], TCP, &syn(flow)[..12])]),
+        dropped6("IPv6 length past the end", |flow| header_byte(flow, 5, 60)),
+        dropped6("IPv6 TCP header cut", |flow| whole(flow, &syn(flow)[..12])),
         taken6("IPv6 fragments", true, v6_pieces),
         dropped6("IPv6 fragments, eight bytes first", |flow| {
             v6_fragments(flow, TCP, &long_syn(flow), &[0, 8, 16, 24, 32])
@@ -258,9 +246,8 @@ pub fn all() -> Vec<Shape> {
         dropped6("IPv6 first fragment alone", |flow| v6_pieces(flow)[..1].to_vec()),
         dropped6("IPv6 fragments that overlap", |flow| {
             let segment = long_syn(flow);
-            let piece =
-                |start: usize, end: usize| v6(flow, &[fragment(13, start, end < 40)], TCP, &segment[start..end]);
-            vec![piece(0, 24), piece(16, 32), piece(32, 40)]
+            let piece = |(start, end)| v6(flow, &[fragment(13, start, end < 40)], TCP, &segment[start..end]);
+            [(0, 24), (16, 32), (32, 40)].map(piece).to_vec()
         }),
         shape("IPv6 stray ACK at a listener", true, (TCP, true), Answer::Rst, 1, |flow| flags(flow, ACK)),
         shape("ICMPv6", true, (58, false), Answer::Pong, 0, |flow| vec![ip(flow, 58, &ping(flow))]),
@@ -286,7 +273,7 @@ pub fn all() -> Vec<Shape> {
             reversed(v6_fragments(flow, UDP, &udp(flow, b"hello, hello, hello"), &[0, 8, 16, 24]))
         }),
         datagram("UDP behind IPv6 extension headers", true, |flow| {
-            let headers = [padding(HOP_BY_HOP), padding(DESTINATION_OPTIONS), (FRAGMENT, fragment(17, 0, false).1)];
+            let headers = [padding(HOP_BY_HOP), padding(DESTINATION_OPTIONS), fragment(17, 0, false)];
             vec![v6(flow, &headers, UDP, &udp(flow, b"hello"))]
         }),
     ]
@@ -307,7 +294,7 @@ mod tests {
 
     #[test]
     fn the_document_names_every_shape() {
-        let document = include_str!("../../docs/packets.md");
+        let document = include_str!("../../../docs/packets.md");
         for shape in all() {
             assert!(document.contains(&format!("`{}`", shape.name)), "docs/packets.md does not name {:?}", shape.name);
         }

@@ -1,0 +1,198 @@
+//! Owns the guard of a lab: the real binary, with the options that keep it inside the lab.
+//! Called by the lab, and by tests that kill it, edit its policy or read its status.
+//! Must never attach outside the lab's own cgroup.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
+use nodeguard::status::Status;
+
+use super::{
+    net::{Net, Who},
+    rights::Rights,
+};
+use crate::{
+    certs::Certs,
+    process::{Process, built, command, output, until},
+    server::AGENT_PORT,
+};
+
+/// A running guard.
+pub struct Daemon {
+    process: Process,
+    directory: PathBuf,
+}
+
+/// Where a guard works.
+pub struct Place<'a> {
+    /// The namespaces.
+    pub net: &'a Net,
+    /// The certificates.
+    pub certs: &'a Certs,
+    /// The cgroup that it runs in and attaches to.
+    pub cgroup: &'a Path,
+    /// The lab's directory: policy, socket, log, bpffs.
+    pub directory: &'a Path,
+}
+
+/// How the next guard is started.
+pub struct Setup {
+    /// Which build of it.
+    pub build: Build,
+    /// Where it looks for the proxy-server.
+    pub agent_port: u16,
+    /// What it may do.
+    pub rights: Rights,
+    /// More of its options.
+    pub options: Vec<&'static str>,
+    /// More of its environment.
+    pub variables: Vec<(&'static str, &'static str)>,
+}
+
+impl Default for Setup {
+    fn default() -> Setup {
+        Setup {
+            build: Build::Own,
+            agent_port: AGENT_PORT,
+            rights: Rights::Root,
+            options: Vec::new(),
+            variables: Vec::new(),
+        }
+    }
+}
+
+/// A build of the guard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Build {
+    /// The one that is released.
+    Own,
+    /// One whose maps have another layout.
+    OtherAbi,
+}
+
+impl Build {
+    /// The other one.
+    pub fn other(self) -> Build {
+        if self == Build::Own { Build::OtherAbi } else { Build::Own }
+    }
+}
+
+impl Daemon {
+    /// The command that starts one.
+    pub fn command(place: &Place<'_>, setup: &Setup) -> Result<Command> {
+        let binary = built(if setup.build == Build::Own { "nodeguard" } else { "nodeguard-other-abi" })?;
+        let namespace = place.net.open(Who::Node)?;
+        let mut run = match setup.rights.starter() {
+            None => command(&binary, namespace, place.cgroup)?,
+            Some((starter, arguments)) => {
+                let mut run = command(starter, namespace, place.cgroup)?;
+                run.args(arguments).arg(binary);
+                run
+            }
+        };
+        setup.rights.own(place.directory)?;
+        run.arg("run").arg("--cgroup").arg(place.cgroup);
+        for (option, file) in
+            [("--policy", "policy/policy.yaml"), ("--bpffs", "bpf/nodeguard"), ("--admin-socket", "admin.sock")]
+        {
+            run.arg(option).arg(place.directory.join(file));
+        }
+        run.args(["--node-name=node", "--health-server-host=127.0.0.1", "--drain-timeout=3s"]);
+        run.args(["--sync-interval=100ms", "--sync-interval-cap=500ms"]);
+        run.arg(format!("--proxy-server-host={}", Who::ControlPlane.v4()));
+        run.arg(format!("--proxy-server-port={}", setup.agent_port));
+        place.certs.give_to_agent(&mut run);
+        run.env("RUST_BACKTRACE", "1").env_remove("RUST_LOG").envs(setup.variables.iter().copied());
+        run.args(&setup.options);
+        Ok(run)
+    }
+
+    /// Starts one and waits until its policy is in force.
+    pub fn start(place: &Place<'_>, setup: &Setup) -> Result<Daemon> {
+        let log = place.directory.join("nodeguard.log");
+        let process = Process::start("nodeguard", Daemon::command(place, setup)?, &log)?;
+        let mut daemon = Daemon { process, directory: place.directory.to_path_buf() };
+        until("nodeguard answers", Duration::from_secs(20), || {
+            daemon.process.check()?;
+            Ok(daemon.status().is_ok_and(|status| status.daemon))
+        })?;
+        Ok(daemon)
+    }
+
+    /// Waits until its tunnel is up.
+    pub fn connected(&mut self) -> Result<()> {
+        until("the tunnel is connected", Duration::from_secs(20), || {
+            self.process.check()?;
+            Ok(stream(&self.status()?, "state") == "connected")
+        })
+        .with_context(|| self.process.printed())
+    }
+
+    /// What `nodeguard status -o json` says.
+    pub fn status(&self) -> Result<Status> {
+        let said = output(self.command_of("status", &["-o", "json"])?)?;
+        ensure!(said.status.success(), "nodeguard status: {}", String::from_utf8_lossy(&said.stderr));
+        Ok(serde_json::from_slice(&said.stdout)?)
+    }
+
+    /// What `nodeguard status` prints.
+    pub fn status_text(&self) -> Result<String> {
+        Ok(String::from_utf8(output(self.command_of("status", &[])?)?.stdout)?)
+    }
+
+    /// A command line about this guard.
+    pub fn command_of(&self, name: &str, more: &[&str]) -> Result<Command> {
+        let mut command = Command::new(binary()?);
+        command.arg(name).arg("--bpffs").arg(self.directory.join("bpf/nodeguard"));
+        command.arg("--admin-socket").arg(self.directory.join("admin.sock")).args(more);
+        Ok(command)
+    }
+
+    /// Waits until a policy of a later epoch than this one is in force.
+    pub fn in_force_after(&self, epoch: u32) -> Result<()> {
+        until("the edit is in force", Duration::from_secs(10), || Ok(self.status()?.policy.epoch > epoch))
+    }
+
+    /// What it printed.
+    pub fn printed(&self) -> String {
+        self.process.printed()
+    }
+
+    /// Its process.
+    pub fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+
+    /// `kill -9`.
+    pub fn kill(mut self) -> Result<()> {
+        self.process.signal(Signal::SIGKILL)?;
+        self.process.wait(Duration::from_secs(5)).map(drop)
+    }
+}
+
+/// How many packets were counted with a reason.
+pub fn packets(status: &Status, reason: &str) -> u64 {
+    packets_of(status, None, reason)
+}
+
+/// How many packets were counted with a reason, for one rule or for all.
+pub fn packets_of(status: &Status, rule: Option<&str>, reason: &str) -> u64 {
+    let counters = status.counters.iter().filter(|counter| counter.reason == reason);
+    counters.filter(|counter| rule.is_none_or(|rule| rule == counter.rule)).map(|counter| counter.packets).sum()
+}
+
+/// A field of the first stream.
+pub fn stream(status: &Status, field: &str) -> String {
+    let stream = status.tunnel.get("streams").and_then(|streams| streams.get(0));
+    stream.and_then(|stream| stream.get(field)).and_then(|value| value.as_str()).unwrap_or_default().to_owned()
+}
+
+/// The guard's binary.
+pub fn binary() -> Result<PathBuf> {
+    built("nodeguard")
+}

@@ -1,0 +1,204 @@
+//! Owns network namespaces: makes them, wires them to one switch, runs code in them.
+//! Called by the lab, and by all that need a namespace of their own.
+//! Must never touch the machine's own namespace.
+
+use std::{
+    fs::{self, File},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::PathBuf,
+};
+
+use anyhow::{Context, Result};
+use nix::sched::{CloneFlags, setns};
+
+use crate::process::run_tool;
+
+/// Somebody with a place in the lab.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Who {
+    /// Where the proxy-server runs.
+    ControlPlane,
+    /// Where the guard and the kubelet stand-in run.
+    Node,
+    /// Behind the node.
+    Pod,
+    /// Whom no rule names.
+    Stranger,
+    /// Inside an allowed CIDR.
+    Peer,
+    /// Inside its exception.
+    Excepted,
+}
+
+impl Who {
+    /// Everybody.
+    pub const ALL: [Who; 6] = [Who::ControlPlane, Who::Node, Who::Pod, Who::Stranger, Who::Peer, Who::Excepted];
+
+    /// The name, and the addresses. All labs use the same ones: their namespaces are not connected.
+    fn facts(self) -> (&'static str, [u8; 4], [u16; 8]) {
+        match self {
+            Who::ControlPlane => ("control-plane", [10, 0, 0, 1], [0xfd00, 0, 0, 0, 0, 0, 0, 1]),
+            Who::Node => ("node", [10, 0, 0, 2], [0xfd00, 0, 0, 0, 0, 0, 0, 2]),
+            Who::Pod => ("pod", [10, 244, 1, 2], [0xfd01, 0x244, 1, 0, 0, 0, 0, 2]),
+            Who::Stranger => ("stranger", [10, 0, 0, 3], [0xfd00, 0, 0, 0, 0, 0, 0, 3]),
+            Who::Peer => ("peer", [10, 0, 8, 5], [0xfd00, 8, 0, 0, 0, 0, 0, 5]),
+            Who::Excepted => ("excepted", [10, 0, 8, 66], [0xfd00, 8, 0, 0, 0, 0, 0, 0x66]),
+        }
+    }
+
+    /// In words.
+    pub fn name(self) -> &'static str {
+        self.facts().0
+    }
+
+    /// The IPv4 address.
+    pub fn v4(self) -> Ipv4Addr {
+        self.facts().1.into()
+    }
+
+    /// The IPv6 address.
+    pub fn v6(self) -> Ipv6Addr {
+        self.facts().2.into()
+    }
+
+    /// The address of a family.
+    pub fn address(self, v6: bool) -> IpAddr {
+        if v6 { self.v6().into() } else { self.v4().into() }
+    }
+
+    /// A port at the address of a family.
+    pub fn at(self, v6: bool, port: u16) -> SocketAddr {
+        SocketAddr::new(self.address(v6), port)
+    }
+}
+
+/// The namespaces of one lab.
+pub struct Net {
+    id: String,
+}
+
+impl Net {
+    /// Makes the namespaces and wires them: everybody on one switch, the pod behind the node.
+    pub fn new(id: &str) -> Result<Net> {
+        let net = Net { id: id.to_owned() };
+        let namespaces: Vec<String> =
+            Who::ALL.map(|who| net.namespace(who)).into_iter().chain([net.switch()]).collect();
+        let added: String = namespaces.iter().map(|namespace| format!("netns add {namespace}\n")).collect();
+        ip(&["-batch", "-"], &added)?;
+        for namespace in &namespaces {
+            // No duplicate address detection: an address is usable at once.
+            inside(&open(namespace)?, || Ok(fs::write("/proc/sys/net/ipv6/conf/default/accept_dad", "0")?))?;
+        }
+        let mut switch = "link set lo up\nlink add br0 type bridge mcast_snooping 0\nlink set br0 up\n".to_owned();
+        for who in Who::ALL.into_iter().filter(|who| *who != Who::Pod) {
+            let (port, namespace) = (Net::port(who), net.namespace(who));
+            switch += &format!("link add {port} type veth peer name eth0 netns {namespace}\n");
+            switch += &format!("link set {port} master br0 up\n");
+        }
+        ip(&["-n", &net.switch(), "-batch", "-"], &switch)?;
+        let (node, v6) = (Who::Node.v4(), Who::Node.v6());
+        let to_pods = format!("route add 10.244.1.0/24 via {node}\nroute add fd01:244:1::/64 via {v6}\n");
+        for who in Who::ALL.into_iter().filter(|who| *who != Who::Pod) {
+            net.addresses(who, "eth0", [&format!("{}/16", who.v4()), &format!("{}/16", who.v6())])?;
+            if who != Who::Node {
+                net.batch(who, &to_pods)?;
+            }
+        }
+        net.batch(Who::Node, &format!("link add pod0 type veth peer name eth0 netns {}\n", net.namespace(Who::Pod)))?;
+        net.addresses(Who::Node, "pod0", ["10.244.1.1/24", "fd01:244:1::1/64"])?;
+        net.addresses(Who::Pod, "eth0", [&format!("{}/24", Who::Pod.v4()), &format!("{}/64", Who::Pod.v6())])?;
+        net.batch(Who::Pod, "route add default via 10.244.1.1\nroute add default via fd01:244:1::1\n")?;
+        net.run(Who::Node, || {
+            fs::write("/proc/sys/net/ipv4/ip_forward", "1")?;
+            Ok(fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1")?)
+        })?;
+        Ok(net)
+    }
+
+    /// Gives an interface an address of each family.
+    fn addresses(&self, who: Who, interface: &str, [v4, v6]: [&str; 2]) -> Result<()> {
+        self.batch(
+            who,
+            &format!(
+                "link set lo up\naddress add {v4} dev {interface}\naddress add {v6} dev {interface} nodad\nlink set {interface} up\n"
+            ),
+        )
+    }
+
+    fn batch(&self, who: Who, lines: &str) -> Result<()> {
+        ip(&["-n", &self.namespace(who), "-batch", "-"], lines)
+    }
+
+    /// The name of the switch's port that leads to somebody.
+    pub fn port(who: Who) -> String {
+        format!("to-{}", who.name().get(..4).unwrap_or(who.name()))
+    }
+
+    /// The name that `ip netns` knows.
+    pub fn namespace(&self, who: Who) -> String {
+        name(&self.id, who.name())
+    }
+
+    /// The same of the switch, where the other ends of everybody's wires are.
+    pub fn switch(&self) -> String {
+        name(&self.id, "switch")
+    }
+
+    /// A descriptor of a namespace.
+    pub fn open(&self, who: Who) -> Result<File> {
+        open(&self.namespace(who))
+    }
+
+    /// Runs `ip` in a namespace.
+    pub fn ip(&self, who: Who, arguments: &[&str]) -> Result<()> {
+        ip(&[&["-n", &self.namespace(who)], arguments].concat(), "")
+    }
+
+    /// Runs code in a namespace, on a thread of its own.
+    pub fn run<T: Send>(&self, who: Who, code: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        inside(&self.open(who)?, code)
+    }
+
+    /// The same in the switch's namespace.
+    pub fn run_on_switch<T: Send>(&self, code: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        inside(&open(&self.switch())?, code)
+    }
+}
+
+fn open(namespace: &str) -> Result<File> {
+    let path = PathBuf::from("/run/netns").join(namespace);
+    File::open(&path).with_context(|| path.display().to_string())
+}
+
+/// Runs code in a network namespace, on a thread of its own. Threads that the code starts are in the same namespace.
+pub fn inside<T: Send>(namespace: &File, code: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    on_a_thread(|| {
+        setns(namespace, CloneFlags::CLONE_NEWNET)?;
+        code()
+    })
+}
+
+/// Runs code on a thread of its own: what it changes of its surroundings ends with it.
+pub fn on_a_thread<T: Send>(code: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    std::thread::scope(|scope| scope.spawn(code).join()).unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+/// Removes the namespaces of a lab, whatever is there of them.
+pub fn remove(id: &str) {
+    let of_it = name(id, "");
+    for entry in fs::read_dir("/run/netns").into_iter().flatten().flatten() {
+        if let Some(namespace) = entry.file_name().to_str().filter(|namespace| namespace.starts_with(&of_it)) {
+            let _ = ip(&["netns", "delete", namespace], "");
+        }
+    }
+}
+
+/// The name of a namespace of a lab.
+pub fn name(id: &str, place: &str) -> String {
+    format!("nodeguard-{id}-{place}")
+}
+
+/// Runs `ip` with this input.
+pub fn ip(arguments: &[&str], input: &str) -> Result<()> {
+    run_tool("ip", arguments, input).context("ip (package iproute2)").map(drop)
+}
