@@ -1,6 +1,6 @@
 //! Pod ports without any prefix: a pod is known by the cgroup that it lives in.
 
-use std::{net::SocketAddr, time::Duration};
+use std::time::Duration;
 
 use lab::{
     client::{Outcome, http, tcp},
@@ -36,7 +36,7 @@ fn a_pod_is_guarded_by_its_cgroup_and_a_container_beside_it_is_not() {
     lab.write_policy(&POLICY.replace("[8090]", "[8090-8091]")).unwrap();
     lab.start_daemon().unwrap();
     let from = |who: Who, to: Who, port: u16| {
-        let to = SocketAddr::new(to.v4().into(), port);
+        let to = to.at(false, port);
         lab.net.run(who, || Ok(http(tcp(to), "/"))).unwrap()
     };
     assert_eq!(from(Who::Stranger, Who::Pod, PORT), Outcome::NoAnswer);
@@ -52,7 +52,7 @@ fn where_the_pods_cgroup_is_not_there_every_other_listener_counts_and_status_say
     lab.start_in(Who::Pod, "elsewhere", &["pod", &format!("[::]:{PORT}")]).unwrap();
     lab.write_policy(POLICY).unwrap();
     lab.start_daemon().unwrap();
-    let to = SocketAddr::new(Who::Pod.v4().into(), PORT);
+    let to = Who::Pod.at(false, PORT);
     let from = |lab: &Lab, who: Who| lab.net.run(who, || Ok(http(tcp(to), "/"))).unwrap();
     assert_eq!(from(&lab, Who::Stranger), Outcome::NoAnswer, "in doubt it is a pod");
     let said = lab.daemon().unwrap().status_text().unwrap();

@@ -46,7 +46,7 @@ fn a_caller_is_admitted_by_its_cgroup_wherever_it_is_made_anew() {
     assert!(counted("kubelet") >= 6, "{:?}", status.counters);
 
     // A named process is admitted from a pod's network namespace too: what counts is who it is.
-    let pod = SocketAddr::new(Who::Pod.v4().into(), 8080);
+    let pod = Who::Pod.at(false, 8080);
     assert_eq!(lab.once(Who::Pod, "system/kubelet.service", "tcp", pod).unwrap(), Answer::Reached);
     assert_eq!(lab.once(Who::Pod, "system", "tcp", pod).unwrap(), Answer::NoAnswer);
 
@@ -73,8 +73,7 @@ fn a_withdrawn_callers_connection_is_cut() {
     let ended = || std::fs::read_to_string(&log).unwrap().contains("ended");
     // An edit that leaves the caller leaves its connection.
     lab.write_policy(&policy().replace("10.0.8.66/32", "10.0.8.67/32")).unwrap();
-    let daemon = lab.daemon().unwrap();
-    until("the edit is in force", Duration::from_secs(5), || Ok(daemon.status()?.policy.epoch == 2)).unwrap();
+    lab.daemon().unwrap().in_force_after(1).unwrap();
     std::thread::sleep(Duration::from_millis(600));
     assert!(!ended(), "an edit that keeps the caller cut it");
     lab.write_policy(POLICY).unwrap();

@@ -1,12 +1,10 @@
 //! A guard with `CAP_BPF`, `CAP_NET_ADMIN` and `CAP_PERFMON`, as a user that can gain nothing more, does all that docs/capabilities.md says.
 
-use std::net::SocketAddr;
-
 use lab::{
+    daemon::{Rights, USER},
     lab::{KUBELET, Lab, POLICY},
     main_job::main_job,
     net::Who,
-    rights::{Rights, USER},
 };
 
 use crate::{drift, edge, edits, established, kill, shapes};
@@ -64,7 +62,7 @@ fn the_edge_tier_needs_no_more() {
 #[test]
 fn cutting_in_the_nodes_own_namespace_needs_no_more() {
     let mut lab = three(&POLICY.replace(", except: [10.0.8.66/32]", ""));
-    let kubelet = SocketAddr::new(Who::Node.v4().into(), KUBELET);
+    let kubelet = Who::Node.at(false, KUBELET);
     let [excepted, peer] = [Who::Excepted, Who::Peer].map(|who| established::hold(&lab, who, kubelet));
     lab.write_policy(POLICY).unwrap();
     assert!(established::is_cut(&excepted), "a withdrawn peer goes on");

@@ -43,7 +43,7 @@ fn the_upstream_agent_as_a_companion() {
     lab.write_policy(&format!("{POLICY}{companion}")).unwrap();
     lab.start_server(ServerCert::Good).unwrap();
     // The guard's own tunnel stays out of it: it asks for a server where there is none.
-    lab.setup.agent_port = AGENT_PORT + 1;
+    lab.setup.agent_port = Some(AGENT_PORT + 1);
     lab.start_daemon().unwrap();
     let mut running = agent(&lab, "agent");
     let ca = lab.certs.path("ca.crt");

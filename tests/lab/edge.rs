@@ -88,7 +88,7 @@ pub(crate) fn drops_strangers(mut lab: Lab) {
     // In audit nothing is dropped anywhere, and no packet is counted as the edge's.
     lab.write_policy(&with_edge(&POLICY.replace("mode: Enforce", "mode: Audit"), "eth0")).unwrap();
     let daemon = lab.daemon.as_ref().unwrap();
-    until("audit is in force", WITHIN, || Ok(daemon.status()?.policy.epoch > status.policy.epoch)).unwrap();
+    daemon.in_force_after(status.policy.epoch).unwrap();
     let before = daemon.status().unwrap();
     assert_eq!(lab.healthz(Who::Stranger, false).unwrap(), Outcome::Http(200));
     let after = daemon.status().unwrap();

@@ -1,20 +1,16 @@
 //! Edits of the policy file under a running guard: broken ones change nothing, good ones are in force at once.
 
-use std::{
-    net::SocketAddr,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use aya::maps::{Array, Map, MapData};
 use guard_common::abi::Active;
 use lab::{
-    client::{Outcome, https, tcp, through},
-    lab::{KUBELET, Lab, POLICY},
+    client::{Outcome, through},
+    lab::{Lab, POLICY},
     net::Who,
     process::until,
 };
 use nodeguard::{
-    kernel::load::pins,
     node::NodeFacts,
     policy::{compile::compile, diagnostic::Source},
 };
@@ -87,9 +83,7 @@ pub(crate) fn come_into_force(mut lab: Lab) {
     println!("good edits: in force after {median:?} (median of {GOOD}), at most {longest:?}");
     assert!(median <= IN_FORCE, "{median:?}");
     // What was excepted before is admitted now: the kernel follows the last edit, not only its number.
-    let kubelet = SocketAddr::new(Who::Node.v4().into(), KUBELET);
-    let ca = lab.certs.path("ca.crt");
-    assert_eq!(lab.net.run(Who::Excepted, || Ok(https(tcp(kubelet), "/healthz", &ca))).unwrap(), Outcome::Http(200));
+    assert_eq!(lab.healthz(Who::Excepted, false).unwrap(), Outcome::Http(200));
     assert_eq!(lab.daemon().unwrap().status().unwrap().policy.last_error, None);
 }
 
@@ -111,25 +105,21 @@ fn a_start_with_a_broken_policy_keeps_what_is_in_force_and_admits_no_dial() {
     );
     // Mended, it all works again.
     lab.write_policy(POLICY).unwrap();
-    let ca = lab.certs.path("ca.crt");
     until("the dial is admitted", Duration::from_secs(5), || {
-        Ok(https(through(lab.server()?, "10.0.0.2:10250"), "/healthz", &ca) == Outcome::Http(200))
+        Ok(lab.healthz_dialled("10.0.0.2:10250")? == Outcome::Http(200))
     })
     .unwrap();
 }
 
 /// The peer is admitted, the stranger is not.
 fn enforced(lab: &Lab) {
-    let kubelet = SocketAddr::new(Who::Node.v4().into(), KUBELET);
-    let ca = lab.certs.path("ca.crt");
-    let attempt = |who| lab.net.run(who, || Ok(https(tcp(kubelet), "/healthz", &ca))).unwrap();
-    assert_eq!(attempt(Who::Peer), Outcome::Http(200));
-    assert_eq!(attempt(Who::Stranger), Outcome::NoAnswer);
+    assert_eq!(lab.healthz(Who::Peer, false).unwrap(), Outcome::Http(200));
+    assert_eq!(lab.healthz(Who::Stranger, false).unwrap(), Outcome::NoAnswer);
 }
 
 /// Reads the epoch in force straight from the kernel.
 fn epoch_reader(lab: &Lab) -> impl Fn() -> u32 + use<> {
-    let map = MapData::from_pin(pins(&lab.directory.join("bpf/nodeguard")).join("maps/ACTIVE")).unwrap();
+    let map = MapData::from_pin(lab.pins().join("maps/ACTIVE")).unwrap();
     let active: Array<MapData, Active> = Map::from_map_data(map).unwrap().try_into().unwrap();
     move || active.get(&0, 0).unwrap().epoch
 }

@@ -15,7 +15,6 @@ use lab::{
     net::Who,
     process::{output, until},
 };
-use nix::sys::signal::Signal;
 
 const WITHIN: Duration = Duration::from_secs(1);
 
@@ -49,8 +48,8 @@ fn what_an_edit_withdraws_is_cut_and_nothing_else() {
     let mut lab = Lab::new(&loose).unwrap();
     let (mut withdrawn, mut kept) = (Vec::new(), Vec::new());
     for v6 in [false, true] {
-        let kubelet = SocketAddr::new(Who::Node.address(v6), KUBELET);
-        let [guarded, open] = POD_PORTS.map(|port| SocketAddr::new(Who::Pod.address(v6), port));
+        let kubelet = Who::Node.at(v6, KUBELET);
+        let [guarded, open] = POD_PORTS.map(|port| Who::Pod.at(v6, port));
         withdrawn.push(("excepted -> kubelet", hold(&lab, Who::Excepted, kubelet)));
         withdrawn.push(("stranger -> guarded pod port", hold(&lab, Who::Stranger, guarded)));
         kept.push(("peer -> kubelet", hold(&lab, Who::Peer, kubelet)));
@@ -68,8 +67,7 @@ fn what_an_edit_withdraws_is_cut_and_nothing_else() {
     let made = AtomicUsize::new(0);
     let stranger = lab.net.open(Who::Stranger).unwrap();
     std::thread::scope(|scope| {
-        let knocking =
-            scope.spawn(|| knock(stranger, SocketAddr::new(Who::Node.v4().into(), KUBELET), 1000, &made).unwrap());
+        let knocking = scope.spawn(|| knock(stranger, Who::Node.at(false, KUBELET), 1000, &made).unwrap());
         lab.write_policy(&tight).unwrap();
         let written = Instant::now();
         for (what, stream) in &withdrawn {
@@ -100,7 +98,7 @@ fn hold_inside(lab: &Lab) -> TcpStream {
     let mut helper = lab.helper(Who::Node, "", &["relay", "127.0.0.1:10250", "[::]:7002"]).unwrap();
     helper.stdout(Stdio::null()).stderr(Stdio::null());
     drop(helper.spawn().unwrap());
-    let to = SocketAddr::new(Who::Node.v4().into(), 7002);
+    let to = Who::Node.at(false, 7002);
     let mut stream = None;
     until("the helper", Duration::from_secs(5), || {
         stream = lab.net.run(Who::Peer, || Ok(TcpStream::connect_timeout(&to, Duration::from_secs(1))?)).ok();
@@ -117,11 +115,9 @@ fn hold_inside(lab: &Lab) -> TcpStream {
 #[test]
 fn what_was_open_before_the_guard_is_judged_when_it_starts() {
     let mut lab = Lab::new(&with_node_selector()).unwrap();
-    let process = lab.daemon().unwrap().process();
-    process.signal(Signal::SIGTERM).unwrap();
-    process.wait(Duration::from_secs(5)).unwrap();
+    lab.daemon().unwrap().process().stop().unwrap();
     output(lab.daemon().unwrap().command_of("unpin", &[]).unwrap()).unwrap();
-    let kubelet = SocketAddr::new(Who::Node.v4().into(), KUBELET);
+    let kubelet = Who::Node.at(false, KUBELET);
     let (stranger, peer) = (hold(&lab, Who::Stranger, kubelet), hold(&lab, Who::Peer, kubelet));
     lab.start_daemon().unwrap();
     assert!(is_cut(&stranger), "the stranger goes on");

@@ -1,10 +1,8 @@
 //! The tunnel through an HTTP proxy beside the kernel half: pinholes open as ever, and the hub rule holds the guard to the proxy.
 
-use std::net::SocketAddr;
-
 use lab::{
     certs::ServerCert,
-    client::{Outcome, https, through},
+    client::Outcome,
     daemon::stream,
     helper::Answer,
     lab::{Lab, POLICY},
@@ -27,12 +25,11 @@ fn pinholes_and_the_hub_rule_hold_through_an_http_proxy() {
     lab.start_daemon().unwrap().connected().unwrap();
     let status = lab.daemon().unwrap().status().unwrap();
     assert_eq!(stream(&status, "server"), format!("10.0.0.1:{AGENT_PORT} through {PROXY}"));
-    let direct = SocketAddr::new(Who::ControlPlane.v4().into(), AGENT_PORT);
+    let direct = Who::ControlPlane.at(false, AGENT_PORT);
     assert_eq!(lab.once(Who::Node, "", "tcp", direct).unwrap(), Answer::NotPermitted);
-    let ca = lab.certs.path("ca.crt");
-    let kubelet = |lab: &Lab| https(through(lab.server().unwrap(), "10.0.0.2:10250"), "/healthz", &ca);
+    let kubelet = |lab: &Lab| lab.healthz_dialled("10.0.0.2:10250").unwrap();
     assert_eq!(kubelet(&lab), Outcome::Http(200), "a guarded port, through a pinhole");
-    let stranger = SocketAddr::new(Who::Node.v4().into(), 10_250);
+    let stranger = Who::Node.at(false, 10_250);
     assert_eq!(lab.once(Who::Stranger, "", "tcp", stranger).unwrap(), Answer::NoAnswer);
     // Without the variable the hub rule keeps the guard from the server, and it says so.
     lab.daemon.take().unwrap().kill().unwrap();

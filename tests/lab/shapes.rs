@@ -9,12 +9,12 @@ use guard_common::{
     packet::{TCP, UDP},
 };
 use lab::{
+    daemon::Rights,
     judged::{self, Counts, Sender, check},
     lab::Lab,
     net::Who,
     packets::Flow,
     process::{command, output},
-    rights::Rights,
     shapes::{all, flow_of},
     wire::{Wire, hardware},
 };
@@ -136,10 +136,7 @@ fn every_shape(target: Who) {
             let (who, wire) = if sender == Sender::Peer { (Who::Peer, &peer) } else { (Who::Stranger, &stranger) };
             // A port of its own for each: answers that come again are told apart.
             let own = 20_000 + 4 * number as u16 + sender as u16;
-            let flow = Flow {
-                from: SocketAddr::new(silent(who, shape.v6), own),
-                to: SocketAddr::new(target.address(shape.v6), port),
-            };
+            let flow = Flow { from: SocketAddr::new(silent(who, shape.v6), own), to: target.at(shape.v6, port) };
             if sender == Sender::Pinhole {
                 pinholes.open(flow_of(shape, flow));
             }

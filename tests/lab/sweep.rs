@@ -8,7 +8,7 @@ use std::{
 };
 
 use lab::{lab::target, process::until, sweep};
-use nodeguard::kernel::load::pins;
+use nodeguard::kernel::{cgroup::v2_root, load::pins};
 
 #[test]
 fn a_killed_lab_is_removed_by_the_next() {
@@ -20,7 +20,7 @@ fn a_killed_lab_is_removed_by_the_next() {
     let prefix = format!("{}-{}-", demo.id(), sweep::start_time(demo.id()).unwrap());
     let id = format!("{prefix}0");
     let lab = Path::new(sweep::LABS).join(&id);
-    let cgroup = nodeguard::kernel::cgroup::v2_root().unwrap().join(format!("nodeguard-lab-{id}"));
+    let cgroup = sweep::cgroup(&v2_root().unwrap(), &id);
     until("its guard is in force", Duration::from_secs(30), || {
         Ok(pins(&lab.join("bpf/nodeguard")).join("links/guard_ingress").exists())
     })

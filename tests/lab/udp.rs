@@ -1,6 +1,6 @@
 //! UDP ports: strangers get no answer, allowed peers do, and what the node or a pod asked for comes back.
 
-use std::net::{SocketAddr, UdpSocket};
+use std::net::UdpSocket;
 
 use lab::{
     helper::{Answer, exchange, udp_once},
@@ -31,7 +31,7 @@ fn datagrams_to_a_guarded_port_need_an_allowed_sender() {
     lab.write_policy(&policy(PEERS)).unwrap();
     lab.start_daemon().unwrap();
     for v6 in [false, true] {
-        let [node, pod] = [Who::Node, Who::Pod].map(|who| SocketAddr::new(who.address(v6), DNS));
+        let [node, pod] = [Who::Node, Who::Pod].map(|who| who.at(v6, DNS));
         let from = |who: Who, to| lab.net.run(who, || udp_once(to)).unwrap();
         assert_eq!(from(Who::Peer, node), Answer::Reached, "{node}");
         for who in [Who::Stranger, Who::Excepted, Who::ControlPlane] {
@@ -69,7 +69,7 @@ fn a_reply_to_what_the_node_asked_is_never_touched_and_a_peers_question_makes_no
     lab.write_policy(&both).unwrap();
     lab.start_daemon().unwrap();
     // A socket on a guarded port asks a stranger.
-    let stranger = SocketAddr::new(Who::Stranger.v4().into(), 7777);
+    let stranger = Who::Stranger.at(false, 7777);
     let answering = lab.net.run(Who::Stranger, || Ok(UdpSocket::bind(stranger)?)).unwrap();
     let answer = std::thread::spawn(move || {
         let mut buffer = [0; 16];
@@ -77,19 +77,19 @@ fn a_reply_to_what_the_node_asked_is_never_touched_and_a_peers_question_makes_no
         answering.send_to(&buffer[..count], from).unwrap();
         (answering, from)
     });
-    let said = lab.run_in(Who::Node, "", &["send-first", &format!("0.0.0.0:{DNS}"), &stranger.to_string()]).unwrap();
-    assert_eq!(Answer::read(&said), Some(Answer::Reached), "the answer to its own question is denied");
+    let words = ["send-first", &format!("0.0.0.0:{DNS}"), &stranger.to_string()];
+    assert_eq!(
+        lab.ask::<Answer>(Who::Node, "", &words).unwrap(),
+        Answer::Reached,
+        "the answer to its own question is denied"
+    );
     answer.join().unwrap();
 
     // A peer asks, is answered, and is withdrawn: what the server answered before makes no reply of its next question.
-    let to = SocketAddr::new(Who::Node.v4().into(), DNS + 1);
+    let to = Who::Node.at(false, DNS + 1);
     let peer = lab.net.run(Who::Peer, || Ok(UdpSocket::bind("0.0.0.0:0")?)).unwrap();
     assert_eq!(exchange(&peer, to).unwrap(), Answer::Reached);
     lab.write_policy(&both.replace("10.0.8.0/24, except: [10.0.8.66/32]", "10.0.9.0/24")).unwrap();
-    let daemon = lab.daemon().unwrap();
-    lab::process::until("the edit is in force", std::time::Duration::from_secs(5), || {
-        Ok(daemon.status()?.policy.epoch == 2)
-    })
-    .unwrap();
+    lab.daemon().unwrap().in_force_after(1).unwrap();
     assert_eq!(exchange(&peer, to).unwrap(), Answer::NoAnswer, "a withdrawn peer is answered");
 }

@@ -1,26 +1,19 @@
 //! Enforcement outlives the daemon until somebody says `nodeguard unpin`, which tells what is open then.
 
-use std::{net::SocketAddr, time::Duration};
-
 use lab::{
-    client::{Outcome, https, tcp},
-    lab::{KUBELET, Lab, POLICY},
+    client::Outcome,
+    lab::{Lab, POLICY},
     net::Who,
     process::output,
 };
-use nix::sys::signal::Signal;
 
 #[test]
 fn sigterm_ends_it_well_the_kernel_half_stays_and_unpin_removes_it() {
     let mut lab = Lab::new(POLICY).unwrap();
-    let kubelet = SocketAddr::new(Who::Node.v4().into(), KUBELET);
-    let ca = lab.certs.path("ca.crt");
-    let stranger = |lab: &Lab| lab.net.run(Who::Stranger, || Ok(https(tcp(kubelet), "/healthz", &ca))).unwrap();
+    let stranger = |lab: &Lab| lab.healthz(Who::Stranger, false).unwrap();
     let said = output(lab.daemon().unwrap().command_of("unpin", &[]).unwrap()).unwrap();
     assert!(!said.status.success() && String::from_utf8_lossy(&said.stderr).contains("stop it first"));
-    let process = lab.daemon().unwrap().process();
-    process.signal(Signal::SIGTERM).unwrap();
-    assert!(process.wait(Duration::from_secs(5)).unwrap().success(), "SIGTERM is exit 0");
+    assert!(lab.daemon().unwrap().process().stop().unwrap().success(), "SIGTERM is exit 0");
     assert_eq!(stranger(&lab), Outcome::NoAnswer);
 
     // Nobody answers, so `status` says what the pins say, with its own exit code.
@@ -43,7 +36,5 @@ fn without_a_policy_nothing_is_attached_and_the_error_says_where() {
     lab.write_policy(&POLICY.replace("10250", "102500")).unwrap();
     let error = format!("{:#}", lab.start_daemon().map(|_| ()).unwrap_err());
     assert!(error.contains("NG006") && error.contains("policy.yaml:9:22"), "{error}");
-    let kubelet = SocketAddr::new(Who::Node.v4().into(), KUBELET);
-    let ca = lab.certs.path("ca.crt");
-    assert_eq!(lab.net.run(Who::Stranger, || Ok(https(tcp(kubelet), "/healthz", &ca))).unwrap(), Outcome::Http(200));
+    assert_eq!(lab.healthz(Who::Stranger, false).unwrap(), Outcome::Http(200));
 }

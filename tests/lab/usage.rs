@@ -2,7 +2,7 @@
 
 use std::{
     io::{Read, Write},
-    net::{SocketAddr, TcpStream},
+    net::TcpStream,
     sync::atomic::AtomicUsize,
     time::Duration,
 };
@@ -26,7 +26,7 @@ fn maps_are_counted_and_programs_measured() {
     lab.setup.options = vec!["--program-stats"];
     lab.start_daemon().unwrap();
     let stranger = lab.net.open(Who::Stranger).unwrap();
-    let to = SocketAddr::new(Who::Node.v4().into(), KUBELET);
+    let to = Who::Node.at(false, KUBELET);
     assert_eq!(knock(stranger, to, 100, &AtomicUsize::new(0)).unwrap(), 0);
     let daemon = lab.daemon.as_ref().unwrap();
     let status = daemon.status().unwrap();

@@ -1,8 +1,10 @@
-//! Owns the guard of a lab: the real binary, with the options that keep it inside the lab.
+//! Owns the guard of a lab: the real binary, with the options that keep it inside the lab, and what it may do.
 //! Called by the lab, and by tests that kill it, edit its policy or read its status.
 //! Must never attach outside the lab's own cgroup.
 
 use std::{
+    fs,
+    os::unix::fs::chown,
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
@@ -12,10 +14,7 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use nodeguard::status::Status;
 
-use super::{
-    net::{Net, Who},
-    rights::Rights,
-};
+use super::net::{Net, Who};
 use crate::{
     certs::Certs,
     process::{Process, built, command, output, until},
@@ -28,24 +27,13 @@ pub struct Daemon {
     directory: PathBuf,
 }
 
-/// Where a guard works.
-pub struct Place<'a> {
-    /// The namespaces.
-    pub net: &'a Net,
-    /// The certificates.
-    pub certs: &'a Certs,
-    /// The cgroup that it runs in and attaches to.
-    pub cgroup: &'a Path,
-    /// The lab's directory: policy, socket, log, bpffs.
-    pub directory: &'a Path,
-}
-
 /// How the next guard is started.
+#[derive(Default)]
 pub struct Setup {
     /// Which build of it.
     pub build: Build,
-    /// Where it looks for the proxy-server.
-    pub agent_port: u16,
+    /// Where it looks for the proxy-server, if not where one is.
+    pub agent_port: Option<u16>,
     /// What it may do.
     pub rights: Rights,
     /// More of its options.
@@ -54,22 +42,43 @@ pub struct Setup {
     pub variables: Vec<(&'static str, &'static str)>,
 }
 
-impl Default for Setup {
-    fn default() -> Setup {
-        Setup {
-            build: Build::Own,
-            agent_port: AGENT_PORT,
-            rights: Rights::Root,
-            options: Vec::new(),
-            variables: Vec::new(),
-        }
+/// What a guard may do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Rights {
+    /// Everything.
+    #[default]
+    Root,
+    /// `CAP_BPF`, `CAP_NET_ADMIN` and `CAP_PERFMON`, as a user of its own that can gain nothing more.
+    Three,
+}
+
+/// The user of a guard with three capabilities: the one that images without a root have.
+pub const USER: u32 = 65_532;
+
+/// What `setpriv` leaves to a program that it starts.
+const THREE: [&str; 7] = [
+    "--reuid=65532",
+    "--regid=65532",
+    "--clear-groups",
+    "--bounding-set=-all,+bpf,+net_admin,+perfmon",
+    "--inh-caps=-all,+bpf,+net_admin,+perfmon",
+    "--ambient-caps=-all,+bpf,+net_admin,+perfmon",
+    "--no-new-privs",
+];
+
+fn give_to_user(path: &Path) -> Result<()> {
+    chown(path, Some(USER), Some(USER)).with_context(|| path.display().to_string())?;
+    if fs::symlink_metadata(path)?.is_dir() {
+        fs::read_dir(path)?.try_for_each(|entry| give_to_user(&entry?.path()))?;
     }
+    Ok(())
 }
 
 /// A build of the guard.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Build {
     /// The one that is released.
+    #[default]
     Own,
     /// One whose maps have another layout.
     OtherAbi,
@@ -83,40 +92,38 @@ impl Build {
 }
 
 impl Daemon {
-    /// The command that starts one.
-    pub fn command(place: &Place<'_>, setup: &Setup) -> Result<Command> {
+    /// The command that starts one: it runs in this cgroup and attaches to it, and its files are in this directory.
+    pub fn command(net: &Net, certs: &Certs, cgroup: &Path, directory: &Path, setup: &Setup) -> Result<Command> {
         let binary = built(if setup.build == Build::Own { "nodeguard" } else { "nodeguard-other-abi" })?;
-        let namespace = place.net.open(Who::Node)?;
-        let mut run = match setup.rights.starter() {
-            None => command(&binary, namespace, place.cgroup)?,
-            Some((starter, arguments)) => {
-                let mut run = command(starter, namespace, place.cgroup)?;
-                run.args(arguments).arg(binary);
-                run
-            }
+        let namespace = net.open(Who::Node)?;
+        let mut run = if setup.rights == Rights::Root {
+            command(&binary, namespace, cgroup)?
+        } else {
+            give_to_user(directory)?;
+            let mut run = command(Path::new("/usr/bin/setpriv"), namespace, cgroup)?;
+            run.args(THREE).arg(binary);
+            run
         };
-        setup.rights.own(place.directory)?;
-        run.arg("run").arg("--cgroup").arg(place.cgroup);
+        run.arg("run").arg("--cgroup").arg(cgroup);
         for (option, file) in
             [("--policy", "policy/policy.yaml"), ("--bpffs", "bpf/nodeguard"), ("--admin-socket", "admin.sock")]
         {
-            run.arg(option).arg(place.directory.join(file));
+            run.arg(option).arg(directory.join(file));
         }
         run.args(["--node-name=node", "--health-server-host=127.0.0.1", "--drain-timeout=3s"]);
         run.args(["--sync-interval=100ms", "--sync-interval-cap=500ms"]);
         run.arg(format!("--proxy-server-host={}", Who::ControlPlane.v4()));
-        run.arg(format!("--proxy-server-port={}", setup.agent_port));
-        place.certs.give_to_agent(&mut run);
+        run.arg(format!("--proxy-server-port={}", setup.agent_port.unwrap_or(AGENT_PORT)));
+        certs.give_to_agent(&mut run);
         run.env("RUST_BACKTRACE", "1").env_remove("RUST_LOG").envs(setup.variables.iter().copied());
         run.args(&setup.options);
         Ok(run)
     }
 
     /// Starts one and waits until its policy is in force.
-    pub fn start(place: &Place<'_>, setup: &Setup) -> Result<Daemon> {
-        let log = place.directory.join("nodeguard.log");
-        let process = Process::start("nodeguard", Daemon::command(place, setup)?, &log)?;
-        let mut daemon = Daemon { process, directory: place.directory.to_path_buf() };
+    pub fn start(command: Command, directory: &Path) -> Result<Daemon> {
+        let process = Process::start("nodeguard", command, &directory.join("nodeguard.log"))?;
+        let mut daemon = Daemon { process, directory: directory.to_path_buf() };
         until("nodeguard answers", Duration::from_secs(20), || {
             daemon.process.check()?;
             Ok(daemon.status().is_ok_and(|status| status.daemon))
@@ -155,7 +162,7 @@ impl Daemon {
 
     /// Waits until a policy of a later epoch than this one is in force.
     pub fn in_force_after(&self, epoch: u32) -> Result<()> {
-        until("the edit is in force", Duration::from_secs(10), || Ok(self.status()?.policy.epoch > epoch))
+        until("the edit is in force", Duration::from_secs(5), || Ok(self.status()?.policy.epoch > epoch))
     }
 
     /// What it printed.

@@ -10,6 +10,7 @@ use http_body_util::{BodyExt, Full, StreamBody, combinators::BoxBody};
 use hyper::{Request, Response, StatusCode, body::Frame, body::Incoming, header, service::service_fn};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+use serde::{Deserialize, Serialize};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
     io::AsyncReadExt,
@@ -30,13 +31,11 @@ const LOG_PAUSE: Duration = Duration::from_millis(60);
 pub fn main(arguments: &[String]) -> Result<()> {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match words[..] {
-        ["get", address, ca] => {
-            let outcome = client::https(client::tcp(address.parse()?), "/healthz", Path::new(ca));
-            print_line(&serde_json::to_string(&outcome)?)
-        }
-        ["once", "tcp", to] => print_line(tcp_once(to.parse()?)?.as_str()),
-        ["once", "udp", to] => print_line(udp_once(to.parse()?)?.as_str()),
-        ["send-first", from, to] => send_first(from.parse()?, to.parse()?),
+        ["get", address, ca] => print_json(&client::https(client::tcp(address.parse()?), "/healthz", Path::new(ca))),
+        ["once", "tcp", to] => print_json(&tcp_once(to.parse()?)?),
+        ["once", "udp", to] => print_json(&udp_once(to.parse()?)?),
+        // From a given port, as the socket's owner: what comes back was asked for.
+        ["send-first", from, to] => print_json(&exchange(&std::net::UdpSocket::bind(from)?, to.parse()?)?),
         ["mptcp", address] => mptcp(address.parse()?),
         ["meet", from, to] => meet(from.parse()?, to.parse()?),
         _ => {
@@ -191,7 +190,7 @@ fn meet(from: SocketAddr, to: SocketAddr) -> Result<()> {
 const ONCE: Duration = Duration::from_millis(400);
 
 /// How an attempt ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Answer {
     /// A SYN-ACK, or an answer to the datagram.
     Reached,
@@ -204,22 +203,6 @@ pub enum Answer {
 }
 
 impl Answer {
-    const ALL: [Answer; 4] = [Answer::Reached, Answer::Refused, Answer::NoAnswer, Answer::NotPermitted];
-
-    fn as_str(self) -> &'static str {
-        match self {
-            Answer::Reached => "reached",
-            Answer::Refused => "refused",
-            Answer::NoAnswer => "no-answer",
-            Answer::NotPermitted => "not-permitted",
-        }
-    }
-
-    /// What the helper printed.
-    pub fn read(text: &str) -> Option<Answer> {
-        Answer::ALL.into_iter().find(|once| once.as_str() == text.trim())
-    }
-
     /// What an error of a socket says; an error itself where it says nothing of the kind.
     fn of(error: io::Error) -> Result<Answer> {
         if error.kind() == io::ErrorKind::PermissionDenied {
@@ -255,7 +238,6 @@ pub fn exchange(socket: &std::net::UdpSocket, to: SocketAddr) -> Result<Answer> 
     }
 }
 
-/// Opens a conversation from a given port, then answers as the socket's owner would: what is still let in was asked for.
-fn send_first(from: SocketAddr, to: SocketAddr) -> Result<()> {
-    print_line(exchange(&std::net::UdpSocket::bind(from)?, to)?.as_str())
+fn print_json(value: &impl Serialize) -> Result<()> {
+    print_line(&serde_json::to_string(value)?)
 }

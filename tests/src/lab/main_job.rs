@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Result, anyhow, ensure};
 
 use super::{
     KUBELET, Lab, POD_PORTS, POLICY,
@@ -17,7 +17,7 @@ use super::{
     helper::LOG_LINES,
     net::Who,
 };
-use crate::process::{output, until};
+use crate::process::until;
 
 /// One attempt.
 pub struct Line {
@@ -191,10 +191,7 @@ impl Job<'_> {
     fn local_processes(&mut self) -> Result<()> {
         let addresses = ["127.0.0.1:10250", "[::1]:10250", "10.0.0.2:10250", "[fd00::2]:10250"];
         let ca = self.lab.certs.path("ca.crt").display().to_string();
-        let get = |lab: &Lab, to: &str| {
-            let said = output(lab.helper(Who::Node, "", &["get", to, &ca])?)?;
-            serde_json::from_slice(&said.stdout).with_context(|| String::from_utf8_lossy(&said.stderr).into_owned())
-        };
+        let get = |lab: &Lab, to: &str| lab.ask(Who::Node, "", &["get", to, &ca]);
         for to in addresses {
             let (expected, reason) = (Outcome::NoAnswer, "no-selector");
             let line = self.judged("local process", to.to_owned(), "direct", expected, reason, &|lab| get(lab, to))?;

@@ -7,7 +7,6 @@ pub mod daemon;
 pub mod helper;
 pub mod main_job;
 pub mod net;
-pub mod rights;
 
 use std::{
     fs::{self, File},
@@ -25,13 +24,13 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use nix::mount::{MsFlags, mount};
 use nodeguard::kernel::{cgroup::v2_root, load};
+use serde::de::DeserializeOwned;
 
 use self::{
     client::{Outcome, https, tcp, through},
-    daemon::{Daemon, Place, Setup},
+    daemon::{Daemon, Rights, Setup},
     helper::Answer,
     net::{Net, Who},
-    rights::Rights,
 };
 pub use crate::process::target;
 use crate::{
@@ -180,22 +179,18 @@ impl Lab {
 
     /// Starts the guard.
     pub fn start_daemon(&mut self) -> Result<&mut Daemon> {
-        let daemon = Daemon::start(&self.place(), &self.setup)?;
+        let daemon = Daemon::start(self.daemon_command()?, &self.directory)?;
         Ok(self.daemon.insert(daemon))
     }
 
     /// The command that starts the guard.
     pub fn daemon_command(&self) -> Result<Command> {
-        Daemon::command(&self.place(), &self.setup)
+        Daemon::command(&self.net, &self.certs, &self.node_cgroup, &self.directory, &self.setup)
     }
 
     /// Starts the guard and waits for nothing.
     pub fn start_unfinished(&self) -> Result<Process> {
         Process::start("nodeguard", self.daemon_command()?, &self.directory.join("nodeguard.log"))
-    }
-
-    fn place(&self) -> Place<'_> {
-        Place { net: &self.net, certs: &self.certs, cgroup: &self.node_cgroup, directory: &self.directory }
     }
 
     /// The guard.
@@ -229,17 +224,16 @@ impl Lab {
         Ok(https(through(self.server()?, to), "/healthz", &self.certs.path("ca.crt")))
     }
 
-    /// Runs a helper to its end in a cgroup below the guarded one (`""`: in it), and what it printed.
-    pub fn run_in(&self, who: Who, cgroup: &str, arguments: &[&str]) -> Result<String> {
+    /// Runs a helper to its end in a cgroup below the guarded one (`""`: in it); what it found.
+    pub fn ask<T: DeserializeOwned>(&self, who: Who, cgroup: &str, arguments: &[&str]) -> Result<T> {
         let said = output(self.helper(who, cgroup, arguments)?)?;
-        ensure!(said.status.success(), "helper {arguments:?}: {}", String::from_utf8_lossy(&said.stderr));
-        Ok(String::from_utf8(said.stdout)?)
+        serde_json::from_slice(&said.stdout)
+            .with_context(|| format!("helper {arguments:?}: {}", String::from_utf8_lossy(&said.stderr)))
     }
 
     /// One attempt from a cgroup below the guarded one, and how it ended.
     pub fn once(&self, who: Who, cgroup: &str, how: &str, to: SocketAddr) -> Result<Answer> {
-        let said = self.run_in(who, cgroup, &["once", how, &to.to_string()])?;
-        Answer::read(&said).with_context(|| format!("a helper said {said:?}"))
+        self.ask(who, cgroup, &["once", how, &to.to_string()])
     }
 
     /// Makes a cgroup below the guarded one.
