@@ -1,6 +1,6 @@
-//! Owns building a whole Kubernetes from its Go modules, and the small images that the cluster's pods are of.
+//! Owns building a whole Kubernetes from its Go modules, and the small images of the cluster's pods.
 //! Called by `setup` for the cluster area; the cluster lab starts what this leaves in `target/cluster`.
-//! Must never build from anything but the versions that the go.sum of its module pins.
+//! Must never build other versions than those that the go.sum of the module pins.
 
 use std::fs;
 
@@ -13,20 +13,20 @@ use crate::{
     upstream,
 };
 
-/// A minor of Kubernetes: each has a Go module of its own below tests.
+/// A minor version of Kubernetes. Each has a Go module below tests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Kubernetes {
-    /// The one that everything is tried with.
+    /// The version that every test runs with
     #[default]
     #[value(name = "v1.34")]
     V1_34,
-    /// The newest that builds with Go 1.26.
+    /// The newest version that builds with Go 1.26
     #[value(name = "v1.37")]
     V1_37,
 }
 
 impl Kubernetes {
-    /// The version that its go.mod requires, and that its programs say.
+    /// The version that the go.mod requires and that the programs print.
     fn version(self) -> &'static str {
         match self {
             Kubernetes::V1_34 => "v1.34.4",
@@ -34,7 +34,7 @@ impl Kubernetes {
         }
     }
 
-    /// The folder of its module below tests, and of its programs below target.
+    /// The folder of the module below tests, and of the programs below target.
     pub(crate) fn folder(self) -> &'static str {
         match self {
             Kubernetes::V1_34 => "cluster",
@@ -43,7 +43,7 @@ impl Kubernetes {
     }
 }
 
-/// The programs and their packages, in the order in which they share most of what is compiled.
+/// The programs and their packages, ordered so that each shares as much compiled code as possible with the one before.
 const PROGRAMS: [(&str, &str); 7] = [
     ("etcd", "go.etcd.io/etcd/server/v3"),
     ("kube-apiserver", "k8s.io/kubernetes/cmd/kube-apiserver"),
@@ -54,12 +54,12 @@ const PROGRAMS: [(&str, &str); 7] = [
     ("kube-proxy", "k8s.io/kubernetes/cmd/kube-proxy"),
 ];
 
-/// Builds what is missing of Kubernetes and etcd.
+/// Builds the programs of Kubernetes and etcd that are missing.
 pub(crate) fn kubernetes(kubernetes: Kubernetes) -> Result<()> {
     PROGRAMS.iter().try_for_each(|(program, package)| build(kubernetes, program, package))
 }
 
-/// Builds one, unless the one that is there was built from the same module file. One package at a time: this takes long, and others work too.
+/// Builds one program, unless the existing one was built from the same module file. One package at a time, to leave the machine usable.
 fn build(kubernetes: Kubernetes, program: &str, package: &str) -> Result<()> {
     let (folder, kubernetes) = (kubernetes.folder(), kubernetes.version());
     let (module, output) = (root().join("tests").join(folder), root().join("target").join(folder));
@@ -78,12 +78,12 @@ fn build(kubernetes: Kubernetes, program: &str, package: &str) -> Result<()> {
     let mut build = command(find("go").context("Go is not installed")?);
     build.current_dir(&module).env("CGO_ENABLED", "0").env("GOTOOLCHAIN", "local").env("GOFLAGS", "-mod=readonly -p=1");
     run(build.args(["build", "-trimpath", &link, "-o"]).arg(&binary).arg(package))?;
-    // A program that does not start is found here, not in a lab.
+    // If the program does not start, fail here and not in a lab.
     read(command(&binary).arg("--help"))?;
     Ok(fs::write(built_from, sums)?)
 }
 
-/// The upstream agent's image: what the guard is measured beside.
+/// Writes the image of the upstream agent, which the bench compares with.
 pub(crate) fn agent_image() -> Result<()> {
     upstream::agent()?;
     let image = Image {
@@ -97,7 +97,7 @@ pub(crate) fn agent_image() -> Result<()> {
     image::write(&image, &root().join("target/cluster/proxy-agent.tar"))
 }
 
-/// The images of the lab's pods: one static program is all that is in them, under each of its names.
+/// Writes the images of the lab's pods. They contain one static program, under each of its names.
 pub(crate) fn pod_images() -> Result<()> {
     let busybox = find("busybox").context("busybox is not installed (package busybox-static)")?;
     let names = read(command(&busybox).arg("--list"))?;
@@ -118,7 +118,7 @@ pub(crate) fn pod_images() -> Result<()> {
     Ok(())
 }
 
-/// The image of the pod that serves a webhook and an aggregated API.
+/// Writes the image of the pod that serves a webhook and an aggregated API.
 pub(crate) fn hook_image() -> Result<()> {
     let binary = image::static_binary("nodeguard-tests", "nodeguard-pod")?;
     let image = Image {

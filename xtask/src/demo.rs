@@ -1,6 +1,6 @@
-//! Owns `cargo xtask demo`: all set-up, then the lab with a running guard.
+//! Owns `cargo xtask demo`: the set-up, then the lab with a running guard.
 //! Called as `cargo xtask demo [--cluster] [--stay]`, and by the cluster area of `test`.
-//! Must never say less than the lab found: its exit code is the task's.
+//! Must never hide what the lab found: the exit code of the lab is the exit code of the task.
 
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
@@ -36,7 +36,7 @@ pub(crate) fn demo(stay: bool) -> Result<()> {
     until_it_ended(&mut demo)
 }
 
-/// The cluster lab, its checks once; it is left running where somebody wants to try it.
+/// Runs the checks of the cluster lab once; `stay` leaves the cluster running.
 pub(crate) fn cluster(stay: bool, options: Options) -> Result<()> {
     setup::root_or_say("demo --cluster")?;
     let mut lab = cluster_lab(options)?;
@@ -47,47 +47,47 @@ pub(crate) fn cluster(stay: bool, options: Options) -> Result<()> {
     until_it_ended(&mut lab)
 }
 
-/// Runs a lab that ctrl-c ends: it clears up, and this waits for it.
+/// Runs a lab to its end. Ctrl-c ends the lab: it cleans up, and this waits for it.
 fn until_it_ended(lab: &mut std::process::Command) -> Result<()> {
     extern "C" fn nothing(_: nix::libc::c_int) {}
-    // Not ignored: that would be inherited by the lab.
+    // A handler instead of SIG_IGN, which the lab would inherit.
     let handler = SigAction::new(SigHandler::Handler(nothing), SaFlags::SA_RESTART, SigSet::empty());
     // SAFETY: the handler does nothing at all.
     unsafe { sigaction(Signal::SIGINT, &handler) }?;
     run(lab)
 }
 
-/// Of what the cluster is made.
+/// What the cluster consists of.
 #[derive(Clone, Copy, Debug, Default, Args)]
 pub(crate) struct Options {
-    /// With `cluster`: the minor of Kubernetes.
+    /// With cluster: the minor version of Kubernetes
     #[arg(long, value_name = "MINOR", default_value = "v1.34")]
     kubernetes: Kubernetes,
-    /// With `cluster`: IPv6 alone instead of IPv4.
+    /// With cluster: IPv6 only instead of IPv4
     #[arg(long)]
     ipv6: bool,
 }
 
 impl Options {
-    /// What it takes to build it.
+    /// The set-up that builds it.
     pub(crate) fn setup(self) -> setup::For {
         setup::For::Cluster(self.kubernetes)
     }
 
-    /// The same for the lab.
+    /// The options as arguments of the lab.
     pub(crate) fn lab(self) -> Vec<String> {
         let programs = format!("--programs={}", self.kubernetes.folder());
         [programs].into_iter().chain(self.ipv6.then(|| "--ipv6".to_owned())).collect()
     }
 
-    /// The same, as they are written.
+    /// The options as arguments of this program.
     pub(crate) fn words(self) -> Vec<String> {
         let minor = self.kubernetes.to_possible_value().map(|value| format!("--kubernetes={}", value.get_name()));
         minor.into_iter().chain(self.ipv6.then(|| "--ipv6".to_owned())).collect()
     }
 }
 
-/// Everything that the cluster lab needs, and the command that runs it.
+/// Builds everything that the cluster lab needs; returns the command that runs it.
 pub(crate) fn cluster_lab(options: Options) -> Result<std::process::Command> {
     setup::setup(options.setup())?;
     say("building the guard's image and the lab (a few minutes the first time)");

@@ -1,6 +1,6 @@
-//! Owns `cargo xtask test kernels`: the kernel half on Debian's packaged kernels in a virtual machine, and on this machine's own.
+//! Owns `cargo xtask test kernels`: the kernel half on Debian's kernels in virtual machines, and on the kernel of this machine.
 //! Called by `test`.
-//! Must never install a kernel: packages are only unpacked.
+//! Must never install a kernel: it only unpacks the packages.
 
 use std::{
     fs,
@@ -17,16 +17,16 @@ use crate::shell::{command, find, read, root, run, say};
 
 /// The packages that depend on the newest kernel of a line.
 const LINES: [(&str, &str); 2] = [("6.1", "linux-image-cloud-amd64"), ("6.12", "linux-image-6.12-cloud-amd64")];
-/// A whole machine, emulated: 5 s to boot, and as long again for the trial.
+/// An emulated machine needs 5 s to boot, and as long again for the trial.
 const PATIENCE: Duration = Duration::from_secs(150);
 
-/// What a kernel said.
+/// What the trial on one kernel printed.
 struct Row {
     kernel: String,
     lines: Vec<String>,
 }
 
-/// Tries every kernel; how many checks held and how many did not.
+/// Tries every kernel; returns how many checks passed and failed.
 pub(crate) fn kernels() -> Result<(usize, usize)> {
     let guest = build_guest()?;
     let mut rows = vec![on_this_machine(&guest)?];
@@ -40,7 +40,7 @@ pub(crate) fn kernels() -> Result<(usize, usize)> {
     Ok(checks.iter().fold((0, 0), |(held, failed), (more, fewer)| (held + more, failed + fewer)))
 }
 
-/// One static binary, so that nothing else has to be in the machine.
+/// Builds the guest as one static binary, so that the machine needs nothing else.
 fn build_guest() -> Result<PathBuf> {
     let target = "x86_64-unknown-linux-gnu";
     let mut build = command(find("cargo").context("cargo is not in PATH")?);
@@ -58,7 +58,7 @@ fn directory() -> Result<PathBuf> {
     Ok(directory)
 }
 
-/// The newest packaged kernel of a line, unpacked.
+/// Unpacks the newest packaged kernel of a line; returns the path of its image.
 fn kernel_image(line: &str, package: &str) -> Result<PathBuf> {
     let newest = || {
         let known = read(command("apt-cache").args(["depends", package])).unwrap_or_default();
@@ -74,7 +74,7 @@ fn kernel_image(line: &str, package: &str) -> Result<PathBuf> {
     let image = directory()?.join(format!("vmlinuz-{newest}"));
     if !image.is_file() {
         say(format!("  unpacking Debian's kernel {newest}"));
-        // The image stands in its place once it is whole; what was begun before and not ended is in the way.
+        // The image gets its name only when it is complete; an unpacking that was interrupted is removed.
         let place = directory()?.join("unpacking");
         let _ = fs::remove_dir_all(&place);
         fs::create_dir_all(&place)?;
@@ -89,7 +89,7 @@ fn kernel_image(line: &str, package: &str) -> Result<PathBuf> {
     Ok(image)
 }
 
-/// The root file system: the one binary as /init (Linux, buffer-format.rst).
+/// Writes the root file system: the binary as /init (Linux, buffer-format.rst).
 fn initramfs(guest: &Path) -> Result<PathBuf> {
     let path = directory()?.join("initramfs");
     let mut file = std::io::BufWriter::new(fs::File::create(&path)?);
@@ -121,7 +121,7 @@ fn in_a_machine(image: &Path, initramfs: &Path) -> Result<Row> {
         if started.elapsed() > PATIENCE {
             machine.kill()?;
             machine.wait()?;
-            bail!("{} was not done within {PATIENCE:?}; its console is in {}", image.display(), log.display());
+            bail!("{} did not end within {PATIENCE:?}; its console is in {}", image.display(), log.display());
         }
         std::thread::sleep(Duration::from_millis(100));
     }
@@ -129,7 +129,7 @@ fn in_a_machine(image: &Path, initramfs: &Path) -> Result<Row> {
         .with_context(|| format!("the console is in {}", log.display()))
 }
 
-/// The same on this machine, in a cgroup, a network namespace and a bpf file system of its own.
+/// Runs the same on this machine, in a cgroup, a network namespace and a bpf file system of its own.
 fn on_this_machine(guest: &Path) -> Result<Row> {
     let script = r#"set -e
         ip link set lo up
@@ -141,7 +141,7 @@ fn on_this_machine(guest: &Path) -> Result<Row> {
     let mut trial = command("unshare");
     trial.args(["--net", "--mount", "sh", "-c", script]).arg(guest).arg(&directory);
     let output = trial.output().context("unshare")?;
-    // Its pins went with the mount; the cgroups are empty.
+    // The pins are gone with the mount, and the cgroups are empty.
     let cgroups = read(command("sh").args(["-c", "findmnt -n -o TARGET -t cgroup2 | head -n 1"]))?;
     for below in ["caller", "elsewhere", ""] {
         let _ = fs::remove_dir(Path::new(&cgroups).join(&name).join(below));
@@ -159,8 +159,12 @@ impl Row {
             .lines()
             .filter_map(|line| words.iter().find_map(|word| line.find(word).map(|at| line[at..].trim().to_owned())))
             .collect();
-        let kernel = lines.iter().find_map(|line| line.strip_prefix("KERNEL ")).context("it never spoke")?.to_owned();
-        ensure!(lines.iter().any(|line| line == "TRIED whole"), "the trial broke off:\n{}", tail(said));
+        let kernel = lines
+            .iter()
+            .find_map(|line| line.strip_prefix("KERNEL "))
+            .context("the trial printed no kernel version")?
+            .to_owned();
+        ensure!(lines.iter().any(|line| line == "TRIED whole"), "the trial ended early:\n{}", tail(said));
         Ok(Row { kernel, lines })
     }
 
@@ -169,7 +173,7 @@ impl Row {
         lines.map(|line| line.split(' ').skip(1).collect())
     }
 
-    /// How many checks held and how many did not.
+    /// How many checks passed and failed.
     fn checks(&self) -> (usize, usize) {
         let held = |good: bool| if good { (1, 0) } else { (0, 1) };
         let programs = self.of("PROGRAM").map(|words| held(matches!(words.get(1), Some(&"attached" | &"loaded"))));
@@ -184,10 +188,7 @@ fn table(rows: &[Row]) {
     for row in rows {
         let namespace = row.of("NAMESPACE").flatten().next().unwrap_or("?");
         let edge = row.of("EDGE").flatten().next().unwrap_or("?");
-        say(format!(
-            "\n{}  (a listener's namespace is told by its {namespace}; edge tier on loopback by {edge})",
-            row.kernel
-        ));
+        say(format!("\n{}  (namespace of a listener from: {namespace}; edge tier on loopback: {edge})", row.kernel));
         for words in row.of("PROGRAM") {
             let [name, state, verified] = words[..] else { continue };
             say(format!("  {name:<16} loads, {state:<9} {verified:>7} instructions verified"));
@@ -207,7 +208,7 @@ fn table(rows: &[Row]) {
     }
 }
 
-/// Shape by kernel by result.
+/// Prints each shape of packet with its result on each kernel.
 fn shapes(rows: &[Row]) {
     let short = |row: &Row| row.kernel.split('-').next().unwrap_or_default().to_owned();
     let header: Vec<String> = rows.iter().map(|row| format!("{:>9}", short(row))).collect();

@@ -1,4 +1,6 @@
-//! Every developer task, one file a task. `cargo xtask help` lists them.
+//! Owns the command line of the developer tasks, one file a task. `cargo xtask help` lists them.
+//! Called as `cargo xtask TASK`.
+//! Must never do a task itself: it parses, calls, and turns the outcome into an exit code.
 
 mod bench;
 mod build_ebpf;
@@ -25,7 +27,7 @@ use clap::{Parser, Subcommand};
 
 /// Developer tasks of Nodeguard.
 #[derive(Parser)]
-#[command(name = "cargo xtask")]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
 struct Args {
     #[command(subcommand)]
     task: Task,
@@ -33,63 +35,62 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Installs what is missing on a fresh Debian 12 machine; on any other system, prints what to install.
+    /// Install what is missing on a fresh Debian 12 machine; on any other system, print what to install
     Setup,
-    /// Builds the kernel objects into target/bpf.
+    /// Build the kernel objects into target/bpf
     BuildEbpf {
-        /// Builds them even if no source changed.
+        /// Build them even if no source has changed
         #[arg(long)]
         force: bool,
     },
-    /// Shows the main job in a lab of network namespaces: every attempt, what became of it, whether that was expected.
+    /// Show the main job in a lab of network namespaces: each connection attempt, its result, and whether that is expected
     Demo {
-        /// Keeps the lab running and prints commands to try.
+        /// Keep the lab running and print commands to try
         #[arg(long)]
         stay: bool,
-        /// In a real cluster on this machine instead: kube-apiserver, kubelet, containerd, the guard as its DaemonSet.
+        /// Use a real cluster on this machine instead: kube-apiserver, kubelet, containerd, and the guard as its DaemonSet
         #[arg(long)]
         cluster: bool,
         #[command(flatten)]
         options: demo::Options,
     },
-    /// Writes the guard's container image, an OCI archive, into target/image.
+    /// Write the guard's container image, an OCI archive, into target/image
     Image,
-    /// Writes the files of a release into dist/: binary, image, manifests, bill of materials, changes, checksums.
+    /// Write the files of a release into dist/: binary, image, manifests, bill of materials, changes, checksums
     Release {
-        /// Builds also with changes that are not committed.
+        /// Build even if there are changes that are not committed
         #[arg(long)]
         dirty: bool,
     },
-    /// Runs the tests: lint, unit, kernel, kernels, policy, tunnel, lab; all of these without an area. `cluster` runs by name alone:
-    /// it builds a whole Kubernetes first.
+    /// Run the tests; without an area, all areas except cluster
     Test {
-        /// One area only.
+        /// Run this area only
         area: Option<test::Area>,
-        /// Only the tests whose name holds this.
+        /// Run only the tests and lint checks whose name contains this
         filter: Option<String>,
         #[command(flatten)]
         options: demo::Options,
     },
-    /// The same tests at full counts and durations, for a release.
+    /// Run the same tests at full counts and durations, for a release: with the cluster, and each fuzz target for a minute
     Soak {
-        /// One area only.
+        /// Run this area only
         area: Option<test::Area>,
-        /// Only the tests whose name holds this.
+        /// Run only the tests and lint checks whose name contains this
         filter: Option<String>,
         #[command(flatten)]
         options: demo::Options,
     },
-    /// Measures this project against what it takes the place of, in one run, and shows the ratios.
+    /// Measure the guard and what it replaces in one run, and show the ratios
     Bench {
-        /// One area only.
+        /// Measure this area only
         area: Option<bench::Area>,
-        /// Fails where a goal is missed.
+        /// Fail if a goal is missed
         #[arg(long)]
         check: bool,
-        /// One round of everything: shows orders of magnitude.
+        /// One short round of everything: shows orders of magnitude only
         #[arg(long)]
         quick: bool,
-        /// Writes the rows to a file, too.
+        /// Also write the rows to this file
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
         #[command(flatten)]

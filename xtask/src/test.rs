@@ -1,6 +1,6 @@
-//! Owns `cargo xtask test`: all set-up, then every area, then one line with the totals.
+//! Owns `cargo xtask test`: the set-up, then every area, then one line with the totals.
 //! Called as `cargo xtask test [AREA [FILTER]]`, and by CI.
-//! Must never end well with a failed test, and in CI not with a skipped one.
+//! Must never succeed with a failed test, and in CI not with a skipped one.
 
 use std::{
     io::{BufRead, BufReader},
@@ -18,25 +18,25 @@ use crate::{
 /// A part of the tests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Area {
-    /// Format, clippy, licences, shape of the files.
+    /// Format, clippy, documentation, dependencies, imports, shape of the files
     Lint,
-    /// Unit and property tests of every crate.
+    /// Unit tests, property tests and doc tests of every crate
     Unit,
-    /// Every program in the kernel: verifier, and the same decision as on the host.
+    /// Every kernel program: the verifier accepts it, and it decides as the host does
     Kernel,
-    /// The kernel half on several kernels, in virtual machines.
+    /// The kernel half on several kernels, in virtual machines
     Kernels,
-    /// Policy documents: corpus, broken ones, `nodeguard check`.
+    /// Policy files: a corpus, broken ones, and `nodeguard check`
     Policy,
-    /// The agent against the real proxy-server.
+    /// The agent with the real proxy-server
     Tunnel,
-    /// The whole guard in network namespaces.
+    /// The whole guard in network namespaces
     Lab,
-    /// The guard as its DaemonSet in a real cluster. By name, or in a soak; not in a run of everything: it builds a whole Kubernetes first.
+    /// The guard as its DaemonSet in a real cluster; only by name or in a soak, because it first builds a whole Kubernetes
     Cluster,
 }
 
-/// What ran.
+/// How many tests passed, failed and were skipped.
 #[derive(Default)]
 struct Total {
     passed: usize,
@@ -53,7 +53,6 @@ pub(crate) fn test(area: Option<Area>, filter: Option<&str>, options: demo::Opti
         _ => setup::setup(setup::For::Test)?,
     }
     let mut total = Total::default();
-    // For a release it is worth its time.
     let wanted = |each: &Area| area.map_or(is_soak() || *each != Area::Cluster, |area| area == *each);
     for each in Area::value_variants().iter().filter(|each| wanted(each)) {
         say(format!("\n== {}", each.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())));
@@ -77,7 +76,7 @@ fn is_soak() -> bool {
     std::env::var_os("NODEGUARD_SOAK").is_some()
 }
 
-/// The same at full counts: what the tests read from their environment.
+/// Runs the same at full counts: the tests read this from their environment.
 pub(crate) fn soak(area: Option<Area>, filter: Option<&str>, options: demo::Options) -> Result<()> {
     let mut soak = command(std::env::current_exe()?);
     let area = area.and_then(|area| area.to_possible_value()).map(|value| value.get_name().to_owned());
@@ -131,7 +130,7 @@ fn with_daemon(arguments: &[&str], filter: Option<&str>, total: &mut Total) -> R
     cargo_test(arguments, filter, total)
 }
 
-/// A daemon of another ABI, beside the ordinary one, which is built after it under the same name.
+/// Builds a daemon of another ABI and copies it aside: the ordinary one is built after it under the same name.
 fn other_abi_daemon() -> Result<()> {
     let mut build = command(find("cargo").context("cargo is not in PATH")?);
     build.args(["build", "--quiet", "--locked", "--package", "nodeguard", "--bin", "nodeguard"]);
@@ -139,7 +138,7 @@ fn other_abi_daemon() -> Result<()> {
     let built = crate::shell::root().join("target/debug");
     let (from, to) = (built.join("nodeguard"), built.join("nodeguard-other-abi"));
     if !same(&from, &to) {
-        // Copied aside and renamed: one that still runs keeps its file.
+        // Copied and renamed, so that one that still runs keeps its file.
         let aside = built.join("nodeguard-other-abi.new");
         std::fs::copy(&from, &aside)?;
         std::fs::rename(&aside, &to)?;
@@ -151,7 +150,7 @@ fn same(one: &std::path::Path, other: &std::path::Path) -> bool {
     matches!((std::fs::read(one), std::fs::read(other)), (Ok(one), Ok(other)) if one == other)
 }
 
-/// Runs `cargo test` and adds up what its closing lines say. A run that ends badly without a failed test counts as one.
+/// Runs `cargo test` and adds up the totals that it prints. A run that fails without a failed test counts as one failed test.
 fn cargo_test(arguments: &[&str], filter: Option<&str>, total: &mut Total) -> Result<()> {
     let mut test = command(find("cargo").context("cargo is not in PATH")?);
     test.args(["test", "--quiet", "--locked", "--no-fail-fast"]).args(arguments).args([
@@ -159,11 +158,11 @@ fn cargo_test(arguments: &[&str], filter: Option<&str>, total: &mut Total) -> Re
         "--nocapture",
         "--format=pretty",
     ]);
-    // Figures are printed by the tests; side by side they would mix.
+    // Two threads: the tests print figures, and some load the machine.
     counted(test.args(["--test-threads=2"]).args(filter), total)
 }
 
-/// Runs what ends in lines as those of `cargo test`, and adds these up.
+/// Runs a program that prints totals as `cargo test` does, and adds them up.
 fn counted(test: &mut Command, total: &mut Total) -> Result<()> {
     let mut child = test.stdout(Stdio::piped()).spawn().context("a test program")?;
     let output = child.stdout.take().context("its output")?;

@@ -21,11 +21,11 @@ use crate::{
 /// What is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Area {
-    /// What a packet's verdict and an edit of the policy cost.
+    /// The cost of a verdict on a packet, and of an edit of the policy
     Kernel,
-    /// This agent and the upstream one under the same real proxy-server.
+    /// The guard's agent and the upstream agent, with the same real proxy-server
     Tunnel,
-    /// Exec, logs and traffic between pods in a real cluster. By name alone: it builds a whole Kubernetes first.
+    /// Exec, logs and traffic between pods in a real cluster; only by name, because it first builds a whole Kubernetes
     Cluster,
 }
 
@@ -38,7 +38,7 @@ pub(crate) fn bench(
     options: demo::Options,
 ) -> Result<()> {
     setup::root_or_say("bench")?;
-    // The cluster has a set-up of its own, and its guard is the image's.
+    // The cluster has a set-up of its own, and runs the guard of the image.
     let cluster_alone = area == Some(Area::Cluster);
     setup::setup(if cluster_alone { options.setup() } else { setup::For::Test })?;
     say("building for release (some minutes the first time)");
