@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use nodeguard::tunnel::frame::{Frame, Packet};
+use nodeguard::wire::frames::{Frame, Packet};
 use prost::Message;
 
 fuzz_target!(|bytes: &[u8]| {

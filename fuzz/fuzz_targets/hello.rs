@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use nodeguard::hello::{ClientHello, Told, answer};
+use nodeguard::dial::hello::{ClientHello, Told, answer};
 
 fuzz_target!(|bytes: &[u8]| {
     let Some((piece, bytes)) = bytes.split_first() else { return };

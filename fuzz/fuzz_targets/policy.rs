@@ -4,15 +4,13 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 
-use libfuzzer_sys::fuzz_target;
-use nodeguard::{
+use guard_policy::{
     authorize::authorize,
-    node::NodeFacts,
-    policy::{
-        compile::compile,
-        diagnostic::{Severity, Source},
-    },
+    compile::compile,
+    diagnostic::{Severity, Source},
+    node_facts::NodeFacts,
 };
+use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|text: &str| {
     let node = NodeFacts { addresses: vec![Ipv4Addr::new(10, 0, 0, 7).into()], names: Vec::new(), service_host: None };

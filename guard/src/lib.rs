@@ -2,46 +2,17 @@
 //! Called by `main.rs` and by the integration tests.
 //! Must never be published: its only interface is the `nodeguard` command.
 //!
-//! Modules in reading order: `args` and `flags` (typed, unresolved) -> `config` (nothing left optional) -> `app` (builds the parts,
-//! waits, drains; `agent` is the same without the kernel half) -> `policy` (file to ruleset) -> `kernel` (ruleset to maps) -> `tunnel` (stream to dial) -> `dial` -> `authorize` ->
-//! `connections` -> `queue` (what waits for a backend, within `budget` and `limits`) -> `relay` -> `drain`, `admin`, `metrics`, `konnectivity` (upstream's metrics).
+//! Each room imports only what stands to its right, and `cargo xtask test lint` keeps it so:
+//! `daemon -> cli -> report -> tunnel -> dial -> cluster -> kernel -> net -> wire -> sys`. All of them may use `guard-policy` (what a policy says)
+//! and `guard-common` (what the kernel decides).
 
-pub mod admin;
-pub mod advertise;
-pub mod agent;
-pub mod app;
-pub mod args;
-pub mod audit;
-pub mod authorize;
-pub mod budget;
-mod causes;
-mod changes;
-pub mod config;
-pub mod connections;
+pub mod cli;
+pub mod cluster;
+pub mod daemon;
 pub mod dial;
-pub mod dialling;
-pub mod drain;
-pub mod edge;
-pub mod flags;
-pub mod footprint;
-mod gate;
-pub mod hello;
-mod hold;
 pub mod kernel;
-pub mod konnectivity;
-pub mod kubelet;
-pub mod limits;
-mod lock;
-pub mod metrics;
-pub mod node;
-pub mod pods;
-pub mod policy;
-pub mod queue;
-pub mod relay;
-pub mod services;
-pub mod snapshot;
-pub mod status;
-pub mod table;
-mod texts;
+pub mod net;
+pub mod report;
+pub mod sys;
 pub mod tunnel;
-pub mod usage;
+pub mod wire;

@@ -8,13 +8,17 @@ use std::{
 use anyhow::Context;
 use clap::Parser;
 use nodeguard::{
-    admin::{self, AskError},
-    agent, app,
-    args::{Cli, Command, LogFormat, Output},
-    config, footprint,
-    kernel::unpin::unpin,
-    policy::check::check,
-    snapshot,
+    cli::{
+        args::{Cli, Command, LogFormat, Output},
+        check::check,
+        config,
+    },
+    daemon::{agent, memory, run},
+    kernel::links::unpin::unpin,
+    report::{
+        admin::{self, AskError},
+        snapshot,
+    },
 };
 
 /// It found something wrong, or failed.
@@ -28,7 +32,7 @@ fn main() -> ExitCode {
             init_log(args.log_format);
             config::resolve(*args)
                 .map_err(Into::into)
-                .and_then(|config| daemon(app::run(config, coloured(&io::stderr()))))
+                .and_then(|config| daemon(run::run(config, coloured(&io::stderr()))))
         }
         Command::Agent(args) => {
             init_log(args.log_format);
@@ -53,13 +57,13 @@ fn main() -> ExitCode {
 fn daemon(run: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<ExitCode> {
     let (_, most) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE)?;
     nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE, most, most)?;
-    footprint::keep_buffers();
+    memory::keep_buffers();
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
     runtime.block_on(async {
         tokio::select! {
             ended = run => ended,
-            () = footprint::forget_the_start() => Ok(()),
+            () = memory::forget_the_start() => Ok(()),
         }
     })?;
     runtime.shutdown_timeout(std::time::Duration::from_secs(1));

@@ -61,7 +61,10 @@ fn every_program_of(name: &str) {
             info.size_translated().unwrap_or_default()
         );
     }
-    for program in nodeguard::kernel::object::PROGRAMS.into_iter().chain(nodeguard::kernel::edge::EDGE_PROGRAMS) {
+    for program in nodeguard::kernel::links::object::PROGRAMS
+        .into_iter()
+        .chain(nodeguard::kernel::links::edge_hooks::EDGE_PROGRAMS)
+    {
         assert!(ebpf.program(program).is_some(), "the object has no {program}");
     }
 }

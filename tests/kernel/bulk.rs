@@ -6,14 +6,12 @@ use std::sync::Arc;
 
 use aya::maps::{LpmTrie, Map, MapData, lpm_trie::Key};
 use guard_common::abi::{PeerKey4, PeerValue};
+use guard_policy::ruleset::{Mode, Peer, PeerKind, Rule, Ruleset, Tables};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use lab::agree::load;
-use nodeguard::{
-    kernel::{
-        apply::{Apply, Look},
-        maps::Maps,
-    },
-    policy::ruleset::{Mode, Peer, PeerKind, Rule, Ruleset, Tables},
+use nodeguard::kernel::tables::{
+    apply::{Apply, Look},
+    maps::Maps,
 };
 
 use crate::agree::object;

@@ -12,7 +12,7 @@ use lab::{
     process::{Process, command, until, upstream},
     server::AGENT_PORT,
 };
-use nodeguard::status::Status;
+use nodeguard::report::status::Status;
 
 const STRANGERS: usize = 1000;
 

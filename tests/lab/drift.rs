@@ -23,7 +23,7 @@ use lab::{
     packets::{Flow, heard, ip, syn, udp},
     process::until,
 };
-use nodeguard::kernel::object::{JUDGES, PROGRAMS};
+use nodeguard::kernel::links::object::{JUDGES, PROGRAMS};
 
 use crate::shapes::{ECHO, HTTP, WEB, lab, silent, wire};
 

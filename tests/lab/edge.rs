@@ -20,7 +20,7 @@ use lab::{
     net::Who,
     process::{output, until},
 };
-use nodeguard::{edge::EdgeLink, status::Status};
+use nodeguard::{kernel::links::edge_hooks::EdgeLink, report::status::Status};
 
 use crate::{drift::detach, flood};
 

@@ -4,15 +4,12 @@ use std::time::{Duration, Instant};
 
 use aya::maps::{Array, Map, MapData};
 use guard_common::abi::Active;
+use guard_policy::{compile::compile, diagnostic::Source, node_facts::NodeFacts};
 use lab::{
     client::{Outcome, through},
     lab::{Lab, POLICY},
     net::Who,
     process::until,
-};
-use nodeguard::{
-    node::NodeFacts,
-    policy::{compile::compile, diagnostic::Source},
 };
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 

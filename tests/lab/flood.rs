@@ -17,7 +17,7 @@ use lab::{
     process::until,
 };
 use nix::sys::socket::{MsgFlags, SockFlag, SockType, SockaddrIn, sendto, socket};
-use nodeguard::status::Status;
+use nodeguard::report::status::Status;
 
 /// SYNs a second at most, of all senders together.
 const RATE: u32 = 110_000;

@@ -10,7 +10,7 @@ use lab::{
     process::until,
     server::AGENT_PORT,
 };
-use nodeguard::status::Counter;
+use nodeguard::report::status::Counter;
 
 /// Nothing listens there: what is let out is refused by the control plane's own host.
 const OTHER: u16 = 2379;

@@ -12,7 +12,7 @@ use lab::{
     net::Who,
     process::until,
 };
-use nodeguard::status::Status;
+use nodeguard::report::status::Status;
 
 const ATTEMPTS: usize = 1000;
 

@@ -18,7 +18,10 @@ use lab::{
     shapes::{all, flow_of},
     wire::{Wire, hardware},
 };
-use nodeguard::kernel::{apply::Apply, maps::Maps, pinholes::OpenPinholes};
+use nodeguard::kernel::{
+    pinholes::OpenPinholes,
+    tables::{apply::Apply, maps::Maps},
+};
 
 pub(crate) const HTTP: u16 = 10_251;
 pub(crate) const ECHO: u16 = 10_253;

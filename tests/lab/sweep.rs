@@ -8,7 +8,7 @@ use std::{
 };
 
 use lab::{lab::target, process::until, sweep};
-use nodeguard::kernel::{cgroup::v2_root, load::pins};
+use nodeguard::kernel::{cgroups::root::v2_root, pins::pins};
 
 #[test]
 fn a_killed_lab_is_removed_by_the_next() {

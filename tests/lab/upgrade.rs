@@ -15,7 +15,7 @@ use lab::{
     process::until,
 };
 use nix::sys::signal::Signal;
-use nodeguard::status::Status;
+use nodeguard::report::status::Status;
 
 const ATTEMPTS: usize = 1000;
 const KILLS: u64 = 20;
@@ -127,7 +127,7 @@ fn a_takeover_that_was_killed_is_finished_by_the_next_start() {
             assert_eq!(pinned(&lab).len(), 1);
             assert_eq!(
                 links(&lab.daemon().unwrap().status().unwrap()).len(),
-                nodeguard::kernel::object::PROGRAMS.len()
+                nodeguard::kernel::links::object::PROGRAMS.len()
             );
         }
         assert_eq!(knocking.join().unwrap(), 0, "a stranger was admitted");

@@ -15,7 +15,7 @@ use lab::{
     net::Who,
     process::until,
 };
-use nodeguard::usage::MapUse;
+use nodeguard::kernel::observe::map_use::MapUse;
 
 const WITHIN: Duration = Duration::from_secs(10);
 

@@ -4,7 +4,7 @@ use std::{path::Path, process::Command};
 
 use clap::{CommandFactory, Parser};
 use lab::{daemon::binary, process::output};
-use nodeguard::args::{Cli, Command as Sub};
+use nodeguard::cli::args::{Cli, Command as Sub};
 use serde_json::Value;
 
 /// The documents of a manifest.

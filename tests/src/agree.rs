@@ -15,16 +15,14 @@ use guard_common::{
     abi::{FlowKey, Pinhole, Probe, UDP_FLOW_SECONDS},
     decide, denied_at_the_edge,
 };
-use nodeguard::{
-    kernel::{
-        apply::Apply,
-        follow::Cgroups,
-        maps::Maps,
-        model::Model,
-        pinholes::OpenPinholes,
-        plan::{self, Op},
-    },
-    policy::ruleset::{ALL_PODS_SCOPE, GuardedPort, Mode, Peer, PeerKind, PortRule, Rule, Ruleset, Tables},
+use guard_policy::{
+    ruleset::{ALL_PODS_SCOPE, GuardedPort, Mode, Peer, PeerKind, PortRule, Rule, Ruleset, Tables},
+    tables::host::Model,
+};
+use nodeguard::kernel::{
+    cgroups::follow::find,
+    pinholes::OpenPinholes,
+    tables::{apply::Apply, maps::Maps, plan, plan::Op},
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
@@ -106,7 +104,7 @@ impl Pair {
     /// Brings a random ruleset into force on both sides, by the product's own way, and opens random pinholes.
     fn change(&mut self, rng: &mut StdRng) {
         let ruleset = random_ruleset(rng);
-        for op in &plan::plan(&self.model.image, &ruleset, &Cgroups::find(Path::new(HERE), &ruleset)).unwrap().ops {
+        for op in &plan::plan(&self.model.image, &ruleset, &find(Path::new(HERE), &ruleset)).unwrap().ops {
             plan::step(&mut self.model.image, op);
         }
         let in_force = self.apply.apply(&Arc::new(ruleset)).unwrap();

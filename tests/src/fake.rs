@@ -18,10 +18,12 @@ use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use nodeguard::tunnel::{
-    batch::{Batched, GATHERED},
-    connect::READ_AHEAD,
-    frame::{CloseDial, CloseRequest, Data, DialRequest, DialResponse, Packet, Payload},
+use nodeguard::{
+    tunnel::stream::{
+        batch::{Batched, GATHERED},
+        establish::READ_AHEAD,
+    },
+    wire::frames::{CloseDial, CloseRequest, Data, DialRequest, DialResponse, Packet, Payload},
 };
 use rustls::{
     ServerConfig,

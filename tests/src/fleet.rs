@@ -11,8 +11,12 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use nodeguard::{admin, status::Status};
-use tokio::{net::TcpListener, net::TcpStream, sync::watch, task::JoinHandle};
+use nodeguard::report::{admin, status::Status};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::watch,
+    task::JoinHandle,
+};
 
 use crate::{
     bare::{POLICY, Place, SERVER, Who, upstream},

@@ -24,6 +24,7 @@ use guard_common::{
     abi::Pinhole,
     packet::{TCP, UDP},
 };
+use guard_policy::{compile::compile as compile_policy, diagnostic::Source, node_facts::NodeFacts};
 use lab::{
     agree::compare,
     judged::{Sender, check as check_shape, counts},
@@ -32,16 +33,11 @@ use lab::{
     wire::{Wire, hardware},
 };
 use nix::mount::{MsFlags, mount};
-use nodeguard::{
-    kernel::{
-        apply::Apply,
-        edge::EDGE_PROGRAMS,
-        load::{self, Loaded, Location},
-        object::PROGRAMS,
-        pinholes::{KernelPinholes, OpenPinholes},
-    },
-    node::NodeFacts,
-    policy::{compile::compile as compile_policy, diagnostic::Source},
+use nodeguard::kernel::{
+    links::{edge_hooks::EDGE_PROGRAMS, load, load::Loaded, object::PROGRAMS},
+    pinholes::{KernelPinholes, OpenPinholes},
+    pins::{Location, pins},
+    tables::apply::Apply,
 };
 
 /// The kernel object with the entry points for test runs.
@@ -70,7 +66,7 @@ fn main() {
     let host = std::env::args().skip_while(|argument| argument != "--host").nth(1).map(PathBuf::from);
     let tried = std::panic::catch_unwind(|| match &host {
         Some(directory) => {
-            let cgroup = nodeguard::kernel::cgroup::v2_root().unwrap().join(directory.file_name().unwrap());
+            let cgroup = nodeguard::kernel::cgroups::root::v2_root().unwrap().join(directory.file_name().unwrap());
             try_all(&cgroup, &directory.join("bpf"));
         }
         None => {
@@ -247,7 +243,7 @@ fn shapes(apply: &Apply, bpffs: &Path) {
             }
         });
     }
-    let mut pinholes = OpenPinholes::pinned(&load::pins(bpffs)).unwrap();
+    let mut pinholes = OpenPinholes::pinned(&pins(bpffs)).unwrap();
     let wire = Wire::open("lo", [0; 6]).unwrap();
     for (number, shape) in all().iter().enumerate() {
         let mut wrong = Vec::new();
@@ -304,7 +300,7 @@ fn reached(stream: std::io::Result<TcpStream>) -> bool {
 
 /// Connects from an address, as the daemon does where pinholes are given: the socket is registered first.
 fn connect(from: [u8; 4], to: SocketAddr, pinholes: Option<&KernelPinholes>) -> std::io::Result<TcpStream> {
-    use nodeguard::dial::Pinholes;
+    use nodeguard::kernel::pinholes::Pinholes;
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
     socket.bind(&SocketAddr::from((from, 0)).into())?;
     if let Some(pinholes) = pinholes {

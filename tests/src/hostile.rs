@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use bytes::Bytes;
-use nodeguard::tunnel::frame::{DialRequest, Packet, Payload};
+use nodeguard::wire::frames::{DialRequest, Packet, Payload};
 use tokio::time::timeout;
 
 use crate::fake::{Agent, close, close_dial, data, dial};

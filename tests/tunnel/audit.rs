@@ -18,7 +18,7 @@ use lab::{
     process::Process,
 };
 use nix::sys::signal::Signal;
-use nodeguard::tunnel::frame::{DialRequest, Packet, Payload};
+use nodeguard::wire::frames::{DialRequest, Packet, Payload};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde_json::Value;
 use tokio::{

@@ -45,7 +45,7 @@ fn every_flag_of_the_upstream_agent_is_taken_with_its_default() {
     assert!(theirs.len() >= 40, "not read: {theirs:?}");
     let mut checked = 0;
     for command in ["agent", "run"] {
-        let cli = nodeguard::args::Cli::command();
+        let cli = nodeguard::cli::args::Cli::command();
         let ours = cli.find_subcommand(command).unwrap();
         for (name, (kind, default)) in &theirs {
             let names = |arg: &&clap::Arg| {

@@ -14,7 +14,7 @@ use lab::{
     net::{Who, ip},
     process::{Process, output, until},
 };
-use nodeguard::status::Status;
+use nodeguard::report::status::Status;
 
 #[test]
 fn pods_are_advertised_and_a_new_one_cuts_nothing() {

@@ -6,12 +6,12 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use guard_policy::pin::Pin;
 use lab::{
     bare::{Place, SERVER},
     certs::{NAME, ServerCert},
     fleet::{Agent, Spec},
 };
-use nodeguard::tunnel::verify::Pin;
 use rustls::pki_types::{CertificateDer, pem::PemObject};
 
 use crate::in_place;

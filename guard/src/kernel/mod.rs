@@ -1,31 +1,13 @@
-//! Owns the kernel half: loading and pinning the programs, bringing a ruleset into the maps, reading back what happened.
-//! Called by `app` (run), `status` and `unpin`.
-//! Must never write a map outside `apply` and `pinholes`, and never detach anything but on `unpin`.
-//!
-//! Reading order: `load` (open or adopt the pinned state) -> `plan` (have and want to operations) -> `apply` (carry them out) ->
-//! `follow` (cgroups come and go) -> `established` (cut what is no longer admitted) -> `events` (what the programs say) -> `mend` (hold it) -> `edge` (links on the uplinks) -> `pinholes` (one for each dial) -> `unpin`.
+//! Owns the kernel half as user space sees it: tables, links, cgroups, the cut of open connections, and what is observed.
+//! Called by the daemon, by `dial` for pinholes, and by `report`.
+//! Must never know why a ruleset is as it is.
 
-pub mod apply;
-mod bulk;
-pub mod cgroup;
-pub mod edge;
-mod elements;
-pub mod established;
-pub mod events;
-pub mod follow;
-mod held;
-pub mod load;
-pub mod maps;
-mod mend;
-pub mod model;
-pub mod object;
+pub mod cgroups;
+pub mod cut;
+pub mod error;
+pub mod links;
+pub mod observe;
 pub mod pinholes;
-pub mod plan;
-#[cfg(feature = "ebpf-log")]
-mod program_log;
-mod shape;
-pub(crate) mod sock_diag;
-pub(crate) mod sys;
-pub mod unpin;
-pub mod upgrade;
-pub mod usage;
+pub mod pins;
+pub mod syscalls;
+pub mod tables;

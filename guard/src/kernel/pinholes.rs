@@ -10,11 +10,21 @@ use aya::{
 };
 use guard_common::abi::{FlowKey, Pinhole, opener_slot};
 
-use super::{
-    load::LoadError,
-    maps::{pinned_map, take},
+use crate::{
+    kernel::{
+        error::LoadError,
+        tables::maps::{pinned_map, take},
+    },
+    sys::lock::lock,
 };
-use crate::{dial::Pinholes, lock::lock};
+
+/// Lets a socket through the kernel half of this node, and takes that back.
+pub trait Pinholes: Send + Sync + 'static {
+    /// Before the socket with this cookie connects. An error refuses the dial.
+    fn register(&self, cookie: u64) -> Result<(), String>;
+    /// The socket did not connect.
+    fn forget(&self, cookie: u64);
+}
 
 /// Registers sockets in the kernel's cookie table.
 pub struct KernelPinholes {

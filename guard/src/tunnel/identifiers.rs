@@ -57,7 +57,7 @@ impl Identifiers {
                 "host" => return Err(failed("is no host name")),
                 "cidr" => value.parse().ok().map(Identifier::Cidr).ok_or(failed("is no CIDR"))?,
                 "default-route" => Identifier::DefaultRoute(
-                    crate::flags::boolean(&value).map_err(|_| failed("is neither true nor false"))?,
+                    crate::sys::units::boolean(&value).map_err(|_| failed("is neither true nor false"))?,
                 ),
                 _ => return Err(failed("is not known")),
             };

@@ -16,14 +16,21 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{
-    CountSource, Tunnel,
-    connect::{self, Attempt, ConnectError, Stream},
-    hosts::{Host, Place},
-    session::{self, Ended, Terms},
-    set::Outcome,
+use crate::{
+    net::hosts::{Host, Place},
+    sys::lock::lock,
+    tunnel::{
+        handle::Tunnel,
+        servers::Outcome,
+        settings::CountSource,
+        stream::{
+            establish,
+            establish::{Attempt, ConnectError, Stream},
+            session,
+            session::{Ended, Terms},
+        },
+    },
 };
-use crate::lock::lock;
 
 /// How often names are resolved anew: servers may have come.
 const RESOLVE: Duration = Duration::from_secs(30);
@@ -160,7 +167,7 @@ impl Run<'_> {
             };
             let handle = self.attempts.spawn(async move {
                 let material = material.map_err(ConnectError::Files)?;
-                Ok((connect::connect(&config, &material, attempt).await?, made_with))
+                Ok((establish::connect(&config, &material, attempt).await?, made_with))
             });
             self.trying.insert(handle.id(), place);
         }

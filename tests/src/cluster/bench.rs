@@ -13,6 +13,7 @@ use lab::{
     bench::{Row, print, progress},
     process::until,
 };
+pub(crate) use pods::{converse, serve};
 
 use crate::{
     addresses::{Addresses, at},
@@ -23,8 +24,6 @@ use crate::{
     pki::Pki,
     place::{Place, Where},
 };
-
-pub(crate) use pods::{converse, serve};
 
 /// How much is measured.
 #[derive(Clone, Copy, Debug)]

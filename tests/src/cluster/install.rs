@@ -6,7 +6,7 @@ use std::{path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use lab::{client::Digest, process::until};
-use nodeguard::status::Status;
+use nodeguard::report::status::Status;
 
 use crate::{
     addresses::{Addresses, at},

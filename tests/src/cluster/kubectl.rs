@@ -11,7 +11,11 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use crate::{control::binary, pki::Pki, place::Place, place::Where};
+use crate::{
+    control::binary,
+    pki::Pki,
+    place::{Place, Where},
+};
 
 /// kubectl as the cluster's administrator.
 pub(crate) struct Kubectl<'a> {

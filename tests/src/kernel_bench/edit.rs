@@ -14,7 +14,7 @@ use lab::{
     agree::load,
     bench::{Pairs, Row, median, progress},
 };
-use nodeguard::kernel::{apply::Apply, maps::Maps};
+use nodeguard::kernel::tables::{apply::Apply, maps::Maps};
 
 use crate::{
     Amount, object,

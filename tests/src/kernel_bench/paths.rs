@@ -32,7 +32,10 @@ use lab::{
     net::Who,
     packets::{Flow, ethernet, ip, syn},
 };
-use nodeguard::kernel::{apply::Apply, maps::Maps, pinholes::OpenPinholes};
+use nodeguard::kernel::{
+    pinholes::OpenPinholes,
+    tables::{apply::Apply, maps::Maps},
+};
 
 use crate::{
     Amount, object,

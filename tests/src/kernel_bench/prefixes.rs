@@ -10,11 +10,8 @@ use std::{
 };
 
 use anyhow::{Result, anyhow};
+use guard_policy::{compile::compile, diagnostic::Source, node_facts::NodeFacts, ruleset::Ruleset};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use nodeguard::{
-    node::NodeFacts,
-    policy::{compile::compile, diagnostic::Source, ruleset::Ruleset},
-};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 /// The sizes at which costs are shown.

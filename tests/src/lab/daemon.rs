@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
-use nodeguard::status::Status;
+use nodeguard::report::status::Status;
 
 use super::net::{Net, Who};
 use crate::{

@@ -23,7 +23,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use nix::mount::{MsFlags, mount};
-use nodeguard::kernel::{cgroup::v2_root, load};
+use nodeguard::kernel::{cgroups::root::v2_root, pins::pins};
 use serde::de::DeserializeOwned;
 
 use self::{
@@ -210,7 +210,7 @@ impl Lab {
 
     /// Where the guard pins its programs and maps.
     pub fn pins(&self) -> PathBuf {
-        load::pins(&self.directory.join("bpf/nodeguard"))
+        pins(&self.directory.join("bpf/nodeguard"))
     }
 
     /// Asks kubelet's `/healthz` directly, from somebody's place.

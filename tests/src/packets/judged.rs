@@ -111,7 +111,7 @@ pub fn moved(before: &Counts, after: &Counts) -> Counts {
 }
 
 /// What a guard has counted so far, by reason.
-pub fn counts(apply: &nodeguard::kernel::apply::Apply) -> Result<Counts> {
+pub fn counts(apply: &nodeguard::kernel::tables::apply::Apply) -> Result<Counts> {
     let mut counts = Counts::new();
     for (_, reason, _, packets) in apply.counters()? {
         *counts.entry(reason.name()).or_default() += packets;

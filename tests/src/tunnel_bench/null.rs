@@ -11,10 +11,12 @@ use lab::{
     certs::roots,
     process::Process,
 };
-use nodeguard::tunnel::{
-    batch::{Batched, GATHERED},
-    connect::{READ_AHEAD, ask},
-    frame::{Frame, MAX_DATA, Packet, closed, data, dialled},
+use nodeguard::{
+    tunnel::stream::{
+        batch::{Batched, GATHERED},
+        establish::{READ_AHEAD, ask},
+    },
+    wire::frames::{Frame, MAX_DATA, Packet, closed, data, dialled},
 };
 use rustls::{
     ClientConfig,

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use lab::client::timed_out;
-use nodeguard::status::Counter;
+use nodeguard::report::status::Counter;
 use serde_json::Value;
 use socket2::{Domain, Socket, Type};
 

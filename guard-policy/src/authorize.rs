@@ -1,0 +1,200 @@
+//! Owns the judgement on a dial: may the control plane reach this address? A pure function.
+//! Called by `dial` on each resolved address before it connects, and by `connections` when the ruleset changes.
+//! Must never be asked about a name: what is judged is the address that is then dialled.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use crate::{
+    node_facts::NodeFacts,
+    refusal::Refusal,
+    ruleset::{Demands, DialRule, DialTarget, Ruleset},
+    special::special,
+};
+
+/// Proof that a dial was authorized. Only [`authorize`] makes one, and connecting takes one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Permit {
+    address: SocketAddr,
+    rule: String,
+    demands: Demands,
+}
+
+impl Permit {
+    /// The address that may be dialled.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The first rule that allows it: `tunnel.dial[0]`.
+    pub fn rule(&self) -> &str {
+        &self.rule
+    }
+
+    /// What every rule that names the address and port asks of the connection.
+    pub fn demands(&self) -> &Demands {
+        &self.demands
+    }
+}
+
+/// Judges one address under a ruleset.
+pub fn authorize(ruleset: Option<&Ruleset>, node: &NodeFacts, address: SocketAddr) -> Result<Permit, Refusal> {
+    let ruleset = ruleset.ok_or(Refusal::NoPolicy)?;
+    // An IPv4 address in IPv6 clothes is the IPv4 address to the kernel, and so to the policy.
+    let address = SocketAddr::new(address.ip().to_canonical(), address.port());
+    let special = special(address.ip());
+    let address = SocketAddr::new(meant(address.ip()), address.port());
+    let mut refusal = Refusal::AddressNotNamed;
+    let mut permit: Option<Permit> = None;
+    for rule in &ruleset.dial {
+        let names = match &rule.target {
+            DialTarget::Node => special.is_none() && node.addresses.contains(&address.ip()),
+            DialTarget::Pods(cidrs) if special.is_none() => cidrs
+                .iter()
+                .any(|cidr| cidr.contains(&address.ip()) && !ruleset.services.is_cut_out(*cidr, address.ip())),
+            DialTarget::Services(cidrs) => special.is_none() && cidrs.iter().any(|cidr| cidr.contains(&address.ip())),
+            DialTarget::Pods(_) => rule.names_exactly(address.ip()),
+        };
+        if names && rule.has_port(address.port()) {
+            match special {
+                Some(never @ Refusal::Multicast) => return Err(never),
+                Some(never @ Refusal::Unspecified) if !address.ip().is_loopback() => return Err(never),
+                Some(_) | None => {}
+            }
+            let permit =
+                permit.get_or_insert_with(|| Permit { address, rule: rule.name.clone(), demands: Demands::default() });
+            permit.demands.join(&rule.demands);
+        } else if names {
+            refusal = Refusal::PortNotNamed;
+        }
+    }
+    if let Some(permit) = permit {
+        return Ok(permit);
+    }
+    let for_the_node = |rule: &DialRule| rule.target == DialTarget::Node && rule.has_port(address.port());
+    if refusal == Refusal::AddressNotNamed {
+        // The node's own addresses were named above.
+        let another_node = ruleset.dial.iter().any(for_the_node);
+        if ruleset.services.is_declared(address.ip()) || (ruleset.services.may_hold(address.ip()) && !another_node) {
+            refusal = Refusal::ServiceAddress;
+        } else if another_node {
+            refusal = Refusal::AnotherNode;
+        }
+    }
+    Err(special.unwrap_or(refusal))
+}
+
+/// Connecting to the unspecified address connects to loopback, so that is what is judged and dialled.
+fn meant(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(Ipv4Addr::UNSPECIFIED) => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(Ipv6Addr::UNSPECIFIED) => Ipv6Addr::LOCALHOST.into(),
+        IpAddr::V4(_) | IpAddr::V6(_) => address,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ipnet::IpNet;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{compile::compile, diagnostic::Source};
+
+    fn ruleset(dial: &str) -> Ruleset {
+        let text = format!(
+            "apiVersion: nodeguard.dev/v1alpha1\nkind: NodeGuardPolicy\nmetadata: {{name: t}}\nspec: {{mode: Enforce, guard: [], tunnel: {{dial: {dial}}}}}\n"
+        );
+        compile(&Source { path: "t".into(), text }, &NodeFacts::default()).unwrap().0
+    }
+
+    fn node() -> NodeFacts {
+        NodeFacts { addresses: vec!["10.0.0.7".parse().unwrap(), "fd00::7".parse().unwrap()], ..NodeFacts::default() }
+    }
+
+    #[test]
+    fn only_what_the_policy_names_is_dialled() {
+        let ruleset = ruleset(
+            "[node: {ports: [10250]}, pods: {cidrs: [10.244.1.0/24, 'fd00:1::/64'], ports: [8080, 9000-9001]}, pods: {cidrs: [169.254.20.10/32, 127.0.0.1/32], ports: [53]}]",
+        );
+        let cases = [
+            ("10.0.0.7:10250", Ok("tunnel.dial[0]")),
+            ("[fd00::7]:10250", Ok("tunnel.dial[0]")),
+            ("[::ffff:10.0.0.7]:10250", Ok("tunnel.dial[0]")),
+            ("10.0.0.7:22", Err(Refusal::PortNotNamed)),
+            ("10.0.0.8:10250", Err(Refusal::AnotherNode)),
+            ("[::ffff:10.0.0.8]:10250", Err(Refusal::AnotherNode)),
+            ("10.0.0.8:8080", Err(Refusal::AddressNotNamed)),
+            ("10.244.1.9:10250", Err(Refusal::PortNotNamed)),
+            ("10.244.1.9:9001", Ok("tunnel.dial[1]")),
+            ("[fd00:1::9]:8080", Ok("tunnel.dial[1]")),
+            ("10.244.1.9:9002", Err(Refusal::PortNotNamed)),
+            ("10.244.2.9:8080", Err(Refusal::AddressNotNamed)),
+            ("169.254.169.254:80", Err(Refusal::LinkLocal)),
+            ("169.254.20.10:53", Ok("tunnel.dial[2]")),
+            ("127.0.0.1:53", Ok("tunnel.dial[2]")),
+            ("127.0.0.1:22", Err(Refusal::Loopback)),
+            ("127.0.0.2:53", Err(Refusal::Loopback)),
+            ("[::ffff:127.0.0.1]:22", Err(Refusal::Loopback)),
+            ("[::1]:10250", Err(Refusal::Loopback)),
+            ("0.0.0.0:10250", Err(Refusal::Unspecified)),
+            ("0.0.0.0:53", Ok("tunnel.dial[2]")),
+            ("0.0.0.1:53", Err(Refusal::Unspecified)),
+            ("[::]:10250", Err(Refusal::Unspecified)),
+            ("224.0.0.1:8080", Err(Refusal::Multicast)),
+            ("255.255.255.255:8080", Err(Refusal::Multicast)),
+            ("[fe80::1]:8080", Err(Refusal::LinkLocal)),
+        ];
+        for (address, want) in cases {
+            let verdict = authorize(Some(&ruleset), &node(), address.parse().unwrap());
+            assert_eq!(verdict.as_ref().map(Permit::rule).map_err(|refusal| *refusal), want, "{address}");
+        }
+        assert_eq!(authorize(None, &node(), "10.0.0.7:10250".parse().unwrap()), Err(Refusal::NoPolicy));
+    }
+
+    #[test]
+    fn a_prefix_around_everything_still_leaves_the_special_addresses_out() {
+        let ruleset = ruleset("[pods: {cidrs: [0.0.0.0/0, '::/0', 224.0.0.1/32, 0.0.0.0/32], ports: [1-65535]}]");
+        for address in [
+            "127.0.0.1:1",
+            "169.254.169.254:80",
+            "224.0.0.1:1",
+            "0.0.0.0:1",
+            "[::1]:1",
+            "[fe80::1]:1",
+            "[ff02::1]:1",
+            "[::ffff:169.254.169.254]:80",
+        ] {
+            assert!(authorize(Some(&ruleset), &node(), address.parse().unwrap()).is_err(), "{address}");
+        }
+        assert!(authorize(Some(&ruleset), &node(), "10.1.2.3:1".parse().unwrap()).is_ok());
+    }
+
+    #[test]
+    fn what_any_entry_asks_for_is_asked() {
+        let ruleset = ruleset(
+            "[pods: {cidrs: [10.0.0.0/8], ports: [80-90]}, {pods: {cidrs: [10.1.0.0/16], ports: [80]}, tls: Required}, {node: {ports: [10250]}, certificate: {ca: /a}}, {node: {ports: [10250]}, certificate: {ca: /b}}]",
+        );
+        let permit = |address: &str| authorize(Some(&ruleset), &node(), address.parse().unwrap()).unwrap();
+        assert!(!permit("10.2.0.1:80").demands().tls && !permit("10.1.0.1:81").demands().tls);
+        assert!(permit("10.1.0.1:80").demands().tls);
+        let both = permit("10.0.0.7:10250");
+        assert_eq!((both.rule(), both.demands().certificates.len()), ("tunnel.dial[2]", 2));
+        assert!(both.demands().exceed(&Demands::default()) && !Demands::default().exceed(both.demands()));
+        assert!(!both.demands().exceed(both.demands()));
+    }
+
+    proptest! {
+        #[test]
+        fn a_permit_is_for_an_address_and_a_port_that_a_rule_names(bytes in any::<[u8; 4]>(), port in 1u16..20) {
+            let ruleset = ruleset("[node: {ports: [7]}, pods: {cidrs: [10.0.0.0/14, 192.0.0.0/2], ports: [8-9]}]");
+            let address = SocketAddr::from((bytes, port));
+            let held = ["10.0.0.0/14", "192.0.0.0/2"].iter().any(|cidr| cidr.parse::<IpNet>().unwrap().contains(&address.ip()));
+            let wanted = special(address.ip()).is_none() && ((held && (8..=9).contains(&port)) || (node().addresses.contains(&address.ip()) && port == 7));
+            let verdict = authorize(Some(&ruleset), &node(), address);
+            prop_assert_eq!(verdict.is_ok(), wanted);
+            if let Ok(permit) = verdict {
+                prop_assert_eq!(permit.address(), address);
+            }
+        }
+    }
+}

@@ -1,0 +1,244 @@
+//! Owns reading the parts of a document: every value checked, everything wrong found at once.
+//! Called by `compile`.
+//! Must never stop at the first mistake, and never pass one on as a value.
+
+use guard_common::packet::{TCP, UDP};
+use ipnet::IpNet;
+
+use crate::{
+    diagnostic::Diagnostic,
+    document,
+    document::{Dial, Document, Guard, NodePorts, PodPorts, Selector, span},
+    node_facts::NodeFacts,
+    parse::{
+        last_hop,
+        parts::{Block, Companion, ControlPlane, Read, Server},
+        scalars::{Findings, join},
+        service_range::{check_pods, read_services},
+    },
+    ruleset::{Demands, DialRule, DialTarget, Mode, ServiceRange},
+};
+
+const POD_CIDRS: &str = "the pod CIDR of this node: `kubectl get node NAME -o jsonpath={.spec.podCIDRs}`";
+
+pub(crate) fn read_rule(index: usize, guard: &Guard, whole: Mode, findings: &mut Findings) -> Read {
+    let own = guard.mode.as_ref().map_or(Mode::Enforce, |mode| findings.mode(mode));
+    let mut rule = Read {
+        name: findings.name(&guard.name),
+        mode: if whole == Mode::Audit { Mode::Audit } else { own },
+        node: Vec::new(),
+        pods: Vec::new(),
+        cidrs: Vec::new(),
+        pods_cgroup: None,
+        protocol: TCP,
+        tunnel: false,
+        from_node: false,
+        callers: Vec::new(),
+        blocks: Vec::new(),
+    };
+    match (&guard.node, &guard.pods) {
+        (Some(NodePorts { ports, protocol }), None) => {
+            rule.node = findings.ports(ports);
+            rule.protocol = findings.protocol(protocol.as_ref());
+        }
+        (None, Some(pods)) => {
+            rule.pods = findings.ports(&pods.ports);
+            match (&pods.cidrs, &pods.cgroup) {
+                (Some(cidrs), None) => rule.cidrs = findings.cidrs(cidrs, POD_CIDRS),
+                (None, cgroup) => rule.pods_cgroup = cgroup.as_ref().and_then(|cgroup| findings.cgroup(cgroup)),
+                (Some(_), Some(cgroup)) => findings.add(Diagnostic::error(
+                    "NG012",
+                    span(cgroup),
+                    format!("rule `{}` names pods by both `cidrs` and `cgroup`", rule.name),
+                    "leave one of them out",
+                )),
+            }
+            rule.protocol = findings.protocol(pods.protocol.as_ref());
+        }
+        (Some(_), Some(_)) | (None, None) => {
+            findings.add(
+                Diagnostic::error(
+                    "NG012",
+                    span(&guard.name),
+                    format!("rule `{}` must guard either `node` or `pods`", rule.name),
+                    "exactly one of `node: {ports: [...]}` and `pods: {cidrs: [...], ports: [...]}`",
+                )
+                .help("write two rules to guard ports of both"),
+            );
+        }
+    }
+    if guard.allow.value.is_empty() {
+        findings.add(Diagnostic::warning(
+            "NG101",
+            span(&guard.allow),
+            format!("rule `{}` admits nobody", rule.name),
+            "an empty list is nobody, not everybody",
+        ));
+    }
+    for selector in &guard.allow.value {
+        read_selector(index, selector, &guard.name, &mut rule, findings);
+    }
+    rule
+}
+
+fn read_selector(
+    index: usize,
+    selector: &Selector,
+    name: &serde_saphyr::Spanned<String>,
+    rule: &mut Read,
+    findings: &mut Findings,
+) {
+    let places: Vec<_> = [
+        selector.tunnel.as_ref().map(span),
+        selector.node.as_ref().map(span),
+        selector.caller.as_ref().map(span),
+        selector.ip_block.as_ref().map(span),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    if places.len() != 1 {
+        let place = places.iter().cloned().reduce(|first, second| join(&first, &second)).unwrap_or_else(|| span(name));
+        findings.add(Diagnostic::error(
+            "NG009",
+            place,
+            format!("an entry of `allow` of rule `{}` must be exactly one selector", name.value),
+            "`tunnel: {}`, `node: {}`, `caller: {cgroup: ...}` or `ipBlock: {cidr: ...}`",
+        ));
+        return;
+    }
+    if let Some(tunnel) = selector.tunnel.as_ref().filter(|_| rule.protocol == UDP) {
+        findings.add(Diagnostic::error(
+            "NG015",
+            span(tunnel),
+            format!("rule `{}` guards UDP ports, and the tunnel carries TCP alone", name.value),
+            "remove this selector",
+        ));
+    }
+    rule.tunnel |= selector.tunnel.is_some();
+    rule.from_node |= selector.node.is_some();
+    rule.callers.extend(selector.caller.as_ref().and_then(|caller| findings.cgroup(&caller.value.cgroup)));
+    let Some(block) = selector.ip_block.as_ref().map(|block| &block.value) else { return };
+    let Some(cidr) = findings.cidr(&block.cidr) else { return };
+    if cidr.prefix_len() == 0 {
+        let family = if matches!(cidr, IpNet::V4(_)) { "IPv4" } else { "IPv6" };
+        findings.add(Diagnostic::warning(
+            "NG103",
+            span(&block.cidr),
+            format!("`{cidr}` admits every {family} address"),
+            "the port is guarded against nobody here",
+        ));
+    }
+    let mut except = Vec::new();
+    for text in &block.except {
+        let Some(net) = findings.cidr(text) else { continue };
+        if net == cidr || !cidr.contains(&net) {
+            findings.add(Diagnostic::error(
+                "NG008",
+                span(text),
+                format!("`{net}` does not lie inside `{cidr}`"),
+                "an exception is a smaller part of its block",
+            ));
+        }
+        except.push(net);
+    }
+    rule.blocks.push(Block { rule: index, cidr, except });
+}
+
+pub(crate) fn read_dial(index: usize, dial: &Dial, range: &ServiceRange, findings: &mut Findings) -> Option<DialRule> {
+    let name = format!("tunnel.dial[{index}]");
+    let (target, ports) = match (&dial.node, &dial.pods, &dial.services) {
+        (Some(node), None, None) => {
+            findings.only_tcp(node.value.protocol.as_ref());
+            (DialTarget::Node, findings.ports(&node.value.ports))
+        }
+        (None, None, Some(services)) => read_services(&name, services, range, findings),
+        (None, Some(pods), None) => {
+            let PodPorts { cidrs, cgroup, ports, protocol } = &pods.value;
+            findings.only_tcp(protocol.as_ref());
+            let Some(cidrs) = cidrs.as_ref().filter(|_| cgroup.is_none()) else {
+                findings.add(
+                    Diagnostic::error(
+                        "NG007",
+                        span(pods),
+                        format!("`{name}` names pods without `cidrs`"),
+                        "add `cidrs: [...]`",
+                    )
+                    .help("a dial is judged before it reaches anybody, by its address alone"),
+                );
+                return None;
+            };
+            let cidrs = findings.cidrs(cidrs, POD_CIDRS);
+            check_pods(&cidrs, pods, range, findings);
+            (DialTarget::Pods(cidrs), findings.ports(ports))
+        }
+        (node, pods, services) => {
+            let places = [node.as_ref().map(span), pods.as_ref().map(span), services.as_ref().map(span)];
+            let place = places.into_iter().flatten().reduce(|first, second| join(&first, &second)).unwrap_or(0..0);
+            findings.add(Diagnostic::error(
+                "NG012",
+                place,
+                format!("`{name}` must name one of `node`, `pods` and `services`"),
+                "exactly one of `node: {ports: [...]}`, `pods: {cidrs: [...], ports: [...]}` and `services: {ports: [...]}`",
+            ));
+            return None;
+        }
+    };
+    let tls = dial.tls.as_ref().is_some_and(|tls| last_hop::tls(tls, findings));
+    let certificate =
+        dial.certificate.as_ref().and_then(|certificate| last_hop::certificate(certificate, &target, findings));
+    Some(DialRule { name, target, ports, demands: Demands { tls, certificates: certificate.into_iter().collect() } })
+}
+
+pub(crate) fn read_companion(companion: &document::Companion, findings: &mut Findings) -> Option<Companion> {
+    let cgroup = findings.cgroup(&companion.cgroup);
+    if companion.servers.value.is_empty() {
+        findings.add(Diagnostic::error(
+            "NG017",
+            span(&companion.servers),
+            "a companion without servers could not reach its own",
+            "as in `{cidr: 10.0.0.5/32, ports: [8132]}`",
+        ));
+    }
+    let mut servers = Vec::new();
+    for server in &companion.servers.value {
+        let protocol = findings.protocol(server.protocol.as_ref());
+        let (cidr, ports) = (findings.cidr(&server.cidr), findings.ports(&server.ports));
+        servers.extend(cidr.map(|cidr| Server { cidr, protocol, ports }));
+    }
+    Some(Companion { cgroup: cgroup?, servers })
+}
+
+pub(crate) fn read_control_plane(
+    hub: &document::ControlPlane,
+    node: &NodeFacts,
+    findings: &mut Findings,
+) -> ControlPlane {
+    const HELP: &str = "the addresses of the API servers: `kubectl get endpoints kubernetes`";
+    let addresses = findings.cidrs(&hub.addresses, HELP);
+    for (text, cidr) in hub.addresses.value.iter().zip(&addresses) {
+        if let Some(own) = node.addresses.iter().find(|own| cidr.contains(*own)) {
+            findings.add(Diagnostic::warning(
+                "NG104",
+                span(text),
+                format!("`{cidr}` holds this node's own address {own}"),
+                "its own processes will reach only these ports of it",
+            ));
+        }
+    }
+    ControlPlane { addresses, ports: findings.ports(&hub.ports) }
+}
+
+/// Pods live in one cgroup: rules that name it have to agree.
+pub(crate) fn check_pods_cgroups(document: &Document, rules: &[Read], findings: &mut Findings) {
+    let mut named = rules.iter().zip(&document.spec.guard).filter(|(rule, _)| rule.all_pods());
+    let Some((first, _)) = named.next() else { return };
+    for (rule, guard) in named.filter(|(rule, _)| rule.pods_cgroup != first.pods_cgroup) {
+        findings.add(Diagnostic::error(
+            "NG018",
+            span(&guard.name),
+            format!("rules `{}` and `{}` look for pods in different cgroups", first.name, rule.name),
+            "write the same `cgroup` in both, or in none",
+        ));
+    }
+}

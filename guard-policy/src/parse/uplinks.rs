@@ -1,0 +1,70 @@
+//! Owns reading `spec.edge`: the names of the uplinks that the edge tier is on.
+//! Called by `compile`.
+//! Must never ask whether an interface is there: one may come later, and the daemon waits for it.
+
+use std::collections::BTreeSet;
+
+use guard_common::packet::TCP;
+
+use crate::{
+    diagnostic::Diagnostic,
+    document::{Edge, span},
+    parse::{parts::Read, scalars::Findings},
+    ruleset::Mode,
+};
+
+/// The longest name that the kernel takes (`IFNAMSIZ` without its end).
+const LONGEST: usize = 15;
+
+pub(crate) fn read_edge(edge: &Edge, rules: &[Read], findings: &mut Findings) -> BTreeSet<String> {
+    if edge.interfaces.value.is_empty() {
+        findings.add(
+            Diagnostic::error("NG019", span(&edge.interfaces), "no interfaces", "name at least one")
+                .help("leave `edge` out where strangers are to be denied by the guard alone"),
+        );
+    }
+    let mut interfaces = BTreeSet::new();
+    for text in &edge.interfaces.value {
+        if is_name(&text.value) {
+            interfaces.insert(text.value.clone());
+        } else {
+            findings.add(Diagnostic::error(
+                "NG019",
+                span(text),
+                format!("`{}` is no name of a network interface", text.value),
+                "1 to 15 bytes without spaces, `/` and `:`, as in `eth0`",
+            ));
+        }
+    }
+    let works = |rule: &Read| !rule.node.is_empty() && rule.protocol == TCP && rule.mode == Mode::Enforce;
+    if !rules.iter().any(works) {
+        findings.add(Diagnostic::warning(
+            "NG105",
+            span(&edge.interfaces),
+            "nothing will be dropped at the edge",
+            "no rule that enforces guards a TCP port of the node",
+        ));
+    }
+    interfaces
+}
+
+/// What the kernel takes for a name (`dev_valid_name`).
+fn is_name(text: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_graphic() && !matches!(byte, b'/' | b':');
+    (1..=LONGEST).contains(&text.len()) && !matches!(text, "." | "..") && text.bytes().all(plain)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_what_the_kernel_takes_for_one() {
+        for good in ["eth0", "enp0s31f6", "eth0.100", "a", "bond0_slave", "wlan%d", "123456789012345"] {
+            assert!(is_name(good), "{good}");
+        }
+        for bad in ["", ".", "..", "eth 0", "eth/0", "eth0:1", "1234567890123456", "eth\u{e9}", "eth\n"] {
+            assert!(!is_name(bad), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! Owns the step from rules to the kernel's tables: every port of every scope with the union of what its rules allow.
+//! Called by `compile`, with rules in which nothing is wrong.
+//! Must never let one rule take away what another one allows.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use guard_common::{abi::CgroupValue, packet::UDP};
+use ipnet::IpNet;
+
+use crate::{
+    node_facts::NodeFacts,
+    parse::parts::{Block, Parts, Read},
+    ruleset::{ALL_PODS_SCOPE, GuardedPort, Mode, NODE_SCOPE, PodsCgroup, PortRule, Scope, Tables},
+    tables::{destinations::destinations, peers::peers},
+};
+
+/// The rules (indices) that guard a port together, and the number of their peer list.
+type Lists = BTreeMap<Vec<usize>, u32>;
+
+/// The kernel's tables.
+pub(crate) fn tables(parts: &Parts<'_>, node: &NodeFacts) -> Tables {
+    let rules = parts.rules;
+    let mut tables = Tables { audit: parts.audit, edge: parts.edge.clone(), ..Tables::default() };
+    let mut lists = Lists::new();
+    let all: Vec<usize> = (0..rules.len()).collect();
+    let of = |index: &usize| rules.get(*index);
+    add_scope(&mut tables, &mut lists, rules, NODE_SCOPE, &all, false);
+
+    // Rules without prefixes guard the ports of every pod, also of those whose address a prefix holds.
+    let every: Vec<usize> = all.iter().copied().filter(|index| of(index).is_some_and(Read::all_pods)).collect();
+    if let Some(first) = every.first().and_then(of) {
+        tables.pods_cgroup = Some(first.pods_cgroup.clone().map_or(PodsCgroup::Usual, PodsCgroup::Named));
+        add_scope(&mut tables, &mut lists, rules, ALL_PODS_SCOPE, &every, true);
+    }
+    // A pod's address belongs to its longest prefix, which therefore carries the rules of every prefix around it.
+    let mut scopes: BTreeMap<Vec<usize>, u32> = BTreeMap::new();
+    for cidr in rules.iter().flat_map(|rule| &rule.cidrs).copied().collect::<BTreeSet<IpNet>>() {
+        let around = |rule: &Read| rule.all_pods() || rule.cidrs.iter().any(|outer| outer.contains(&cidr));
+        let of_scope: Vec<usize> = all.iter().copied().filter(|index| of(index).is_some_and(around)).collect();
+        let next = NODE_SCOPE + 1 + scopes.len() as u32;
+        let scope = *scopes.entry(of_scope).or_insert(next);
+        tables.scopes.insert(cidr, scope);
+    }
+    for (of_scope, scope) in &scopes {
+        add_scope(&mut tables, &mut lists, rules, *scope, of_scope, true);
+    }
+    for address in &node.addresses {
+        tables.scopes.insert(IpNet::from(*address), NODE_SCOPE);
+    }
+    for (guarding, list) in &lists {
+        let blocks: Vec<Block> = guarding.iter().filter_map(of).flat_map(|rule| rule.blocks.iter().cloned()).collect();
+        tables.peers.extend(peers(&blocks).into_iter().map(|(net, peer)| ((*list, net), peer)));
+    }
+    add_cgroups(&mut tables, &lists, parts);
+    destinations(&mut tables, parts, node);
+    tables
+}
+
+/// The guarded ports of a scope.
+fn add_scope(tables: &mut Tables, lists: &mut Lists, rules: &[Read], scope: Scope, of_scope: &[usize], pods: bool) {
+    let mut by_port: BTreeMap<(u8, u16), Vec<usize>> = BTreeMap::new();
+    for (index, rule) in of_scope.iter().filter_map(|index| rules.get(*index).map(|rule| (*index, rule))) {
+        for port in if pods { &rule.pods } else { &rule.node }.iter().cloned().flatten() {
+            let rules = by_port.entry((rule.protocol, port)).or_default();
+            if rules.last() != Some(&index) {
+                rules.push(index);
+            }
+        }
+    }
+    for ((protocol, port), guarding) in by_port {
+        let number = lists.len() as u32;
+        let list = *lists.entry(guarding.clone()).or_insert(number);
+        let first =
+            |allows: fn(&Read) -> bool| guarding.iter().copied().find(|index| rules.get(*index).is_some_and(allows));
+        let rule = PortRule {
+            list,
+            rule: guarding.first().copied().unwrap_or_default(),
+            tunnel: first(|rule| rule.tunnel),
+            node: first(|rule| rule.from_node),
+            caller: first(|rule| !rule.callers.is_empty()).is_some(),
+            audit: first(|rule| rule.mode == Mode::Enforce).is_none(),
+        };
+        tables.ports.insert(GuardedPort { scope, protocol, port }, rule);
+        tables.has_udp |= protocol == UDP;
+    }
+}
+
+/// The named cgroups, and which lists admit them. A process is known by the deepest named cgroup around it, which therefore carries what
+/// is allowed to every one above it.
+fn add_cgroups(tables: &mut Tables, lists: &Lists, parts: &Parts<'_>) {
+    for cgroup in parts.rules.iter().flat_map(|rule| &rule.callers) {
+        *tables.cgroups.entry(cgroup.clone()).or_default() |= CgroupValue::CALLER;
+    }
+    if let Some(companion) = &parts.companion {
+        *tables.cgroups.entry(companion.cgroup.clone()).or_default() |= CgroupValue::COMPANION;
+    }
+    for (guarding, list) in lists {
+        let callers = guarding.iter().filter_map(|index| parts.rules.get(*index).map(|rule| (*index, &rule.callers)));
+        for (index, caller) in callers.flat_map(|(index, callers)| callers.iter().map(move |caller| (index, caller))) {
+            for inner in tables.cgroups.keys().filter(|inner| is_inside(inner, caller)) {
+                tables.callers.entry((*list, inner.clone())).or_insert(index);
+            }
+        }
+    }
+}
+
+/// Whether a cgroup is another one or lies below it.
+fn is_inside(inner: &str, outer: &str) -> bool {
+    inner.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cgroup_is_inside_by_whole_names() {
+        for (inner, outer, inside) in [
+            ("/a", "/a", true),
+            ("/a/b", "/a", true),
+            ("/ab", "/a", false),
+            ("/a", "/a/b", false),
+            ("/b/a", "/a", false),
+        ] {
+            assert_eq!(is_inside(inner, outer), inside, "{inner} {outer}");
+        }
+    }
+}

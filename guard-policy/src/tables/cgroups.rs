@@ -1,0 +1,45 @@
+//! Owns which cgroups a ruleset names, and the ids of those that exist.
+//! Called by the plan of an edit; the daemon looks the ids up.
+//! Must never keep the id of a cgroup that is gone: another one can be at its path.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::ruleset::{PodsCgroup, Ruleset};
+
+/// Where kubelet puts the pods' cgroup: by systemd, by itself, and inside a cgroup of its own (kind).
+pub const USUAL_PODS: [&str; 4] =
+    ["/kubepods.slice", "/kubepods", "/kubelet.slice/kubelet-kubepods.slice", "/kubelet/kubepods"];
+
+/// The ids of the cgroups that are there.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Cgroups(BTreeMap<String, u64>);
+
+impl Cgroups {
+    /// The id of a cgroup: on cgroup v2, the inode of its directory.
+    pub fn id(&self, path: &str) -> Option<u64> {
+        self.0.get(path).copied()
+    }
+
+    /// The id of the cgroup that pods live in.
+    pub fn pods(&self, pods: &PodsCgroup) -> Option<u64> {
+        match pods {
+            PodsCgroup::Named(path) => self.id(path),
+            PodsCgroup::Usual => USUAL_PODS.iter().find_map(|path| self.id(path)),
+        }
+    }
+}
+
+impl FromIterator<(String, u64)> for Cgroups {
+    fn from_iter<I: IntoIterator<Item = (String, u64)>>(ids: I) -> Cgroups {
+        Cgroups(ids.into_iter().collect())
+    }
+}
+
+/// The cgroups that a ruleset names.
+pub fn paths(ruleset: &Ruleset) -> BTreeSet<String> {
+    let pods = ruleset.tables.pods_cgroup.iter().flat_map(|pods| match pods {
+        PodsCgroup::Named(path) => vec![path.clone()],
+        PodsCgroup::Usual => USUAL_PODS.map(str::to_owned).to_vec(),
+    });
+    ruleset.tables.cgroups.keys().cloned().chain(pods).collect()
+}

@@ -1,0 +1,237 @@
+//! Owns where processes of this node may go: the destinations of the companion, and the control plane's ports.
+//! Called by `tables`.
+//! Must never let a wide prefix reach what `authorize` keeps out of it: loopback, link-local, multicast.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::RangeInclusive,
+};
+
+use guard_common::{abi::DestinationKey, packet::TCP};
+use ipnet::IpNet;
+
+use crate::{
+    node_facts::NodeFacts,
+    parse::parts::{Parts, Server},
+    refusal::Refusal,
+    ruleset::{DestinationPort, DialTarget, ServiceRange, Tables},
+    special::special,
+};
+
+/// Ports of a prefix.
+struct Reach<'a> {
+    cidr: IpNet,
+    protocol: u8,
+    ports: &'a [RangeInclusive<u16>],
+    /// Whether special addresses inside are meant too.
+    special: bool,
+    /// Whether addresses inside that are Services' are not meant.
+    pods: bool,
+}
+
+/// The prefixes whose addresses are never reached because a wider one holds them: `authorize` keeps them out of dials.
+fn special_prefixes() -> impl Iterator<Item = IpNet> {
+    const SPECIAL: [&str; 9] = [
+        "0.0.0.0/8",
+        "127.0.0.0/8",
+        "169.254.0.0/16",
+        "224.0.0.0/4",
+        "255.255.255.255/32",
+        "::/128",
+        "::1/128",
+        "fe80::/10",
+        "ff00::/8",
+    ];
+    SPECIAL.iter().filter_map(|text| text.parse().ok())
+}
+
+/// Adds both lists of destinations.
+pub(crate) fn destinations(tables: &mut Tables, parts: &Parts<'_>, node: &NodeFacts) {
+    let mut sets = BTreeMap::new();
+    if let Some(hub) = &parts.control_plane {
+        let reach = |cidr: &IpNet| Reach { cidr: *cidr, protocol: TCP, ports: &hub.ports, special: true, pods: false };
+        let all: Vec<Reach<'_>> = hub.addresses.iter().map(reach).collect();
+        add(tables, &mut sets, DestinationKey::CONTROL_PLANE, &all, &[], &ServiceRange::default());
+    }
+    if let Some(companion) = &parts.companion {
+        let mut all: Vec<Reach<'_>> = companion
+            .servers
+            .iter()
+            .map(|Server { cidr, protocol, ports }| Reach {
+                cidr: *cidr,
+                protocol: *protocol,
+                ports,
+                special: true,
+                pods: false,
+            })
+            .collect();
+        for rule in parts.dial {
+            let cidrs = match &rule.target {
+                DialTarget::Node => node.addresses.iter().copied().map(IpNet::from).collect(),
+                DialTarget::Pods(cidrs) | DialTarget::Services(cidrs) => cidrs.clone(),
+            };
+            let pods = matches!(rule.target, DialTarget::Pods(_));
+            let reach = |cidr| Reach { cidr, protocol: TCP, ports: &rule.ports, special: false, pods };
+            all.extend(cidrs.into_iter().map(reach));
+        }
+        let special: Vec<IpNet> = special_prefixes().collect();
+        add(tables, &mut sets, DestinationKey::COMPANION, &all, &special, parts.services);
+    }
+    for (ports, set) in &sets {
+        let port = |(protocol, port): &(u8, u16)| DestinationPort { set: *set, protocol: *protocol, port: *port };
+        tables.destination_ports.extend(ports.iter().map(port));
+    }
+}
+
+/// The ports of a set of destinations, by protocol.
+type Set = BTreeSet<(u8, u16)>;
+
+/// Adds one list: an address belongs to its longest prefix, which therefore has the ports of every prefix around it.
+fn add(
+    tables: &mut Tables,
+    sets: &mut BTreeMap<Set, u32>,
+    list: u32,
+    all: &[Reach<'_>],
+    special: &[IpNet],
+    services: &ServiceRange,
+) {
+    let others = special.iter().copied().chain(services.prefixes());
+    let prefixes: BTreeSet<IpNet> = all.iter().map(|reach| reach.cidr).chain(others).collect();
+    for cidr in prefixes {
+        let of_services = services.prefixes().any(|range| range.contains(&cidr));
+        let is_special = special.iter().any(|special| special.contains(&cidr));
+        let holds = |reach: &&Reach<'_>| {
+            reach.cidr.contains(&cidr)
+                && (reach.special || !is_special || named_exactly(reach.cidr, cidr))
+                && !(reach.pods && of_services && services.is_cut_out(reach.cidr, cidr.addr()))
+        };
+        let ports_of = |reach: &Reach<'_>| {
+            let protocol = reach.protocol;
+            reach.ports.iter().cloned().flatten().map(move |port| (protocol, port)).collect::<Vec<_>>()
+        };
+        let ports: Set = all.iter().filter(holds).flat_map(ports_of).collect();
+        let next = sets.len() as u32;
+        let set = *sets.entry(ports).or_insert(next);
+        tables.destinations.insert((list, cidr), set);
+    }
+}
+
+/// Whether a dial rule names a special address itself: then `authorize` admits it too.
+fn named_exactly(named: IpNet, cidr: IpNet) -> bool {
+    named == cidr
+        && named.prefix_len() == named.max_prefix_len()
+        && matches!(special(named.addr()), Some(Refusal::Loopback | Refusal::LinkLocal))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, SocketAddr};
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{authorize::authorize, compile::compile, diagnostic::Source, ruleset::Ruleset};
+
+    fn ruleset(tunnel: &str, hub: &str) -> Ruleset {
+        let text = format!(
+            "apiVersion: nodeguard.dev/v1alpha1\nkind: NodeGuardPolicy\nmetadata: {{name: t}}\nspec: {{mode: Enforce, guard: [], tunnel: {tunnel}{hub}}}\n"
+        );
+        let source = Source { path: "t".into(), text };
+        compile(&source, &node()).unwrap_or_else(|findings| panic!("{}", source.render(&findings, false))).0
+    }
+
+    fn node() -> NodeFacts {
+        NodeFacts { addresses: vec!["10.0.0.7".parse().unwrap()], ..NodeFacts::default() }
+    }
+
+    /// What one look-up in the tables says: `None` where no prefix holds the address.
+    fn reached(tables: &Tables, list: u32, to: SocketAddr, protocol: u8) -> Option<bool> {
+        let of_list = tables.destinations.iter().filter(|((of, cidr), _)| *of == list && cidr.contains(&to.ip()));
+        let (_, set) = of_list.max_by_key(|((_, cidr), _)| cidr.prefix_len())?;
+        Some(tables.destination_ports.contains(&DestinationPort { set: *set, protocol, port: to.port() }))
+    }
+
+    const TUNNEL: &str = "{dial: [node: {ports: [10250]}, pods: {cidrs: [0.0.0.0/0, 10.244.0.0/16], ports: [80]}, pods: {cidrs: [10.244.1.0/24, 127.0.0.5/32, 224.0.0.9/32, 169.254.1.0/24], ports: [81-82]}], companion: {cgroup: /c, servers: [{cidr: 127.0.0.1/32, ports: [8132]}, {cidr: 10.0.0.53/32, ports: [53], protocol: UDP}]}}";
+
+    #[test]
+    fn the_companion_reaches_a_service_only_where_a_dial_would() {
+        let tunnel = |dial: &str, range: &str| {
+            format!(
+                "{{dial: [{dial}], {range}companion: {{cgroup: /c, servers: [{{cidr: 127.0.0.1/32, ports: [8132]}}]}}}}"
+            )
+        };
+        let wide = "pods: {cidrs: [10.0.0.0/8, 10.97.0.0/16], ports: [1-65535]}";
+        let both = format!("{wide}, services: {{cidrs: [10.96.0.0/16], ports: [443]}}");
+        for node in ["10.96.0.1", "10.0.0.1", "10.96.0.9"].map(|host| NodeFacts {
+            addresses: vec!["10.128.0.7".parse().unwrap()],
+            service_host: Some(host.parse().unwrap()),
+            ..NodeFacts::default()
+        }) {
+            for (dial, range) in [
+                (wide, ""),
+                (wide, "serviceCidrs: [10.96.0.0/15], "),
+                (&both, ""),
+                (&both, "serviceCidrs: [10.96.0.0/15], "),
+            ] {
+                let text = format!(
+                    "apiVersion: nodeguard.dev/v1alpha1\nkind: NodeGuardPolicy\nmetadata: {{name: t}}\nspec: {{mode: Enforce, guard: [], tunnel: {}}}\n",
+                    tunnel(dial, range)
+                );
+                // A prefix of pods inside the declared range is an error.
+                let text = if range.is_empty() { text } else { text.replace(", 10.97.0.0/16", "") };
+                let ruleset = compile(&Source { path: "t".into(), text }, &node).unwrap().0;
+                for to in [
+                    "10.96.3.4:443",
+                    "10.96.3.4:80",
+                    "10.97.3.4:443",
+                    "10.98.3.4:443",
+                    "10.0.3.4:80",
+                    "10.16.3.4:80",
+                    "10.244.0.1:80",
+                    "10.128.0.7:80",
+                ] {
+                    let to: SocketAddr = to.parse().unwrap();
+                    let dialled = authorize(Some(&ruleset), &node, to).is_ok();
+                    let reached = reached(&ruleset.tables, DestinationKey::COMPANION, to, 6) == Some(true);
+                    assert_eq!(reached, dialled, "{to} {dial} {range} {:?}", node.service_host);
+                }
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_companion_may_go_where_a_dial_may(
+            address in prop::sample::select(vec!["10.0.0.7", "10.244.0.1", "10.244.1.1", "127.0.0.1", "127.0.0.5", "127.0.0.6", "169.254.169.254", "169.254.1.7", "224.0.0.9", "0.0.0.0", "255.255.255.255", "1.2.3.4", "::1", "fd00::1"]),
+            port in prop::sample::select(vec![53u16, 80, 81, 82, 83, 8132, 10_250]),
+        ) {
+            let ruleset = ruleset(TUNNEL, "");
+            let to = SocketAddr::new(address.parse::<IpAddr>().unwrap(), port);
+            let dialled = authorize(Some(&ruleset), &node(), to).is_ok();
+            let server = address == "127.0.0.1" && port == 8132;
+            prop_assert_eq!(reached(&ruleset.tables, DestinationKey::COMPANION, to, 6) == Some(true), dialled || server, "{}", to);
+            prop_assert_eq!(reached(&ruleset.tables, DestinationKey::COMPANION, to, 17) == Some(true), false);
+        }
+    }
+
+    #[test]
+    fn a_servers_protocol_is_its_own() {
+        let tables = ruleset(TUNNEL, "").tables;
+        let to = "10.0.0.53:53".parse().unwrap();
+        assert_eq!(reached(&tables, DestinationKey::COMPANION, to, 17), Some(true));
+        assert_eq!(reached(&tables, DestinationKey::COMPANION, to, 6), Some(false));
+    }
+
+    #[test]
+    fn the_hub_rule_speaks_of_its_addresses_alone() {
+        let tables =
+            ruleset("{dial: []}", ", controlPlane: {addresses: [10.9.0.0/24, 10.9.0.5/32], ports: [6443, 8132]}")
+                .tables;
+        let reach = |to: &str, protocol| reached(&tables, DestinationKey::CONTROL_PLANE, to.parse().unwrap(), protocol);
+        assert_eq!(reach("10.9.0.5:6443", 6), Some(true));
+        assert_eq!(reach("10.9.0.5:2379", 6), Some(false));
+        assert_eq!(reach("10.9.0.5:6443", 17), Some(false));
+        assert_eq!(reach("10.9.0.9:22", 6), Some(false));
+        assert_eq!(reach("10.9.1.9:22", 6), None);
+    }
+}

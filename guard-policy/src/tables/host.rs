@@ -1,0 +1,103 @@
+//! Owns the tables as ordinary collections, so that `decide` runs on the host as it runs in the kernel.
+//! Called by the tests that compare the two, and by whatever explains a decision offline.
+//! Must never be cleverer than the kernel's maps: a longest-prefix match is a search by falling length.
+
+use std::collections::BTreeMap;
+
+use guard_common::{
+    DestinationTables, InForce, Tables,
+    abi::{
+        CallerKey, CallerValue, DestinationKey, DestinationValue, FlowKey, PeerKey4, PeerKey6, PeerValue, Pinhole,
+        PortKey, PortValue, ScopeKey, ScopeValue, port_word,
+    },
+    packet::UDP,
+};
+
+use crate::tables::image::Image;
+
+/// What the kernel would look things up in.
+#[derive(Clone, Debug, Default)]
+pub struct Model {
+    /// The ruleset's tables.
+    pub image: Image,
+    /// The open pinholes.
+    pub pinholes: BTreeMap<FlowKey, Pinhole>,
+    /// The UDP conversations that have not run out.
+    pub udp_flows: BTreeMap<FlowKey, Pinhole>,
+}
+
+impl Tables for Model {
+    fn in_force(&self) -> InForce {
+        self.image.in_force()
+    }
+
+    fn scope(&self, key: &ScopeKey) -> Option<ScopeValue> {
+        longest(&self.image.entries.scopes, key)
+    }
+
+    fn port(&self, key: &PortKey) -> Option<PortValue> {
+        self.image.entries.ports.get(key).copied()
+    }
+
+    fn is_guarded_number(&self, generation: u8, port: u16) -> bool {
+        let (word, bit) = port_word(generation, port);
+        self.image.entries.port_numbers.get(&word).is_some_and(|word| word & bit != 0)
+    }
+
+    fn scope_copy(&self, key: &ScopeKey) -> Option<ScopeValue> {
+        longest(&self.image.entries.scopes_copy, key)
+    }
+
+    fn port_copy(&self, key: &PortKey) -> Option<PortValue> {
+        self.image.entries.ports_copy.get(key).copied()
+    }
+
+    fn pinhole(&self, protocol: u8, key: &FlowKey) -> Option<Pinhole> {
+        if protocol == UDP { &self.udp_flows } else { &self.pinholes }.get(key).copied()
+    }
+
+    fn caller(&self, key: &CallerKey) -> Option<CallerValue> {
+        self.image.entries.followed.callers.get(key).copied()
+    }
+
+    fn peer_v4(&self, key: &PeerKey4) -> Option<PeerValue> {
+        longest(&self.image.entries.peers_v4, key)
+    }
+
+    fn peer_v6(&self, key: &PeerKey6) -> Option<PeerValue> {
+        longest(&self.image.entries.peers_v6, key)
+    }
+}
+
+impl DestinationTables for Model {
+    fn destination(&self, key: &DestinationKey) -> Option<DestinationValue> {
+        longest(&self.image.entries.destinations, key)
+    }
+
+    fn has_port(&self, key: &PortKey) -> bool {
+        self.image.entries.ports.contains_key(key)
+    }
+}
+
+/// The value of the longest prefix that holds the key.
+fn longest<K, V>(table: &BTreeMap<(u32, K), V>, key: &K) -> Option<V>
+where
+    K: Copy + Ord + zerocopy::IntoBytes + zerocopy::FromBytes + zerocopy::Immutable + zerocopy::KnownLayout,
+    V: Copy,
+{
+    let bits = size_of::<K>() as u32 * 8;
+    (0..=bits).rev().find_map(|length| table.get(&(length, masked(key, length))).copied())
+}
+
+/// The key with everything behind its first `length` bits at zero.
+fn masked<K>(key: &K, length: u32) -> K
+where
+    K: Copy + zerocopy::IntoBytes + zerocopy::FromBytes + zerocopy::Immutable + zerocopy::KnownLayout,
+{
+    let mut key = *key;
+    for (index, byte) in key.as_mut_bytes().iter_mut().enumerate() {
+        let kept = length.saturating_sub(index as u32 * 8).min(8);
+        *byte &= !(0xffu32 >> kept) as u8;
+    }
+    key
+}

@@ -1,0 +1,129 @@
+//! Owns peer lists: from the `ipBlock`s of the rules that guard a port to prefixes of which the longest match decides alone.
+//! Called by `compile`.
+//! Must never let a prefix say less than the whole truth: an address is admitted if and only if some block holds it outside all its exceptions.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ipnet::IpNet;
+
+use crate::{
+    parse::parts::Block,
+    ruleset::{Peer, PeerKind},
+};
+
+/// What begins at a prefix.
+#[derive(Default)]
+struct Begin {
+    blocks: Vec<usize>,
+    exceptions: Vec<usize>,
+}
+
+/// A prefix on the way from the root to where the sweep is, with what it changed.
+struct Frame {
+    net: IpNet,
+    covering: Vec<usize>,
+    admitting: Vec<usize>,
+    excepted: Vec<usize>,
+}
+
+/// One pass over the prefixes in the order of a tree walk, which is also their sorted order: what holds at a prefix is what its ancestors
+/// left plus its own beginnings, and is taken back when the walk leaves it.
+pub(crate) fn peers(blocks: &[Block]) -> BTreeMap<IpNet, Peer> {
+    let mut begins: BTreeMap<IpNet, Begin> = BTreeMap::new();
+    for (index, block) in blocks.iter().enumerate() {
+        begins.entry(block.cidr).or_default().blocks.push(index);
+        for except in &block.except {
+            begins.entry(*except).or_default().exceptions.push(index);
+        }
+    }
+    let (mut covering, mut admitting) = (BTreeSet::new(), BTreeSet::new());
+    let mut path: Vec<Frame> = Vec::new();
+    let mut peers = BTreeMap::new();
+    for (net, begin) in begins {
+        while let Some(frame) = path.pop_if(|frame| !frame.net.contains(&net)) {
+            admitting.extend(frame.excepted);
+            admitting.retain(|index| !frame.admitting.contains(index));
+            covering.retain(|index| !frame.covering.contains(index));
+        }
+        let mut frame = Frame { net, covering: Vec::new(), admitting: Vec::new(), excepted: Vec::new() };
+        for index in begin.blocks {
+            covering.insert(index);
+            admitting.insert(index);
+            frame.covering.push(index);
+            frame.admitting.push(index);
+        }
+        frame.excepted.extend(begin.exceptions.into_iter().filter(|index| admitting.remove(index)));
+        path.push(frame);
+        let rule = |index: &usize| blocks.get(*index).map(|block| block.rule);
+        let peer = match (admitting.first().and_then(rule), covering.first().and_then(rule)) {
+            (Some(rule), _) => Peer { rule, kind: PeerKind::Allow },
+            (None, Some(rule)) => Peer { rule, kind: PeerKind::Except },
+            // An exception outside its block cuts out nothing that was ever let in.
+            (None, None) => continue,
+        };
+        peers.insert(net, peer);
+    }
+    peers
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The meaning of blocks, one address at a time.
+    fn oracle(blocks: &[Block], address: IpAddr) -> Option<Peer> {
+        let holds = |block: &&Block| block.cidr.contains(&address);
+        let admits = |block: &&Block| holds(block) && !block.except.iter().any(|except| except.contains(&address));
+        let peer = |kind| move |block: &Block| Peer { rule: block.rule, kind };
+        blocks
+            .iter()
+            .find(admits)
+            .map(peer(PeerKind::Allow))
+            .or_else(|| blocks.iter().find(holds).map(peer(PeerKind::Except)))
+    }
+
+    fn longest(peers: &BTreeMap<IpNet, Peer>, address: IpAddr) -> Option<Peer> {
+        peers
+            .iter()
+            .filter(|(net, _)| net.contains(&address))
+            .max_by_key(|(net, _)| net.prefix_len())
+            .map(|(_, peer)| *peer)
+    }
+
+    /// A few bits of address space, so that prefixes meet often.
+    fn net(v6: bool, bits: u8, length: u8) -> IpNet {
+        let text =
+            if v6 { format!("fd00::{bits:x}/{}", 120 + length) } else { format!("10.0.0.{bits}/{}", 24 + length) };
+        text.parse::<IpNet>().unwrap().trunc()
+    }
+
+    fn block() -> impl Strategy<Value = Block> {
+        let inside = prop::collection::vec((any::<u8>(), 0u8..=8), 0..3);
+        (0usize..4, any::<bool>(), any::<u8>(), 0u8..=8, inside).prop_map(|(rule, v6, bits, length, inside)| {
+            let cidr = net(v6, bits, length);
+            let except = inside
+                .into_iter()
+                .map(|(bits, length)| net(v6, bits, length))
+                .filter(|net| cidr.contains(net))
+                .collect();
+            Block { rule, cidr, except }
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(512))]
+        #[test]
+        fn the_longest_match_says_what_the_blocks_mean(blocks in prop::collection::vec(block(), 0..8)) {
+            let peers = peers(&blocks);
+            for last in 0..=255u8 {
+                for address in [IpAddr::from([10, 0, 0, last]), format!("fd00::{last:x}").parse().unwrap(), "10.0.1.1".parse().unwrap()] {
+                    prop_assert_eq!(longest(&peers, address), oracle(&blocks, address), "{} {:?}", address, blocks);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,347 @@
+//! Owns the step from the command line to a configuration with nothing left optional.
+//! Called by `main` for `run` and `agent`.
+//! Must never fill in what weakens protection: a missing CA is an error, not "any server".
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+
+use guard_policy::node_facts::NodeFacts;
+
+use crate::{
+    cli::{
+        args::{AgentArgs, AuditArgs, RunArgs},
+        upstream_flags::UpstreamArgs,
+    },
+    cluster::{api, leases::LeaseConfig, services::known::Services},
+    dial::{audit::file::FileConfig, limits::Limits},
+    kernel::{
+        cgroups::{root, root::CgroupError},
+        pins::Location,
+    },
+    net::{
+        hosts::Host,
+        http_proxy::{Environment, ProxyError},
+        tls::{Files, Manner},
+        verify::Demands,
+    },
+    sys::node_facts,
+    tunnel::{
+        identifiers::{Identifier, IdentifierError, Identifiers},
+        servers::Pace,
+        settings::{CountSource, TunnelConfig},
+    },
+};
+
+/// How often the server leases are counted, in longest waits: every 30 seconds by default.
+const LEASES_EVERY: u32 = 3;
+/// The port of an HTTP proxy for the tunnel that is named without one: grpc-go's.
+const PROXY_PORT: u16 = 443;
+
+/// What `run` needs.
+pub struct Config {
+    /// The policy file.
+    pub policy: PathBuf,
+    /// Where the kernel half lives.
+    pub location: Location,
+    /// Whether the kernel is to measure its programs.
+    pub program_stats: bool,
+    /// Where `status` asks.
+    pub admin_socket: PathBuf,
+    /// The health port.
+    pub health: Option<SocketAddr>,
+    /// How long open dials may go on after SIGTERM.
+    pub drain_timeout: Duration,
+    /// What the node knows of itself.
+    pub node: NodeFacts,
+    /// The tunnel.
+    pub tunnel: TunnelConfig,
+    /// Whether the pods of this node are advertised.
+    pub advertise_pods: bool,
+    /// The audit file.
+    pub audit: Option<FileConfig>,
+    /// What the control plane may use of this process.
+    pub limits: Limits,
+    /// What is known of the cluster's Services.
+    pub services: Services,
+}
+
+/// Why the command line makes no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// No trust.
+    #[error("--ca-cert is needed: the proxy-server's certificate is checked against it and nothing else")]
+    NoCa,
+    /// A certificate without its key, or the other way round.
+    #[error("--agent-cert and --agent-key are needed together")]
+    HalfAnIdentity,
+    /// Not an address.
+    #[error("{0}: `{1}` is no IP address")]
+    Listen(&'static str, String),
+    /// The waits are the wrong way round.
+    #[error("--sync-interval ({0:?}) is longer than --sync-interval-cap ({1:?})")]
+    Interval(Duration, Duration),
+    /// No identifiers.
+    #[error(transparent)]
+    Identifiers(#[from] IdentifierError),
+    /// Not a server.
+    #[error("--proxy-server-host: {0}")]
+    Host(String),
+    /// Not an HTTP proxy.
+    #[error(transparent)]
+    Proxy(#[from] ProxyError),
+    /// No cgroup.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    /// No interfaces.
+    #[error("cannot read the node's addresses")]
+    Node(#[source] std::io::Error),
+}
+
+/// What `agent` needs.
+pub struct AgentConfig {
+    /// The policy file; `None` dials anything.
+    pub policy: Option<PathBuf>,
+    /// Where `status` asks.
+    pub admin_socket: Option<PathBuf>,
+    /// The health port.
+    pub health: Option<SocketAddr>,
+    /// Upstream's admin port, which sends scrapers on to the health port.
+    pub admin_port: Option<SocketAddr>,
+    /// How long open dials may go on after SIGTERM.
+    pub drain_timeout: Duration,
+    /// What the node knows of itself.
+    pub node: NodeFacts,
+    /// The tunnel.
+    pub tunnel: TunnelConfig,
+    /// Whether the pods of this node are advertised.
+    pub advertise_pods: bool,
+    /// The audit file.
+    pub audit: Option<FileConfig>,
+    /// What the control plane may use of this process.
+    pub limits: Limits,
+    /// What is known of the cluster's Services.
+    pub services: Services,
+}
+
+/// Resolves the arguments of `run`, reading what is left open from the machine.
+pub fn resolve(args: RunArgs) -> Result<Config, ConfigError> {
+    let kubeconfig = args.agent.kubeconfig.clone();
+    let (health, node, tunnel) = resolve_tunnel(args.agent, args.node_name)?;
+    let services = services(args.watch_services, kubeconfig, &node)?;
+    let cgroup = match args.cgroup {
+        Some(cgroup) => cgroup,
+        None => root::v2_root()?,
+    };
+    Ok(Config {
+        policy: args.policy,
+        location: Location { cgroup, bpffs: args.bpffs },
+        program_stats: args.program_stats,
+        admin_socket: args.admin_socket,
+        health,
+        drain_timeout: args.drain_timeout,
+        node,
+        tunnel,
+        advertise_pods: args.advertise_pod_addresses,
+        audit: audit_file(args.audit),
+        limits: args.limits.into(),
+        services,
+    })
+}
+
+/// Resolves the arguments of `agent`, which has no kernel half.
+pub fn resolve_agent(args: AgentArgs) -> Result<AgentConfig, ConfigError> {
+    let admin = (args.agent.admin_bind_address.clone(), args.agent.admin_server_port);
+    let kubeconfig = args.agent.kubeconfig.clone();
+    let (health, node, tunnel) = resolve_tunnel(args.agent, args.node_name)?;
+    let services = services(args.watch_services, kubeconfig, &node)?;
+    Ok(AgentConfig {
+        policy: args.policy,
+        admin_socket: args.admin_socket,
+        admin_port: health.and(listen("--admin-bind-address", &admin.0, admin.1)?),
+        health,
+        drain_timeout: args.drain_timeout,
+        node,
+        tunnel,
+        advertise_pods: args.advertise_pod_addresses,
+        audit: audit_file(args.audit),
+        limits: args.limits.into(),
+        services,
+    })
+}
+
+/// The upstream flags: the health port, the node's facts, the tunnel.
+fn resolve_tunnel(
+    agent: UpstreamArgs,
+    node_name: Option<String>,
+) -> Result<(Option<SocketAddr>, NodeFacts, TunnelConfig), ConfigError> {
+    let ca = given(agent.ca_cert.clone()).ok_or(ConfigError::NoCa)?;
+    if agent.sync_interval > agent.sync_interval_cap {
+        return Err(ConfigError::Interval(agent.sync_interval, agent.sync_interval_cap));
+    }
+    let identity = match (given(agent.agent_cert.clone()), given(agent.agent_key.clone())) {
+        (Some(certificate), Some(key)) => Some((certificate, key)),
+        (None, None) => None,
+        (Some(_), None) | (None, Some(_)) => return Err(ConfigError::HalfAnIdentity),
+    };
+    let without_effect = agent.without_effect();
+    if !without_effect.is_empty() {
+        tracing::info!(flags = without_effect.join(", "), "flags of the upstream agent that have no effect here");
+    }
+    let mut identifiers = Identifiers::parse(&agent.agent_identifiers.clone().unwrap_or_default())?;
+    let mut names: Vec<String> = identifiers.hosts().map(str::to_owned).collect();
+    names.extend(node_name.clone());
+    let node = node_facts::read(&names).map_err(ConfigError::Node)?;
+    if identifiers.is_empty() {
+        identifiers = of_node(&node, node_name);
+    }
+    let environment = environment(PROXY_PORT)?;
+    let mut hosts = Vec::new();
+    for text in agent.proxy_server_host.iter().map(|text| text.trim()) {
+        let mut host = Host::parse(text, agent.proxy_server_port).map_err(ConfigError::Host)?;
+        host.through = environment.proxy_for(&host).map(Arc::new);
+        if let Some(proxy) = &host.through {
+            tracing::info!(server = %host, %proxy, "the tunnel goes through the HTTP proxy of HTTPS_PROXY; NO_PROXY would keep this server from it");
+        }
+        if !hosts.contains(&host) {
+            hosts.push(host);
+        }
+    }
+    let health = listen("--health-server-host", &agent.health_server_host, agent.health_server_port)?;
+    let alpn = agent.alpn();
+    let leases = LeaseConfig {
+        kubeconfig: given(agent.kubeconfig),
+        environment: self::environment(api::PROXY_PORT)?,
+        namespace: agent.lease_namespace,
+        label: agent.lease_label,
+        every: agent.sync_interval_cap * LEASES_EVERY,
+    };
+    let count = match (agent.count_server_leases, agent.server_count_source.as_str()) {
+        (false, _) => CountSource::Responses,
+        (true, "max") => CountSource::Larger(leases),
+        (true, _) => CountSource::Leases(leases),
+    };
+    let tunnel = TunnelConfig {
+        hosts,
+        files: Files {
+            ca,
+            identity,
+            token: given(agent.service_account_token_path),
+            crl: agent.trust.crl_file.and_then(given),
+        },
+        manner: Manner {
+            demands: Demands { pins: agent.trust.server_spki_pin, names: agent.trust.server_san },
+            only_tls13: agent.trust.tls_min_version.ends_with('3'),
+            alpn,
+        },
+        agent_id: agent
+            .agent_id
+            .filter(|id| !id.is_empty())
+            .unwrap_or_else(|| format!("{:032x}", rand::random::<u128>())),
+        identifiers,
+        pace: Pace { interval: agent.sync_interval, cap: agent.sync_interval_cap, forever: agent.sync_forever },
+        keepalive: agent.keepalive_time,
+        max_age: agent.trust.max_stream_age.filter(|age| !age.is_zero()),
+        count,
+    };
+    Ok((health, node, tunnel))
+}
+
+fn services(watched: bool, kubeconfig: PathBuf, node: &NodeFacts) -> Result<Services, ConfigError> {
+    if !watched {
+        return Ok(Services::unwatched());
+    }
+    Ok(Services::watched(given(kubeconfig), environment(api::PROXY_PORT)?, node.names.clone()))
+}
+
+/// What this process's variables say of HTTP proxies; the port is that of one that is named without.
+fn environment(port: u16) -> Result<Environment, ProxyError> {
+    Environment::read(|name| std::env::var(name).ok(), port)
+}
+
+fn audit_file(args: AuditArgs) -> Option<FileConfig> {
+    let AuditArgs { audit_file, audit_file_max_size: max_size, audit_file_max_backups: max_backups } = args;
+    audit_file.and_then(given).map(|path| FileConfig { path, max_size, max_backups })
+}
+
+/// Where to listen: on all addresses without a host, nowhere with port 0.
+fn listen(flag: &'static str, host: &str, port: u16) -> Result<Option<SocketAddr>, ConfigError> {
+    let host = match host {
+        "" => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        "localhost" => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        host => host.parse().map_err(|_| ConfigError::Listen(flag, host.to_owned()))?,
+    };
+    Ok((port != 0).then(|| SocketAddr::new(host, port)))
+}
+
+/// A path that is not empty.
+fn given(path: PathBuf) -> Option<PathBuf> {
+    (!path.as_os_str().is_empty()).then_some(path)
+}
+
+/// What the control plane may dial this node by, if nobody says so.
+fn of_node(node: &NodeFacts, name: Option<String>) -> Identifiers {
+    let mut identifiers = Identifiers::default();
+    node.addresses.iter().for_each(|address| identifiers.add_address(*address));
+    // In the very spelling of the cluster, too.
+    name.into_iter().chain(node.names.iter().cloned()).for_each(|name| identifiers.add(Identifier::Host(name)));
+    identifiers
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::args::{Cli, Command};
+
+    fn config(more: &[&str]) -> Result<Config, ConfigError> {
+        let all = ["nodeguard", "run", "--policy", "p.yaml", "--cgroup", "/c"].iter().chain(more);
+        let Command::Run(args) = Cli::try_parse_from(all).unwrap().command else { panic!("not run") };
+        resolve(*args)
+    }
+
+    #[test]
+    fn a_missing_ca_is_an_error_and_never_any_server() {
+        assert!(matches!(config(&[]), Err(ConfigError::NoCa)));
+        assert!(matches!(config(&["--ca-cert="]), Err(ConfigError::NoCa)));
+        assert!(config(&["--ca-cert", "ca.crt"]).is_ok());
+        assert!(matches!(config(&["--ca-cert", "ca.crt", "--agent-key=k"]), Err(ConfigError::HalfAnIdentity)));
+    }
+
+    #[test]
+    fn identifiers_name_the_node_and_unknown_ones_are_refused() {
+        let config = |identifiers: &str| config(&["--ca-cert", "ca.crt", "--agent-identifiers", identifiers]);
+        let given = config("ipv4=10.0.0.1&host=Node-1&default-route=true").unwrap();
+        assert!(given.node.names.contains(&"node-1".to_owned()));
+        let canonical = "ipv4=10.0.0.1&host=Node-1&host=node-1&default-route=true";
+        assert_eq!(given.tunnel.identifiers.to_string(), canonical);
+        assert!(matches!(config("ip=10.0.0.1"), Err(ConfigError::Identifiers(error)) if error.pair == "ip=10.0.0.1"));
+        let node = NodeFacts {
+            addresses: vec!["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()],
+            names: vec!["n".into()],
+            ..NodeFacts::default()
+        };
+        assert_eq!(of_node(&node, Some("N".into())).to_string(), "ipv4=10.0.0.1&ipv6=fd00::1&host=N&host=n");
+    }
+
+    #[test]
+    fn servers_are_a_list_with_or_without_ports() {
+        let hosts = |more: &[&str]| {
+            let all: Vec<&str> = ["--ca-cert", "ca.crt"].iter().chain(more).copied().collect();
+            config(&all).map(|config| config.tunnel.hosts.iter().map(Host::to_string).collect::<Vec<_>>())
+        };
+        assert_eq!(hosts(&[]).unwrap(), ["127.0.0.1:8091"]);
+        let more = [
+            "--proxy-server-host=a.example:1,[fd00::1]:2",
+            "--proxy-server-host=10.0.0.1",
+            "--proxy-server-host=10.0.0.1:8132",
+            "--proxy-server-port=8132",
+        ];
+        assert_eq!(hosts(&more).unwrap(), ["a.example:1", "[fd00::1]:2", "10.0.0.1:8132"]);
+        assert!(matches!(hosts(&["--proxy-server-host=a b"]), Err(ConfigError::Host(_))));
+    }
+}

@@ -1,0 +1,81 @@
+//! Owns the limits of the tunnel half as flags.
+//! Called by `args`.
+//! Must never be unlimited by default: the control plane, or whoever took it over, decides how much comes.
+
+use std::time::Duration;
+
+use clap::Args;
+
+use crate::{
+    dial::limits::Limits,
+    sys::units::{duration, size},
+};
+
+/// The limits as flags.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Limits of the tunnel")]
+pub struct LimitArgs {
+    /// How many bytes may wait for one backend in any case. One that reads may have more while --memory-budget has room.
+    #[arg(long, value_parser = size, default_value = "8MiB", value_name = "SIZE")]
+    pub connection_budget: usize,
+    /// How many bytes may wait for all backends together.
+    #[arg(long, value_parser = size, default_value = "256MiB", value_name = "SIZE")]
+    pub memory_budget: usize,
+    /// How long bytes may wait for a backend that takes none of them. Then its connection is reset, and no other.
+    #[arg(long, value_parser = duration, default_value = "30s", value_name = "TIME")]
+    pub stall_timeout: Duration,
+    /// How many dials may be under way at once.
+    #[arg(long, default_value_t = 1024, value_name = "COUNT")]
+    pub dial_limit: usize,
+    /// How many dials of one proxy-server may be under way at once.
+    #[arg(long, default_value_t = 512, value_name = "COUNT")]
+    pub dial_limit_per_server: usize,
+    /// How long a dial may take, the resolution of its name included.
+    #[arg(long, value_parser = duration, default_value = "5s", value_name = "TIME")]
+    pub dial_timeout: Duration,
+    /// How many connections may be open at once.
+    #[arg(long, default_value_t = 65_536, value_name = "COUNT")]
+    pub connection_limit: usize,
+}
+
+impl From<LimitArgs> for Limits {
+    fn from(args: LimitArgs) -> Limits {
+        Limits {
+            connection: args.connection_budget.min(args.memory_budget),
+            memory: args.memory_budget,
+            stall: args.stall_timeout,
+            dials: args.dial_limit,
+            dials_per_stream: args.dial_limit_per_server,
+            dial: args.dial_timeout,
+            connections: args.connection_limit,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        limits: LimitArgs,
+    }
+
+    #[test]
+    fn the_flags_have_the_defaults_and_sizes_are_written_as_kubernetes_does() {
+        let parse = |more: &[&str]| {
+            Line::try_parse_from(["x"].iter().chain(more)).map(|line| Limits::from(line.limits)).map_err(|e| e.kind())
+        };
+        assert_eq!(parse(&[]), Ok(Limits::default()));
+        let limits = parse(&["--connection-budget=2Mi", "--memory-budget=1GiB", "--stall-timeout=2s"]).unwrap();
+        assert_eq!((limits.connection, limits.memory, limits.stall), (2 << 20, 1 << 30, Duration::from_secs(2)));
+        // One connection never has more than all of them.
+        assert_eq!(parse(&["--memory-budget=1048576"]).unwrap().connection, 1 << 20);
+        for wrong in ["", "MiB", "1.5MiB", "8MB", "-1", "1KiB", "99999999999999999999"] {
+            assert!(parse(&[&format!("--memory-budget={wrong}")]).is_err(), "{wrong}");
+        }
+    }
+}

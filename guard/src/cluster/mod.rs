@@ -1,0 +1,7 @@
+//! Owns what the API server says: leases of proxy-servers, Services and their endpoints.
+//! Called by `dial` and `tunnel`.
+//! Must never admit anything: what it learns is judged.
+
+pub mod api;
+pub mod leases;
+pub mod services;

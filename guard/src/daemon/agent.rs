@@ -1,0 +1,287 @@
+//! Owns the agent without a kernel half: policy, tunnel, health port, drain.
+//! Called by `main` for `agent`.
+//! Must never load a kernel program, and never dial anything on its own word: a policy names it, or the operator said "anything".
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex},
+};
+
+use anyhow::Context;
+use guard_policy::{
+    compile::compile,
+    diagnostic::{Rejected, Source},
+    load::{Edit, Loaded, load},
+    node_facts::NodeFacts,
+};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+    task::JoinSet,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    cli::config::AgentConfig,
+    daemon::{
+        drain::drain,
+        policy_watch as watch,
+        run::{GOODBYE, log_error, named},
+        state::Current,
+    },
+    dial::{audit::entry::Audit, connections::Connections, serve::Dialer},
+    kernel::pinholes::Pinholes,
+    report::{
+        admin,
+        admin::Snapshots,
+        dialling::Dialling,
+        snapshot::values,
+        status::{Policy, Status},
+    },
+    sys::lock::lock,
+    tunnel::{advertise, handle::Tunnel},
+};
+
+/// What `--dial-anything` means. A prefix never holds loopback, so that is named; link-local stays refused.
+const ANYTHING: &str = "\
+apiVersion: nodeguard.dev/v1alpha1
+kind: NodeGuardPolicy
+metadata: {name: dial-anything}
+spec:
+  mode: Enforce
+  guard: []
+  tunnel:
+    dial:
+      - pods: {cidrs: [0.0.0.0/0, '::/0', 127.0.0.1/32, '::1/128'], ports: [1-65535]}
+      - services: {cidrs: [0.0.0.0/0, '::/0'], ports: [1-65535]}
+";
+
+/// The weakness that `--dial-anything` is.
+const WEAK: &str =
+    "--dial-anything: the control plane, and whoever takes it over, reaches everything that this node reaches";
+
+/// No kernel half, so nothing to open.
+struct NoKernel;
+
+impl Pinholes for NoKernel {
+    fn register(&self, _cookie: u64) -> Result<(), String> {
+        Ok(())
+    }
+    fn forget(&self, _cookie: u64) {}
+}
+
+/// What a snapshot is taken of.
+struct Agent {
+    policy: Option<PathBuf>,
+    current: Mutex<Current>,
+    connections: Arc<Connections>,
+    dialer: Arc<Dialer>,
+    tunnel: Arc<Tunnel>,
+}
+
+impl Snapshots for Agent {
+    fn status(&self) -> Status {
+        let current = lock(&self.current);
+        let ruleset = current.ruleset.as_deref();
+        let mut weakened =
+            vec!["no kernel half (`nodeguard agent`): whoever reaches this node reaches its ports".to_owned()];
+        if self.policy.is_none() {
+            weakened.push(WEAK.to_owned());
+        }
+        if current.last_error.is_some() {
+            weakened.push("the last edit of the policy is not in force (see below)".to_owned());
+        }
+        let dialling = Dialling::of(&self.dialer);
+        weakened.extend(dialling.weakened());
+        weakened.extend(self.tunnel.weakened());
+        let policy = Policy {
+            name: ruleset.map(|ruleset| ruleset.name.clone()).unwrap_or_default(),
+            path: self.policy.as_ref().map(|path| path.display().to_string()).unwrap_or_default(),
+            digest: ruleset.map(|ruleset| ruleset.digest.clone()).unwrap_or_default(),
+            since: current.since.clone(),
+            last_error: current.last_error.clone(),
+            ..Policy::default()
+        };
+        Status {
+            daemon: true,
+            mode: ruleset.map(|ruleset| format!("{:?}", ruleset.mode)).unwrap_or_default(),
+            policy,
+            tunnel: self.tunnel.snapshot(),
+            last_refused_dials: values(self.connections.last_refused()),
+            dials: serde_json::to_value(self.connections.counts()).unwrap_or_default(),
+            dialling,
+            weakened,
+            ..Status::default()
+        }
+    }
+
+    const CHECKS: &'static [(&'static str, &'static str)] = &[("server-connected", "no servers connected")];
+
+    fn unready(&self) -> Vec<&'static str> {
+        if self.tunnel.connected() { Vec::new() } else { vec!["server-connected"] }
+    }
+
+    fn remarks(&self) -> Vec<String> {
+        lock(&self.current).remark().into_iter().collect()
+    }
+
+    fn more(&self) -> Option<(&'static str, bool, String)> {
+        self.dialer.services.readiness()
+    }
+}
+
+impl Agent {
+    /// An edit comes into force, or the last good policy stays.
+    fn take(&self, edit: Edit) {
+        match edit {
+            Ok(loaded) => {
+                let closed_dials = self.connections.publish(Some(Arc::clone(&loaded.ruleset)));
+                lock(&self.current).took(&loaded);
+                tracing::info!(policy = loaded.ruleset.name, closed_dials, "in force");
+            }
+            Err(rejected) => {
+                tracing::error!(
+                    "the edit is rejected; the last good policy stays in force:\n{}",
+                    rejected.render(false)
+                );
+                lock(&self.current).rejected(&rejected);
+            }
+        }
+    }
+}
+
+/// Runs until SIGTERM or SIGINT, then drains.
+pub async fn run(config: AgentConfig, colour: bool) -> anyhow::Result<()> {
+    let AgentConfig {
+        policy,
+        admin_socket,
+        health,
+        admin_port,
+        drain_timeout,
+        node,
+        tunnel,
+        advertise_pods,
+        audit,
+        limits,
+        services,
+    } = config;
+    let own_identifiers = tunnel.identifiers.clone();
+    let first = match &policy {
+        Some(path) => load(path, &node),
+        None => anything(&node),
+    };
+    if let Err(rejected) = &first {
+        anyhow::bail!("the policy is rejected, and there is none in force:\n{}", rejected.render(colour));
+    }
+    if policy.is_none() {
+        tracing::error!("{WEAK}; name its destinations in a policy and use --policy instead");
+    }
+    let connections = Connections::new(node.clone());
+    let audit = Audit::start(audit)?;
+    let dialer = Dialer::new(Arc::clone(&connections), Arc::new(NoKernel), Arc::clone(&audit), limits, services);
+    let agent = Arc::new(Agent {
+        policy: policy.clone(),
+        current: Mutex::default(),
+        connections: Arc::clone(&connections),
+        tunnel: Tunnel::new(tunnel, Arc::clone(&dialer)),
+        dialer,
+    });
+    agent.take(first.clone());
+
+    let (draining, stop) = (CancellationToken::new(), CancellationToken::new());
+    let mut parts: JoinSet<&'static str> = JoinSet::new();
+    let (edits_to, mut edits) = mpsc::channel(1);
+    if let Some(path) = policy {
+        parts.spawn(named("policy watch", watch::watch(path, node, first, edits_to)));
+    }
+    if advertise_pods {
+        let followed = advertise::follow(Arc::clone(&connections), Arc::clone(&agent.tunnel), own_identifiers);
+        parts.spawn(named("watch on pods", followed));
+    }
+    let watched = Arc::clone(&agent);
+    parts.spawn(named("watch on Services", async move { watched.dialer.services.watch().await }));
+    parts.spawn(named("audit file", log_error(Arc::clone(&audit).follow_hangups())));
+    let (tunnel, drained, stopped) = (Arc::clone(&agent.tunnel), draining.clone(), stop.clone());
+    parts.spawn(named("tunnel", async move { tunnel.run(drained, stopped).await }));
+    if let Some(path) = &admin_socket {
+        let listener = admin::bind_admin(path).with_context(|| format!("cannot listen on {}", path.display()))?;
+        let served = admin::serve_admin(listener, Arc::clone(&agent), stop.clone().cancelled_owned());
+        parts.spawn(named("admin socket", log_error(served)));
+    }
+    if let (Some(address), Some(health)) = (admin_port, health) {
+        // As upstream: one that is taken is told, and the agent does its work.
+        match TcpListener::bind(address).await {
+            Ok(listener) => {
+                let served = admin::serve_redirect(listener, health.port(), stop.clone().cancelled_owned());
+                parts.spawn(named("admin port", log_error(served)));
+            }
+            Err(error) => {
+                tracing::warn!(%address, %error, "cannot listen (--admin-server-port): /metrics is on the health port alone")
+            }
+        }
+    }
+    if let Some(address) = health {
+        let listener = TcpListener::bind(address)
+            .await
+            .with_context(|| format!("cannot listen on {address} (--health-server-port)"))?;
+        let served = admin::serve_health(listener, Arc::clone(&agent), stop.clone().cancelled_owned());
+        parts.spawn(named("health port", log_error(served)));
+    }
+
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            Some(edit) = edits.recv() => agent.take(edit),
+            Some(part) = parts.join_next() => anyhow::bail!("the {} ended unexpectedly", part.unwrap_or("crashed part")),
+        }
+    }
+    let again = async {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    let clean = drain(&connections, &draining, drain_timeout, again).await;
+    stop.cancel();
+    let goodbye = async { while parts.join_next().await.is_some_and(|part| !matches!(part, Ok("tunnel"))) {} };
+    let _ = tokio::time::timeout(GOODBYE, goodbye).await;
+    parts.shutdown().await;
+    audit.finish();
+    if let Some(path) = admin_socket {
+        drop(std::fs::remove_file(path));
+    }
+    tracing::info!(clean, "ended");
+    Ok(())
+}
+
+/// The policy of `--dial-anything`.
+fn anything(node: &NodeFacts) -> Edit {
+    let source = Source { path: "--dial-anything".into(), text: ANYTHING.to_owned() };
+    match compile(&source, node) {
+        Ok((ruleset, warnings)) => Ok(Loaded { source, ruleset: Arc::new(ruleset), warnings }),
+        Err(diagnostics) => Err(Rejected { source, diagnostics }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use guard_policy::{authorize::authorize, refusal::Refusal};
+
+    use super::*;
+
+    #[test]
+    fn anything_is_anything_but_what_serves_credentials() {
+        // In a pod, where wide prefixes do not hold Services.
+        let node = NodeFacts { service_host: Some([10, 96, 0, 1].into()), ..NodeFacts::default() };
+        let ruleset = anything(&node).unwrap().ruleset;
+        let judge = |address: &str| authorize(Some(&ruleset), &node, address.parse().unwrap()).map(drop);
+        for address in ["10.1.2.3:1", "10.96.3.4:443", "[::]:80", "127.0.0.1:80", "[::1]:65535", "[2001:db8::1]:443"] {
+            assert_eq!(judge(address), Ok(()), "{address}");
+        }
+        assert_eq!(judge("169.254.169.254:80"), Err(Refusal::LinkLocal));
+        assert_eq!(judge("224.0.0.1:80"), Err(Refusal::Multicast));
+    }
+}

@@ -1,0 +1,97 @@
+//! Owns holding the kernel half: what somebody else removed or changed is noticed, told, counted and mended.
+//! Called by `app`, as one of its parts.
+//! Must never act in silence: whatever it mends was open or could have been.
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use crate::{
+    daemon::{
+        edit::{cut, hold_edge},
+        state::Guard,
+    },
+    kernel::tables::apply::Look,
+    sys::lock::lock,
+};
+
+/// How often it is looked whether every program is attached and the right epoch active: a dozen system calls.
+const GLANCE: Duration = Duration::from_millis(100);
+/// How often pins and tables are looked at, at most: what a look costs is a hundredth of the time.
+const LOOK: Duration = Duration::from_millis(250);
+const SHARE: u32 = 100;
+/// How often at least, and how often at what decides nothing by itself.
+const LOOK_ALWAYS: Duration = Duration::from_secs(3);
+
+/// Looks and mends until the daemon ends.
+pub(crate) async fn hold(guard: Arc<Guard>) {
+    let mut looked = Instant::now();
+    let mut looked_at_all = Instant::now();
+    let mut pause = LOOK;
+    loop {
+        tokio::time::sleep(GLANCE).await;
+        let look = if looked_at_all.elapsed() >= LOOK_ALWAYS { Look::All } else { Look::Deciding };
+        let due = look == Look::All || looked.elapsed() >= pause || !at_a_glance(&guard);
+        if !due {
+            continue;
+        }
+        let holder = Arc::clone(&guard);
+        let done = tokio::task::spawn_blocking(move || {
+            let before = processor_time();
+            let mended = mend(&holder, look);
+            (mended, processor_time().saturating_sub(before))
+        })
+        .await;
+        looked = Instant::now();
+        let (mended, cost) = match done {
+            Ok(done) => done,
+            Err(error) => (Err(error.into()), Duration::ZERO),
+        };
+        pause = (cost * SHARE).clamp(LOOK, LOOK_ALWAYS);
+        if look == Look::All {
+            looked_at_all = looked;
+        }
+        match mended {
+            Ok(mended) if mended.is_empty() => {}
+            Ok(mended) => {
+                guard.mended.fetch_add(mended.len() as u64, Ordering::Relaxed);
+                tracing::error!(
+                    mended = mended.join(", "),
+                    "somebody removed or changed what holds this node closed; it is mended"
+                );
+                // Who came in meanwhile goes out again.
+                let cutter = Arc::clone(&guard);
+                tokio::task::spawn_blocking(move || cut(&cutter));
+            }
+            Err(error) => {
+                tracing::error!(error = format!("{error:#}"), "what holds this node closed cannot be checked or mended")
+            }
+        }
+    }
+}
+
+/// What this thread has used of a processor.
+fn processor_time() -> Duration {
+    nix::time::clock_gettime(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
+}
+
+/// Whether what opens most if it is gone is as it was left. Held up by nothing: what is being written now is looked at next time.
+fn at_a_glance(guard: &Guard) -> bool {
+    let attached = guard.programs.try_lock().map_or(true, |programs| programs.all_attached());
+    let active = guard.apply.try_lock().map_or(true, |apply| apply.is_active());
+    attached && active
+}
+
+fn mend(guard: &Guard, look: Look) -> anyhow::Result<Vec<String>> {
+    let mut mended = lock(&guard.programs).mend()?;
+    if look == Look::All {
+        mended.extend(hold_edge(guard));
+    }
+    let mut apply = lock(&guard.apply);
+    if apply.mend(look)? {
+        guard.in_force.store(Arc::new(apply.in_force()));
+        mended.push("tables of the ruleset".to_owned());
+    }
+    Ok(mended)
+}

@@ -1,0 +1,235 @@
+//! Owns the check of kubelet's serving certificate: a TLS handshake of our own before a dial to it is made.
+//! Called by `dial`, for addresses whose entry in the policy has a `certificate`.
+//! Must never let a dial pass on a check that is older than the listener that it reaches, or than `HELD`.
+//!
+//! In TLS 1.3 nobody but the two ends sees the certificate of a connection, so what is promised is this: the last handshake with the same
+//! listening sockets, not longer ago than `HELD`, showed a certificate that the policy asks for. A kubelet that starts anew, another
+//! process that takes its port, another CA file: each makes the next dial wait for a new handshake.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    io,
+    net::SocketAddr,
+    os::unix::fs::MetadataExt,
+    path::Path,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use guard_policy::ruleset::{CertificateDemand, Ruleset};
+use rustls::pki_types::ServerName;
+use serde::{Deserialize, Serialize};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+use crate::{
+    dial::kubelet::{
+        certificate,
+        certificate::{Shown, explain},
+    },
+    kernel::cut::sock_diag,
+    sys::lock::lock,
+};
+
+/// How long a check that held counts, as long as the listener is the same.
+const HELD: Duration = Duration::from_secs(30);
+/// How long a check that did not hold counts: a flood of dials makes no flood of handshakes.
+const REFUSED: Duration = Duration::from_secs(1);
+/// How many addresses are remembered.
+const REMEMBERED: usize = 256;
+
+/// Why a dial does not pass.
+#[derive(Debug)]
+pub enum CheckError {
+    /// No TCP connection: the dial would have none either.
+    Unreachable(io::Error),
+    /// TLS, or the certificate, is not as it should be.
+    Refused(String),
+}
+
+/// What `status` says of a checked certificate.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CertificateState {
+    /// Where.
+    pub address: SocketAddr,
+    /// RFC 3339: when.
+    pub checked: String,
+    /// Of the certificate (DER).
+    pub sha256: Option<String>,
+    /// Why it is refused, if it is.
+    pub error: Option<String>,
+}
+
+/// What the listener is, as far as it can be told without asking it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Stamp {
+    listeners: BTreeSet<u64>,
+    /// Device, inode, size, and time of change of the CA file.
+    ca: Option<(u64, u64, u64, i64, i64)>,
+}
+
+#[derive(Clone)]
+struct Checked {
+    at: Instant,
+    stamp: Option<Stamp>,
+    state: CertificateState,
+}
+
+type Key = (SocketAddr, Arc<CertificateDemand>);
+/// Held by whoever checks: the others wait for what comes out of it.
+type Slot = Arc<tokio::sync::Mutex<()>>;
+
+/// The certificates that were seen.
+#[derive(Default)]
+pub struct Certificates {
+    slots: Mutex<HashMap<Key, Slot>>,
+    checked: Mutex<HashMap<Key, Checked>>,
+    held: AtomicU64,
+    refused: AtomicU64,
+    unreachable: AtomicU64,
+}
+
+impl Certificates {
+    /// Passes where the certificate at an address is what is asked for. `connect` is only waited for where a new handshake is needed.
+    pub async fn check(
+        &self,
+        address: SocketAddr,
+        demand: &Arc<CertificateDemand>,
+        connect: impl Future<Output = io::Result<TcpStream>>,
+    ) -> Result<(), CheckError> {
+        let key = (address, Arc::clone(demand));
+        let slot = {
+            let mut slots = lock(&self.slots);
+            if slots.len() >= REMEMBERED && !slots.contains_key(&key) {
+                slots.clear();
+            }
+            Arc::clone(slots.entry(key.clone()).or_default())
+        };
+        let _one_at_a_time = slot.lock().await;
+        let stamp = stamp(address, demand);
+        let before = lock(&self.checked).get(&key).cloned();
+        if let Some(before) = &before
+            && is_fresh(before, stamp.as_ref())
+        {
+            return result(&before.state);
+        }
+        let stream = connect.await.map_err(|error| {
+            self.unreachable.fetch_add(1, Ordering::Relaxed);
+            CheckError::Unreachable(error)
+        })?;
+        let shown = handshake(stream, address, demand).await;
+        let count = if shown.error.is_none() { &self.held } else { &self.refused };
+        count.fetch_add(1, Ordering::Relaxed);
+        tell(address, before.as_ref().map(|before| &before.state), &shown);
+        let state = CertificateState {
+            address,
+            checked: format!("{:.3}", jiff::Timestamp::now()),
+            sha256: shown.sha256.map(hex),
+            error: shown.error,
+        };
+        let passed = result(&state);
+        let mut checked = lock(&self.checked);
+        if checked.len() >= REMEMBERED && !checked.contains_key(&key) {
+            checked.clear();
+        }
+        checked.insert(key, Checked { at: Instant::now(), stamp, state });
+        passed
+    }
+
+    /// What was seen of the certificates that a ruleset asks for, by address.
+    pub fn states(&self, ruleset: Option<&Ruleset>) -> Vec<CertificateState> {
+        let demanded = |demand: &Arc<CertificateDemand>| {
+            ruleset.is_some_and(|ruleset| ruleset.dial.iter().any(|rule| rule.demands.certificates.contains(demand)))
+        };
+        let checked = lock(&self.checked);
+        let mut states: Vec<CertificateState> =
+            checked.iter().filter(|((_, demand), _)| demanded(demand)).map(|(_, seen)| seen.state.clone()).collect();
+        states.sort_by_key(|state| state.address);
+        states
+    }
+
+    /// Handshakes that held, that did not, and that found nobody.
+    pub fn counts(&self) -> [(&'static str, u64); 3] {
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        [("held", count(&self.held)), ("refused", count(&self.refused)), ("unreachable", count(&self.unreachable))]
+    }
+}
+
+impl CertificateState {
+    /// A sentence, if it is refused.
+    pub fn weakened(&self) -> Option<String> {
+        let error = self.error.as_ref()?;
+        Some(format!("what listens on {} is not taken for kubelet ({error}): dials to it are refused", self.address))
+    }
+}
+
+fn result(state: &CertificateState) -> Result<(), CheckError> {
+    state.error.clone().map_or(Ok(()), |error| Err(CheckError::Refused(error)))
+}
+
+fn is_fresh(before: &Checked, stamp: Option<&Stamp>) -> bool {
+    let age = before.at.elapsed();
+    if before.state.error.is_some() {
+        return age < REFUSED && before.stamp.as_ref() == stamp;
+    }
+    // Where the kernel does not say who listens, every dial has its own check.
+    age < HELD && stamp.is_some() && before.stamp.as_ref() == stamp
+}
+
+fn stamp(address: SocketAddr, demand: &CertificateDemand) -> Option<Stamp> {
+    let listeners = sock_diag::listeners(address.port());
+    let listeners = listeners.inspect_err(|error| tracing::debug!(%error, "who listens is not known")).ok()?;
+    Some(Stamp { listeners, ca: demand.ca.as_deref().and_then(file_stamp) })
+}
+
+fn file_stamp(path: &Path) -> Option<(u64, u64, u64, i64, i64)> {
+    let about = std::fs::metadata(path).ok()?;
+    Some((about.dev(), about.ino(), about.size(), about.mtime(), about.mtime_nsec()))
+}
+
+/// A handshake, and no byte more. Nothing is sent after it: kubelet sees a connection that ends.
+async fn handshake(stream: TcpStream, address: SocketAddr, demand: &CertificateDemand) -> Shown {
+    let name = match &demand.name {
+        Some(name) => ServerName::try_from(name.clone()).unwrap_or(ServerName::IpAddress(address.ip().into())),
+        None => ServerName::IpAddress(address.ip().into()),
+    };
+    let (verifier, config) = match certificate::client(demand) {
+        Ok(client) => client,
+        Err(error) => return Shown { sha256: None, error: Some(error) },
+    };
+    let error = match TlsConnector::from(Arc::new(config)).connect(name, stream).await {
+        Ok(_stream) => None,
+        Err(error) => Some(explain(&error, demand, address)),
+    };
+    Shown { sha256: verifier.seen(), error }
+}
+
+/// What changed since the last check is told once.
+fn tell(address: SocketAddr, before: Option<&CertificateState>, shown: &Shown) {
+    let sha256 = shown.sha256.map(hex);
+    match (&shown.error, before) {
+        (Some(error), before) if before.is_none_or(|before| before.error.as_ref() != Some(error)) => {
+            tracing::error!(%address, sha256, error, "the serving certificate is not what the policy asks for: dials to it are refused");
+        }
+        (None, Some(before)) if before.error.is_some() => {
+            tracing::warn!(%address, sha256, "the serving certificate holds again")
+        }
+        (None, Some(before)) if before.sha256 != sha256 => {
+            tracing::info!(%address, sha256, "another serving certificate, which holds")
+        }
+        (None, None) => tracing::info!(%address, sha256, "the serving certificate holds"),
+        (Some(_), _) | (None, Some(_)) => {}
+    }
+}
+
+fn hex(bytes: [u8; 32]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+#[path = "check_tests.rs"]
+mod tests;

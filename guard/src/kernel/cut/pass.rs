@@ -1,0 +1,317 @@
+//! Owns connections that were there before a ruleset: those to guarded ports that it does not admit are cut.
+//! Called by `app` after every ruleset that came into force; the programs look at new connections only.
+//! Must never touch a connection that the ruleset admits, one that this node or a pod opened, or one outside the guarded cgroup.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    fs::{self, File},
+    io,
+    net::SocketAddr,
+    os::unix::fs::MetadataExt,
+    path::Path,
+    time::Duration,
+};
+
+use guard_common::{
+    Caller, Destination, Listener, Reason, Scope, Verdict,
+    abi::{Active, CgroupKey, CgroupValue, FlowKey, Generation, Pinhole},
+    decide,
+    packet::{TCP, mapped},
+    reach,
+};
+use guard_policy::tables::{
+    host::Model,
+    image::{Followed, Image},
+};
+use nix::sched::{CloneFlags, setns};
+
+use crate::kernel::cut::sock_diag::{Diag, TcpSocket};
+
+/// What a pass over the sockets did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Pass {
+    /// Network namespaces that were looked into.
+    pub namespaces: usize,
+    /// Connections to guarded ports.
+    pub judged: usize,
+    /// Those that were cut, with the reason.
+    pub cut: Vec<(TcpSocket, Reason)>,
+    /// Those that should have been cut and are still there.
+    pub failed: usize,
+    /// Whether there may be network namespaces that were not looked into: processes of the node are not seen from here.
+    pub blind: bool,
+}
+
+/// How long a denied connection has to stay one before it is cut. One that just ends has lost its other end already, and with it what
+/// would admit it.
+const CONFIRM: Duration = Duration::from_millis(150);
+
+/// The denied connections of one network namespace.
+struct Denied {
+    namespace: File,
+    connections: Vec<(TcpSocket, Reason)>,
+}
+
+/// Judges every connection to a listener in every network namespace that a process lives in, and cuts what the image denies.
+pub fn pass(image: &Image, cgroup: &Path) -> io::Result<Pass> {
+    let mut model = Model { image: image.clone(), ..Model::default() };
+    let (mut pass, first) = look(&mut model, cgroup)?;
+    if first.is_empty() {
+        return Ok(pass);
+    }
+    std::thread::sleep(CONFIRM);
+    let candidates: HashSet<[u8; 8]> =
+        first.iter().flat_map(|denied| &denied.connections).map(|(socket, _)| socket.cookie()).collect();
+    for Denied { namespace, mut connections } in look(&mut model, cgroup)?.1 {
+        connections.retain(|(socket, _)| candidates.contains(&socket.cookie()));
+        for (done, cut) in in_namespace(&namespace, || Diag::destroy(&connections))?.into_iter().zip(connections) {
+            if done { pass.cut.push(cut) } else { pass.failed += 1 }
+        }
+    }
+    Ok(pass)
+}
+
+/// One look at all connections: how many were judged, and which are denied.
+fn look(model: &mut Model, cgroup: &Path) -> io::Result<(Pass, Vec<Denied>)> {
+    let groups = groups(image_generation(&model.image), &model.image.entries.followed, cgroup)?;
+    let covers_all = crate::kernel::cgroups::root::v2_root().is_ok_and(|root| root == cgroup);
+    let own = fs::metadata("/proc/self/ns/net")?.ino();
+    let (found, mut blind) = namespaces(own)?;
+    let mut dumped = Vec::new();
+    for (id, namespace) in found {
+        match in_namespace(&namespace, Diag::dump) {
+            Ok(sockets) => dumped.push((id, namespace, sockets)),
+            // What may not be entered is left out and told; this namespace can always be judged.
+            Err(error) if id != own && error.kind() == io::ErrorKind::PermissionDenied => blind = true,
+            Err(error) => return Err(error),
+        }
+    }
+    // The other ends are read after all of these: a connection that was seen above has its opener here, however new it is.
+    model.pinholes = pinholes(&Diag::dump()?, &own_inodes()?, &groups);
+    if groups.values().any(|group| group.caller.roles != 0) {
+        for (_, namespace, _) in dumped.iter().filter(|(id, ..)| *id != own) {
+            let callers = in_namespace(namespace, Diag::dump)?;
+            model.pinholes.extend(callers.iter().filter_map(|socket| opened_by_caller(socket, &groups)));
+        }
+    }
+    let mut pass = Pass { namespaces: dumped.len(), blind, ..Pass::default() };
+    let mut denied = Vec::new();
+    for (id, namespace, sockets) in dumped {
+        let listening: BTreeSet<u16> =
+            sockets.iter().filter(|socket| socket.listens()).map(|socket| socket.local.port()).collect();
+        let scope = if id == own { Scope::Node } else { Scope::Pod };
+        let mut connections = Vec::new();
+        for socket in sockets.into_iter().filter(|socket| !socket.listens()) {
+            let group = socket.cgroup.and_then(|cgroup| groups.get(&cgroup)).copied();
+            if group.is_none() && !covers_all {
+                continue;
+            }
+            let group = group.unwrap_or_default();
+            let denied = if listening.contains(&socket.local.port()) {
+                let in_pods = scope != Scope::Node && (group.in_pods || pods_unknown(&model.image));
+                let listener = Listener { scope, port: socket.local.port(), protocol: TCP, in_pods };
+                let decision = decide(opening(socket.remote, socket.local).as_slice(), listener, model);
+                pass.judged += usize::from(decision.reason != Reason::NotGuarded);
+                (decision.verdict == Verdict::Deny).then_some(decision.reason)
+            } else {
+                companion_denied(model, group.caller, socket.remote)
+            };
+            connections.extend(denied.map(|reason| (socket, reason)));
+        }
+        if !connections.is_empty() {
+            denied.push(Denied { namespace, connections });
+        }
+    }
+    Ok((pass, denied))
+}
+
+/// What is known of a cgroup below the guarded one.
+#[derive(Clone, Copy, Debug, Default)]
+struct Group {
+    caller: Caller,
+    in_pods: bool,
+}
+
+/// Why an open connection of the companion would not be let out now. Nobody else's own connections are touched.
+fn companion_denied(model: &Model, caller: Caller, to: SocketAddr) -> Option<Reason> {
+    if caller.roles & CgroupValue::COMPANION == 0 {
+        return None;
+    }
+    let destination = Destination { address: address(to), port: to.port(), protocol: TCP };
+    let (generation, Generation { features, .. }) = image_generation(&model.image);
+    let reached = reach(caller, destination, generation, features, model);
+    reached.denied.filter(|_| reached.verdict == Verdict::Deny)
+}
+
+/// The generation in force and what is known of it.
+fn image_generation(image: &Image) -> (u8, Generation) {
+    let generation = Active { epoch: image.in_force().epoch }.generation();
+    (generation, image.generation(generation))
+}
+
+/// Whether a rule guards ports of every pod and their cgroup is not there: then every listener that is not the node's counts.
+fn pods_unknown(image: &Image) -> bool {
+    let Generation { features, pods_cgroup, .. } = image_generation(image).1;
+    features & Generation::ALL_PODS != 0 && pods_cgroup == 0
+}
+
+/// The head of a packet from one address to another: as much as a decision reads.
+fn opening(from: SocketAddr, to: SocketAddr) -> Vec<u8> {
+    let (mut bytes, header) = match (from, to) {
+        (SocketAddr::V4(from), SocketAddr::V4(to)) => {
+            let mut bytes = vec![0; 40];
+            (bytes[0], bytes[9]) = (0x45, TCP);
+            bytes[12..16].copy_from_slice(&from.ip().octets());
+            bytes[16..20].copy_from_slice(&to.ip().octets());
+            (bytes, 20)
+        }
+        (from, to) => {
+            let mut bytes = vec![0; 60];
+            (bytes[0], bytes[6]) = (0x60, TCP);
+            bytes[8..24].copy_from_slice(&address(from));
+            bytes[24..40].copy_from_slice(&address(to));
+            (bytes, 40)
+        }
+    };
+    bytes[header..header + 2].copy_from_slice(&from.port().to_be_bytes());
+    bytes[header + 2..header + 4].copy_from_slice(&to.port().to_be_bytes());
+    bytes
+}
+
+/// What the kernel's pinholes were when the connections of this namespace were opened: those of the guard's own sockets and of the
+/// companion are the tunnel's, the others the node's, and some a caller's too.
+fn pinholes(dumped: &[TcpSocket], own: &HashSet<u32>, groups: &Groups) -> BTreeMap<FlowKey, Pinhole> {
+    let pinhole = |socket: &TcpSocket| {
+        if own.contains(&socket.inode) {
+            return (flow(socket), Pinhole::of(Pinhole::TUNNEL));
+        }
+        let mut pinhole = opened_by_caller(socket, groups).map_or_else(Pinhole::default, |(_, pinhole)| pinhole);
+        if pinhole.via != Pinhole::TUNNEL {
+            pinhole.via |= Pinhole::NODE;
+        }
+        (flow(socket), pinhole)
+    };
+    dumped.iter().filter(|socket| !socket.listens()).map(pinhole).collect()
+}
+
+/// The pinhole of a socket in a named cgroup.
+fn opened_by_caller(socket: &TcpSocket, groups: &Groups) -> Option<(FlowKey, Pinhole)> {
+    let Caller { cgroup, roles } = groups.get(&socket.cgroup?)?.caller;
+    let via = match roles {
+        0 => return None,
+        roles if roles & CgroupValue::COMPANION != 0 => Pinhole::TUNNEL,
+        _ => Pinhole::CALLER,
+    };
+    Some((flow(socket), Pinhole { via, at: 0, cgroup }))
+}
+
+/// The flow that a socket's own packets make at its peer.
+fn flow(socket: &TcpSocket) -> FlowKey {
+    FlowKey {
+        source: address(socket.local),
+        destination: address(socket.remote),
+        source_port: socket.local.port().to_be_bytes(),
+        destination_port: socket.remote.port().to_be_bytes(),
+    }
+}
+
+fn address(address: SocketAddr) -> [u8; 16] {
+    match address {
+        SocketAddr::V4(address) => mapped(address.ip().octets()),
+        SocketAddr::V6(address) => address.ip().octets(),
+    }
+}
+
+/// One descriptor for each network namespace that a process lives in, this one first, and whether there may be more.
+fn namespaces(own: u64) -> io::Result<(Vec<(u64, File)>, bool)> {
+    let mut hidden = !sees_all_processes();
+    let mut found = vec![(own, File::open("/proc/self/ns/net")?)];
+    let mut known = HashSet::from([own]);
+    for entry in fs::read_dir("/proc")?.flatten() {
+        if !entry.file_name().as_encoded_bytes().iter().all(u8::is_ascii_digit) {
+            continue;
+        }
+        let namespace = match File::open(entry.path().join("ns/net")) {
+            Ok(namespace) => namespace,
+            // A process may end at any time: then it has no namespace any more.
+            Err(error) => {
+                hidden |= error.kind() == io::ErrorKind::PermissionDenied;
+                continue;
+            }
+        };
+        let id = namespace.metadata()?.ino();
+        if known.insert(id) {
+            found.push((id, namespace));
+        }
+    }
+    Ok((found, hidden))
+}
+
+/// Whether this process sees every process of the machine: the first pid namespace has a number of its own (Linux, PROC_PID_INIT_INO).
+fn sees_all_processes() -> bool {
+    fs::metadata("/proc/self/ns/pid").is_ok_and(|about| about.ino() == 0xEFFF_FFFC)
+}
+
+/// Runs code in a network namespace: here if it is this one, which takes no CAP_SYS_ADMIN, else on a thread of its own.
+fn in_namespace<T: Send>(namespace: &File, code: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    if namespace.metadata()?.ino() == fs::metadata("/proc/thread-self/ns/net")?.ino() {
+        return code();
+    }
+    let enter = || {
+        setns(namespace, CloneFlags::CLONE_NEWNET)?;
+        code()
+    };
+    std::thread::scope(|scope| scope.spawn(enter).join()).unwrap_or_else(|_| Err(io::Error::other("a thread crashed")))
+}
+
+/// The sockets of this process, by inode.
+fn own_inodes() -> io::Result<HashSet<u32>> {
+    let links = fs::read_dir("/proc/self/fd")?.flatten().filter_map(|entry| fs::read_link(entry.path()).ok());
+    let inode = |link: std::path::PathBuf| link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok();
+    Ok(links.filter_map(inode).collect())
+}
+
+/// The cgroups below the guarded one, by id: on cgroup v2, the inode of the directory.
+type Groups = HashMap<u64, Group>;
+
+/// Walks the cgroups below the guarded one.
+fn groups((generation, facts): (u8, Generation), followed: &Followed, cgroup: &Path) -> io::Result<Groups> {
+    let mut groups = Groups::new();
+    let mut left = vec![(cgroup.to_path_buf(), Group::default())];
+    while let Some((path, mut group)) = left.pop() {
+        // A cgroup that is gone by now has no sockets that matter.
+        let Ok(id) = fs::metadata(&path).map(|metadata| metadata.ino()) else { continue };
+        let key = CgroupKey { cgroup: id, generation: u64::from(generation) };
+        if let Some(value) = followed.cgroups.get(&key) {
+            group.caller = Caller { cgroup: id, roles: group.caller.roles | value.roles };
+        }
+        group.in_pods |= id == facts.pods_cgroup;
+        groups.insert(id, group);
+        for entry in fs::read_dir(&path).into_iter().flatten().flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                left.push((entry.path(), group));
+            }
+        }
+    }
+    if groups.is_empty() { Err(io::Error::from(io::ErrorKind::NotFound)) } else { Ok(groups) }
+}
+
+#[cfg(test)]
+mod tests {
+    use guard_common::parse;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn the_opening_packet_is_read_as_the_connection(from in any::<SocketAddr>(), to in any::<SocketAddr>()) {
+            prop_assume!(from.is_ipv4() == to.is_ipv4());
+            prop_assume!(from.ip().to_canonical() == from.ip() && to.ip().to_canonical() == to.ip());
+            let packet = parse(opening(from, to).as_slice(), TCP).unwrap();
+            prop_assert_eq!(packet.source, address(from));
+            prop_assert_eq!(packet.destination, address(to));
+            prop_assert_eq!(packet.ports.map(|ports| ports.source), Some(from.port().to_be_bytes()));
+        }
+    }
+}

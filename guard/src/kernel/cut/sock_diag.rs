@@ -1,0 +1,178 @@
+//! Owns asking the kernel for TCP sockets, and ending them: sock_diag(7), in the network namespace of the calling thread.
+//! Called by `established`, and by `kubelet` (who listens).
+//! Must never end a socket by its addresses alone: the cookie says which one was judged.
+
+use std::{collections::BTreeSet, io, net::SocketAddr};
+
+use guard_common::Reason;
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload, Nla as _,
+};
+use netlink_packet_sock_diag::{
+    SockDiagMessage,
+    constants::{AF_INET, AF_INET6, IPPROTO_TCP, SOCK_DESTROY, TCP_LISTEN},
+    inet::{ExtensionFlags, InetRequest, InetResponse, SocketId, StateFlags, nlas::Nla},
+};
+use netlink_sys::{Socket, protocols::NETLINK_SOCK_DIAG};
+
+/// `INET_DIAG_CGROUP_ID` of the kernel's `inet_diag.h` (5.9): the cgroup v2 id, a native u64.
+const CGROUP_ID: u16 = 21;
+
+/// A TCP socket, IPv4 addresses in IPv4 form.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TcpSocket {
+    /// Its own address.
+    pub local: SocketAddr,
+    /// Its peer's.
+    pub remote: SocketAddr,
+    /// Its inode; 0 where no process holds it.
+    pub inode: u32,
+    /// Its cgroup, where the kernel says it.
+    pub cgroup: Option<u64>,
+    state: u8,
+    family: u8,
+    id: SocketId,
+}
+
+impl TcpSocket {
+    /// The kernel's name for it, as sock_diag writes it.
+    pub(crate) fn cookie(&self) -> [u8; 8] {
+        self.id.cookie
+    }
+
+    /// Whether it is a listener.
+    pub fn listens(&self) -> bool {
+        self.state == TCP_LISTEN
+    }
+}
+
+/// The kernel's names (cookies) of the sockets that listen on a TCP port, in this thread's network namespace.
+pub(crate) fn listeners(port: u16) -> io::Result<BTreeSet<u64>> {
+    let diag = Diag::open()?;
+    let mut cookies = BTreeSet::new();
+    for (family, id) in [(AF_INET, SocketId::new_v4()), (AF_INET6, SocketId::new_v6())] {
+        let id = SocketId { source_port: port, ..id };
+        diag.send(family, id, StateFlags::LISTEN, NLM_F_REQUEST | NLM_F_DUMP, None)?;
+        let mut take = |response: InetResponse| {
+            let id = response.header.socket_id;
+            if id.source_port == port {
+                cookies.insert(u64::from_ne_bytes(id.cookie));
+            }
+        };
+        diag.receive(&mut take)?;
+    }
+    Ok(cookies)
+}
+
+/// A netlink socket for sock_diag.
+pub(crate) struct Diag(Socket);
+
+impl Diag {
+    /// Every TCP socket of this thread's network namespace, but those that only wait for their timer.
+    pub(crate) fn dump() -> io::Result<Vec<TcpSocket>> {
+        let diag = Diag::open()?;
+        let mut sockets = Vec::new();
+        for (family, id) in [(AF_INET, SocketId::new_v4()), (AF_INET6, SocketId::new_v6())] {
+            diag.send(family, id, StateFlags::all() - StateFlags::TIME_WAIT, NLM_F_REQUEST | NLM_F_DUMP, None)?;
+            diag.receive(|response| sockets.push(socket(&response)))?;
+        }
+        Ok(sockets)
+    }
+
+    /// Ends sockets with a RST (`SOCK_DESTROY`, Linux 4.5 with CONFIG_INET_DIAG_DESTROY). One that is gone already counts as ended.
+    pub(crate) fn destroy(sockets: &[(TcpSocket, Reason)]) -> io::Result<Vec<bool>> {
+        let diag = Diag::open()?;
+        let mut done = Vec::new();
+        for (TcpSocket { family, id, local, .. }, _) in sockets {
+            diag.send(*family, id.clone(), StateFlags::all(), NLM_F_REQUEST | NLM_F_ACK, Some(SOCK_DESTROY))?;
+            done.push(match diag.receive(drop) {
+                Ok(()) => true,
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
+                Err(error) => {
+                    tracing::error!(%error, %local, "SOCK_DESTROY");
+                    false
+                }
+            });
+        }
+        Ok(done)
+    }
+
+    fn open() -> io::Result<Diag> {
+        let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
+        socket.bind_auto()?;
+        socket.connect(&netlink_sys::SocketAddr::new(0, 0))?;
+        Ok(Diag(socket))
+    }
+
+    fn send(
+        &self,
+        family: u8,
+        socket_id: SocketId,
+        states: StateFlags,
+        flags: u16,
+        kind: Option<u16>,
+    ) -> io::Result<()> {
+        let mut header = NetlinkHeader::default();
+        header.flags = flags;
+        let request =
+            InetRequest { family, protocol: IPPROTO_TCP, extensions: ExtensionFlags::empty(), states, socket_id };
+        let mut message = NetlinkMessage::new(header, SockDiagMessage::InetRequest(request).into());
+        message.finalize();
+        if let Some(kind) = kind {
+            message.header.message_type = kind;
+        }
+        let mut bytes = vec![0; message.buffer_len()];
+        message.serialize(&mut bytes);
+        self.0.send(&bytes, 0).map(drop)
+    }
+
+    /// Reads answers until the kernel says that there are no more.
+    fn receive(&self, mut take: impl FnMut(InetResponse)) -> io::Result<()> {
+        let mut buffer = Vec::with_capacity(64 << 10);
+        loop {
+            buffer.clear();
+            self.0.recv(&mut buffer, 0)?;
+            let mut rest = buffer.as_slice();
+            while !rest.is_empty() {
+                let message = NetlinkMessage::<SockDiagMessage>::deserialize(rest).map_err(io::Error::other)?;
+                // Messages are aligned to four bytes (netlink(7)).
+                rest = rest.get((message.header.length as usize).next_multiple_of(4).max(16)..).unwrap_or_default();
+                if let NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(response)) = message.payload {
+                    take(*response);
+                } else if let NetlinkPayload::Error(error) = &message.payload
+                    && error.code.is_some()
+                {
+                    return Err(error.to_io());
+                } else if matches!(message.payload, NetlinkPayload::Error(_) | NetlinkPayload::Done(_)) {
+                    return Ok(());
+                } else if message.payload != NetlinkPayload::Noop {
+                    // An overrun above all: sockets may be missing, and then nothing was judged.
+                    return Err(io::Error::other("an answer that sock_diag does not give"));
+                }
+            }
+        }
+    }
+}
+
+fn socket(response: &InetResponse) -> TcpSocket {
+    let InetResponse { header, nlas } = response;
+    let id = &header.socket_id;
+    let at = |address: std::net::IpAddr, port| SocketAddr::new(address.to_canonical(), port);
+    let cgroup = nlas.iter().find_map(|nla| {
+        let Nla::Other(other) = nla else { return None };
+        let mut value = [0; 8];
+        (other.kind() == CGROUP_ID && other.value_len() == value.len()).then(|| {
+            other.emit_value(&mut value);
+            u64::from_ne_bytes(value)
+        })
+    });
+    TcpSocket {
+        local: at(id.source_address, id.source_port),
+        remote: at(id.destination_address, id.destination_port),
+        inode: header.inode,
+        cgroup,
+        state: header.state,
+        family: header.family,
+        id: id.clone(),
+    }
+}

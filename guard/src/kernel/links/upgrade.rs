@@ -1,0 +1,205 @@
+//! Owns taking over from a build of another ABI: its links get this build's programs, its maps are refused by name.
+//! Called by `load` while it attaches, after the ruleset is in this build's own maps, and by `app` when all is attached.
+//! Must never detach anything before this build's programs are attached, and never read a map as something that it is not.
+//!
+//! A crash at any point leaves every link with the programs of one build or the other, and the next start goes on from there.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    os::fd::{AsFd, BorrowedFd},
+    path::{Path, PathBuf},
+};
+
+use aya::maps::{Array, HashMap, PerCpuArray};
+use guard_common::{
+    Reason,
+    abi::{ABI, FlowKey, NO_RULE, Pinhole, RULE_SLOTS, RuleName, counter_index},
+};
+
+use crate::kernel::{
+    error::{LoadError, at},
+    links::definition::Shape,
+    pinholes::OpenPinholes,
+    syscalls,
+    tables::maps::{pinned_map, rule_name},
+};
+
+/// What a build of another ABI left pinned.
+#[derive(Debug)]
+pub struct Predecessor {
+    directory: PathBuf,
+    /// Its maps that this build can read, because the definition is the same.
+    readable: Vec<String>,
+}
+
+/// What a rule had counted: the rule (`None`: no rule was reached), the reason, whether it was only audited, packets.
+pub type Count = (Option<String>, Reason, bool, u64);
+
+impl Predecessor {
+    /// The other builds' directories, oldest first. Each map that cannot be taken over is told.
+    pub(crate) fn find(bpffs: &Path) -> Result<Vec<Predecessor>, LoadError> {
+        let expected = Shape::of_object()?;
+        let mut found = BTreeMap::new();
+        for entry in fs::read_dir(bpffs).map_err(at(bpffs))?.flatten() {
+            let number = entry.file_name().to_str().and_then(|name| name.strip_prefix('v')?.parse::<u32>().ok());
+            if let Some(number) = number.filter(|number| *number != ABI) {
+                found.insert(number, Predecessor::open(entry.path(), number, &expected)?);
+            }
+        }
+        Ok(found.into_values().collect())
+    }
+
+    fn open(directory: PathBuf, number: u32, expected: &BTreeMap<String, Shape>) -> Result<Predecessor, LoadError> {
+        let mut readable = Vec::new();
+        for path in entries(&directory.join("maps"))? {
+            let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
+            let found = Shape::of_pin(&path)?;
+            match expected.get(name) {
+                Some(shape) if *shape == found => readable.push(name.to_owned()),
+                Some(shape) => tracing::warn!(
+                    map = name,
+                    abi = number,
+                    %found,
+                    expected = %shape,
+                    "a map of another ABI is refused: this build fills its own"
+                ),
+                None => {
+                    tracing::warn!(map = name, abi = number, %found, "a map of another ABI is refused: this build has none of that name")
+                }
+            }
+        }
+        tracing::info!(abi = number, own = ABI, "taking over from a build of another ABI");
+        Ok(Predecessor { directory, readable })
+    }
+
+    /// Puts this build's program into the link of the same name and moves its pin here: the link's id stays, and at no time is there none.
+    /// Where the link cannot take it, nothing is done: the program gets a link of its own, beside the old one.
+    pub(crate) fn hand_over(
+        &self,
+        name: &'static str,
+        program: BorrowedFd<'_>,
+        cgroup_id: u64,
+        pin: &Path,
+    ) -> Result<(), LoadError> {
+        let old = self.directory.join("links").join(name);
+        let Ok(link) = syscalls::obj_get(&old) else { return Ok(()) };
+        let info = syscalls::link_info(link.as_fd()).map_err(at(&old))?;
+        if info.cgroup_id != cgroup_id {
+            return Ok(());
+        }
+        match syscalls::link_update(link.as_fd(), program) {
+            Ok(()) => fs::rename(&old, pin).map_err(at(&old)),
+            Err(error) => {
+                tracing::warn!(program = name, link = info.id, %error, "the link of another ABI cannot take this build's program");
+                Ok(())
+            }
+        }
+    }
+
+    /// The directory of its links.
+    pub(crate) fn links(&self) -> PathBuf {
+        self.directory.join("links")
+    }
+
+    /// The same for a link of the edge tier, whose pin has the same name here.
+    pub(crate) fn hand_over_edge(&self, program: BorrowedFd<'_>, pin: &Path) -> Result<(), LoadError> {
+        let Some(name) = pin.file_name().filter(|_| !pin.exists()) else { return Ok(()) };
+        let old = self.links().join(name);
+        let link = syscalls::obj_get(&old).map_err(at(&old))?;
+        syscalls::link_update(link.as_fd(), program).map_err(at(&old))?;
+        fs::rename(&old, pin).map_err(at(&old))
+    }
+
+    /// Copies the pinholes of handshakes that are under way.
+    pub(crate) fn carry_pinholes(&self, pins: &Path) -> Result<(), LoadError> {
+        if !self.can_read("PINHOLES") {
+            tracing::warn!(
+                "handshakes that are under way have to begin again: the pinholes of another ABI cannot be read"
+            );
+            return Ok(());
+        }
+        let old: HashMap<_, FlowKey, Pinhole> = pinned_map(&self.directory, "PINHOLES")?.try_into()?;
+        let mut new = OpenPinholes::pinned(pins)?;
+        syscalls::grace_period().map_err(at(&self.directory))?;
+        for (flow, pinhole) in old.iter().flatten() {
+            new.insert(flow, pinhole)?;
+        }
+        Ok(())
+    }
+
+    /// What its rules had counted; nothing where that cannot be read.
+    pub fn counts(&self) -> Result<Vec<Count>, LoadError> {
+        if !["RULE_NAMES", "COUNTERS", "CARRIED"].iter().all(|name| self.can_read(name)) {
+            tracing::warn!("counters begin at zero: those of another ABI cannot be read");
+            return Ok(Vec::new());
+        }
+        // The last packet that an old program judged is counted.
+        syscalls::grace_period().map_err(at(&self.directory))?;
+        let names: Array<_, RuleName> = pinned_map(&self.directory, "RULE_NAMES")?.try_into()?;
+        let counters: PerCpuArray<_, u64> = pinned_map(&self.directory, "COUNTERS")?.try_into()?;
+        let carried: Array<_, u64> = pinned_map(&self.directory, "CARRIED")?.try_into()?;
+        let mut counts = Vec::new();
+        for slot in 0..=RULE_SLOTS as u16 {
+            let name = if slot == NO_RULE { None } else { rule_name::read(&names.get(&u32::from(slot), 0)?) };
+            if name.is_none() && slot != NO_RULE {
+                continue;
+            }
+            for reason in Reason::ALL {
+                for audited in [false, true] {
+                    let index = counter_index(slot, reason, audited);
+                    let count = counters.get(&index, 0)?.iter().sum::<u64>() + carried.get(&index, 0)?;
+                    counts.push((name.clone(), reason, audited, count));
+                }
+            }
+        }
+        Ok(counts)
+    }
+
+    /// Removes what is left of it: links that this build has no program for, programs, maps.
+    pub fn remove(self) -> Result<(), LoadError> {
+        remove(&self.directory).map(drop).map_err(at(&self.directory))
+    }
+
+    fn can_read(&self, map: &str) -> bool {
+        self.readable.iter().any(|name| name == map)
+    }
+}
+
+/// Every pin directory below `--bpffs`, of whatever ABI.
+pub(crate) fn directories(bpffs: &Path) -> io::Result<Vec<PathBuf>> {
+    let is_one = |path: &PathBuf| {
+        path.file_name().and_then(|name| name.to_str()?.strip_prefix('v')?.parse::<u32>().ok()).is_some()
+    };
+    Ok(entries_of(bpffs)?.into_iter().filter(is_one).collect())
+}
+
+/// Removes a pin directory, links first: enforcement ends with the last of them. What was removed comes back.
+pub(crate) fn remove(directory: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut removed = Vec::new();
+    for kind in ["links", "programs", "maps"] {
+        let kind = directory.join(kind);
+        for path in entries_of(&kind)? {
+            fs::remove_file(&path)?;
+            removed.push(path);
+        }
+        if kind.exists() {
+            fs::remove_dir(&kind)?;
+        }
+    }
+    fs::remove_dir(directory)?;
+    Ok(removed)
+}
+
+fn entries(directory: &Path) -> Result<Vec<PathBuf>, LoadError> {
+    entries_of(directory).map_err(at(directory))
+}
+
+/// What a directory holds; nothing where it is not there.
+fn entries_of(directory: &Path) -> io::Result<Vec<PathBuf>> {
+    match fs::read_dir(directory) {
+        Ok(entries) => entries.map(|entry| Ok(entry?.path())).collect(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error),
+    }
+}

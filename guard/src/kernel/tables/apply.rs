@@ -1,0 +1,362 @@
+//! Owns writing the ruleset's maps: carries out a plan, operation by operation.
+//! Called by `app`, at start and on every edit.
+//! Must never leave the generation in force half-written: what fails before `Activate` has changed nothing that decides.
+
+use std::{
+    collections::BTreeMap,
+    mem::discriminant,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use aya::maps::{MapError, PerCpuValues, lpm_trie::Key};
+use guard_common::{
+    Reason,
+    abi::{
+        Active, DestinationKey, DestinationValue, NO_RULE, PeerKey4, PeerKey6, PeerValue, PortKey, PortValue, ScopeKey,
+        ScopeValue, counter_index,
+    },
+};
+use guard_policy::{
+    ruleset::Ruleset,
+    tables::{cgroups::Cgroups, image::Image},
+};
+
+use crate::kernel::{
+    cgroups::follow::find,
+    links::upgrade::Count,
+    observe::map_use::{MapUse, of_image},
+    syscalls,
+    tables::{
+        apply_error::{ApplyError, refused},
+        bulk::Bulk,
+        maps::{Maps, rule_name},
+        plan::{Op, plan, step},
+        read_back::read,
+    },
+};
+
+/// How much of the tables is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Look {
+    /// What decides, and not what only stands in for it: names, the numbers of guarded ports.
+    Deciding,
+    /// Everything.
+    All,
+}
+
+/// The one writer of the ruleset's maps.
+pub struct Apply {
+    maps: Maps,
+    /// What the maps hold; `None` where a failure left it unknown, so that it is read anew.
+    image: Option<Image>,
+    /// What was brought into force last by this daemon.
+    wanted: Option<Arc<Ruleset>>,
+    /// Below which the policy's cgroups are.
+    base: Option<PathBuf>,
+    /// The cgroups that there were when the maps were written.
+    cgroups: Cgroups,
+    took: Took,
+}
+
+/// What the steps of the last switch took.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Took {
+    /// Writing the new generation beside the old one.
+    pub write: Duration,
+    /// The store that makes it the one in force.
+    pub flip: Duration,
+    /// Waiting for the last run with the old one, and removing that.
+    pub sweep: Duration,
+}
+
+/// A ruleset that is in force.
+#[derive(Clone, Debug, Default)]
+pub struct InForce {
+    /// Its epoch.
+    pub epoch: u32,
+    /// The names of the rule slots that count.
+    pub names: BTreeMap<u16, String>,
+}
+
+impl Apply {
+    /// Reads what the pinned maps hold.
+    pub fn new(maps: Maps) -> Result<Apply, ApplyError> {
+        let image = read(&maps, None)?;
+        Ok(Apply {
+            maps,
+            image: Some(image),
+            wanted: None,
+            base: None,
+            cgroups: Cgroups::default(),
+            took: Took::default(),
+        })
+    }
+
+    /// Looks below this cgroup for those that a policy names; without it none is ever there.
+    pub fn below(mut self, base: &Path) -> Apply {
+        self.base = Some(base.to_path_buf());
+        self
+    }
+
+    /// What is in force now, whoever put it there.
+    pub fn in_force(&self) -> InForce {
+        self.image.as_ref().map(|image| InForce { epoch: image.epoch, names: image.names.clone() }).unwrap_or_default()
+    }
+
+    /// Brings a ruleset into force. Without effect, and with the same epoch, where it is in force already.
+    pub fn apply(&mut self, ruleset: &Arc<Ruleset>) -> Result<InForce, ApplyError> {
+        let mut image = match self.image.take() {
+            Some(image) => image,
+            None => read(&self.maps, None)?,
+        };
+        let cgroups = self.find(ruleset);
+        let plan = plan(&image, ruleset, &cgroups)?;
+        let started = Instant::now();
+        let mut took = Took::default();
+        for ops in plan.ops.chunk_by(|one, next| discriminant(one) == discriminant(next)) {
+            let before = started.elapsed();
+            write(&mut self.maps, ops)?;
+            ops.iter().for_each(|op| step(&mut image, op));
+            if matches!(ops, [Op::Activate(_), ..]) {
+                took.write = before;
+                took.flip = started.elapsed() - before;
+            }
+        }
+        if took.flip > Duration::ZERO {
+            took.sweep = started.elapsed() - took.write - took.flip;
+            self.took = took;
+        }
+        self.image = Some(image);
+        self.wanted = Some(Arc::clone(ruleset));
+        self.cgroups = cgroups;
+        Ok(self.in_force())
+    }
+
+    /// What the last switch took.
+    pub fn took(&self) -> Took {
+        self.took
+    }
+
+    /// Brings the cgroups into force that came or went since; whether there were any.
+    pub fn follow(&mut self) -> Result<bool, ApplyError> {
+        let Some(wanted) = self.wanted.clone() else { return Ok(false) };
+        if self.find(&wanted) == self.cgroups {
+            return Ok(false);
+        }
+        self.apply(&wanted)?;
+        Ok(true)
+    }
+
+    /// The ruleset that was brought into force by this daemon, and the cgroups that it found for it.
+    pub fn followed(&self) -> Option<(Arc<Ruleset>, Cgroups)> {
+        self.wanted.clone().map(|wanted| (wanted, self.cgroups.clone()))
+    }
+
+    fn find(&self, ruleset: &Ruleset) -> Cgroups {
+        self.base.as_ref().map(|base| find(base, ruleset)).unwrap_or_default()
+    }
+
+    /// How full the tables are.
+    pub fn usage(&self) -> Vec<MapUse> {
+        self.image.as_ref().map(of_image).unwrap_or_default()
+    }
+
+    /// What the maps hold, for judging what is not a packet.
+    pub fn image(&self) -> Option<Image> {
+        self.image.clone()
+    }
+
+    /// Compares what the maps hold with what was written, and brings the ruleset into force anew where somebody else wrote. `true` where
+    /// that was needed.
+    pub fn mend(&mut self, look: Look) -> Result<bool, ApplyError> {
+        let Some(wanted) = self.wanted.clone() else { return Ok(false) };
+        let known = match look {
+            Look::Deciding => self.image.as_ref(),
+            Look::All => None,
+        };
+        let found = read(&self.maps, known)?;
+        if self.image.as_ref() == Some(&found) {
+            return Ok(false);
+        }
+        self.image = Some(found);
+        self.apply(&wanted)?;
+        Ok(true)
+    }
+
+    /// Whether the epoch that was written last is the active one, and its generation whole.
+    pub fn is_active(&self) -> bool {
+        let Some(image) = &self.image else { return true };
+        let generation = Active { epoch: image.epoch }.generation();
+        self.maps.active.get(&0, 0).is_ok_and(|active| active.epoch == image.epoch)
+            && self.maps.generations.get(&generation.into(), 0).is_ok_and(|found| found == image.generation(generation))
+    }
+
+    /// One operation outside any plan: for a comparison with the host's tables, which get the same. The next plan begins with what the maps
+    /// hold then.
+    pub fn carry_out(&mut self, op: &Op) -> Result<(), ApplyError> {
+        self.image = None;
+        write(&mut self.maps, std::slice::from_ref(op))
+    }
+
+    /// Takes over what rules of the same name had counted in maps of another ABI.
+    pub fn carry(&mut self, counts: &[Count]) -> Result<(), ApplyError> {
+        let names = self.in_force().names;
+        for (rule, reason, audited, count) in counts {
+            let slot = match rule {
+                Some(rule) => names.iter().find(|(_, name)| *name == rule).map(|(slot, _)| *slot),
+                None => Some(NO_RULE),
+            };
+            if let Some(slot) = slot {
+                let index = counter_index(slot, *reason, *audited);
+                self.maps.carried.set(index, *count, 0).map_err(|error| ApplyError::Map("CARRIED", error))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The counters of every rule slot in use, and of packets that reached no rule, in the order of the slots.
+    pub fn counters(&self) -> Result<Vec<(u16, Reason, bool, u64)>, ApplyError> {
+        let slots = self.image.iter().flat_map(|image| image.names.keys().copied()).chain([NO_RULE]);
+        let mut counters = Vec::new();
+        for slot in slots {
+            for reason in Reason::ALL.into_iter().filter(|reason| *reason != Reason::NotGuarded) {
+                for audited in [false, true] {
+                    let values = self
+                        .maps
+                        .counters
+                        .get(&counter_index(slot, reason, audited), 0)
+                        .map_err(|error| ApplyError::Map("COUNTERS", error))?;
+                    let carried = self
+                        .maps
+                        .carried
+                        .get(&counter_index(slot, reason, audited), 0)
+                        .map_err(|error| ApplyError::Map("CARRIED", error))?;
+                    counters.push((slot, reason, audited, values.iter().sum::<u64>() + carried));
+                }
+            }
+        }
+        Ok(counters)
+    }
+}
+
+/// Carries out operations of one kind, the big tables' all at once.
+fn write(maps: &mut Maps, ops: &[Op]) -> Result<(), ApplyError> {
+    let mut bulks = Bulks::default();
+    for op in ops {
+        match op {
+            Op::Scope(key, value) => bulks.scopes.push((*key, *value)),
+            Op::PeerV4(key, value) => bulks.peers_v4.push((*key, *value)),
+            Op::PeerV6(key, value) => bulks.peers_v6.push((*key, *value)),
+            Op::Destination(key, value) => bulks.destinations.push((*key, *value)),
+            Op::Port(key, value) => bulks.ports.push((*key, *value)),
+            Op::ScopeCopy(key, value) => bulks.scopes_copy.push((*key, *value)),
+            Op::PortCopy(key, value) => bulks.ports_copy.push((*key, *value)),
+            Op::PortNumbers(index, value) => maps
+                .port_numbers
+                .set(*index, value.unwrap_or_default(), 0)
+                .map_err(|error| ApplyError::Map("PORT_NUMBERS", error))?,
+            Op::Name(slot, name) => {
+                for reason in Reason::ALL {
+                    for audited in [false, true] {
+                        zero(maps, counter_index(*slot, reason, audited))?;
+                    }
+                }
+                set_name(maps, *slot, name)?;
+            }
+            Op::Unname(slot) => set_name(maps, *slot, "")?,
+            Op::Caller(key, value) => put(&mut maps.callers, "CALLERS", *key, *value)?,
+            Op::Cgroup(key, value) => put(&mut maps.cgroups, "CGROUPS", *key, *value)?,
+            Op::Generation(number, value) => maps
+                .generations
+                .set(u32::from(*number), value.unwrap_or_default(), 0)
+                .map_err(|error| ApplyError::Map("GENERATIONS", error))?,
+            Op::Activate(epoch) => {
+                maps.active.set(0, Active { epoch: *epoch }, 0).map_err(|error| ApplyError::Map("ACTIVE", error))?;
+            }
+            Op::Grace => syscalls::grace_period().map_err(ApplyError::Grace)?,
+        }
+    }
+    bring_lpm(&maps.scopes, "SCOPES", &bulks.scopes)?;
+    bring_lpm(&maps.peers_v4, "PEERS_V4", &bulks.peers_v4)?;
+    bring_lpm(&maps.peers_v6, "PEERS_V6", &bulks.peers_v6)?;
+    bring_lpm(&maps.destinations, "DESTINATIONS", &bulks.destinations)?;
+    bring_lpm(&maps.scopes_copy, "SCOPES_COPY", &bulks.scopes_copy)?;
+    bring(&maps.ports_copy, "PORTS_COPY", bulks.ports_copy.into_iter())?;
+    bring(&maps.ports, "PORTS", bulks.ports.into_iter())
+}
+
+/// Entries of a table: a value to write, or none to remove.
+type Entries<K, V> = Vec<(K, Option<V>)>;
+
+/// What one run of operations does to the big tables.
+#[derive(Default)]
+struct Bulks {
+    scopes: Entries<(u32, ScopeKey), ScopeValue>,
+    peers_v4: Entries<(u32, PeerKey4), PeerValue>,
+    peers_v6: Entries<(u32, PeerKey6), PeerValue>,
+    destinations: Entries<(u32, DestinationKey), DestinationValue>,
+    ports: Entries<PortKey, PortValue>,
+    scopes_copy: Entries<(u32, ScopeKey), ScopeValue>,
+    ports_copy: Entries<PortKey, PortValue>,
+}
+
+fn bring_lpm<K: aya::Pod, V: aya::Pod>(
+    table: &Bulk<Key<K>, V>,
+    name: &'static str,
+    entries: &[((u32, K), Option<V>)],
+) -> Result<(), ApplyError> {
+    bring(table, name, entries.iter().map(|((bits, key), value)| (Key::new(*bits, *key), *value)))
+}
+
+fn bring<K: aya::Pod, V: aya::Pod>(
+    table: &Bulk<K, V>,
+    name: &'static str,
+    entries: impl Iterator<Item = (K, Option<V>)>,
+) -> Result<(), ApplyError> {
+    let (mut gone, mut written) = (Vec::new(), Vec::new());
+    for (key, value) in entries {
+        match value {
+            Some(value) => written.push((key, value)),
+            None => gone.push(key),
+        }
+    }
+    // Removals first, as planned: they make room.
+    table.remove(&gone).and_then(|()| table.put(&written)).map_err(refused(name))
+}
+
+fn set_name(maps: &mut Maps, slot: u16, name: &str) -> Result<(), ApplyError> {
+    let result = maps.names.set(u32::from(slot), rule_name::write(name), 0);
+    result.map_err(|error| ApplyError::Map("RULE_NAMES", error))
+}
+
+fn put<K: aya::Pod, V: aya::Pod>(
+    map: &mut aya::maps::HashMap<aya::maps::MapData, K, V>,
+    name: &'static str,
+    key: K,
+    value: Option<V>,
+) -> Result<(), ApplyError> {
+    match value {
+        Some(value) => map.insert(key, value, 0),
+        None => absent_is_fine(map.remove(&key)),
+    }
+    .map_err(|error| ApplyError::Map(name, error))
+}
+
+/// Somebody else may have removed the entry: it is gone, as wanted.
+fn absent_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {
+    match result {
+        Err(MapError::KeyNotFound) => Ok(()),
+        Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        Ok(()) | Err(_) => result,
+    }
+}
+
+fn zero(maps: &mut Maps, index: u32) -> Result<(), ApplyError> {
+    maps.carried.set(index, 0, 0).map_err(|error| ApplyError::Map("CARRIED", error))?;
+    let cpus = maps.counters.get(&index, 0).map_err(|error| ApplyError::Map("COUNTERS", error))?.len();
+    let zeros = PerCpuValues::try_from(vec![0u64; cpus])
+        .map_err(|error| ApplyError::Map("COUNTERS", MapError::IoError(error)))?;
+    maps.counters.set(index, zeros, 0).map_err(|error| ApplyError::Map("COUNTERS", error))
+}

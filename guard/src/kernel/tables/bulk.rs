@@ -1,0 +1,108 @@
+//! Owns a table that may hold a hundred thousand entries: written, removed and read many entries to a system call.
+//! Called by `apply` through `maps`.
+//! Must never depend on the kernel's batch calls: where a kernel has none for a kind of map, it is one call an entry.
+
+use std::{io, marker::PhantomData};
+
+use aya::{
+    Pod,
+    maps::{Map, MapData, MapError},
+};
+
+use crate::kernel::tables::{map_batches, map_batches::Batch};
+
+/// Entries of one system call.
+const CHUNK: usize = 1 << 14;
+
+/// A hash table or a longest-prefix table.
+pub(crate) struct Bulk<K, V> {
+    /// The descriptor itself and no copy of it: a program of the same object that is loaded later names its maps by their numbers.
+    map: MapData,
+    of: PhantomData<fn() -> (K, V)>,
+}
+
+impl<K: Pod, V: Pod> Bulk<K, V> {
+    /// Takes a map that has keys and values of this size.
+    pub(crate) fn of(map: Map) -> Result<Bulk<K, V>, MapError> {
+        let (Map::LpmTrie(map) | Map::HashMap(map)) = map else {
+            return Err(MapError::InvalidMapType { map_type: 0 });
+        };
+        let info = map.info()?;
+        for (size, expected) in [(size_of::<K>(), info.key_size()), (size_of::<V>(), info.value_size())] {
+            if size != expected as usize {
+                return Err(MapError::InvalidKeySize { size, expected: expected as usize });
+            }
+        }
+        Ok(Bulk { map, of: PhantomData })
+    }
+
+    /// Writes entries in this order.
+    pub(crate) fn put(&self, entries: &[(K, V)]) -> io::Result<()> {
+        for chunk in entries.chunks(CHUNK) {
+            let (keys, values): (Vec<K>, Vec<V>) = chunk.iter().copied().unzip();
+            match map_batches::update_batch(self.map.fd(), &keys, &values) {
+                Batch::Done(_) => {}
+                Batch::Unknown => {
+                    chunk.iter().try_for_each(|(key, value)| map_batches::update(self.map.fd(), key, value))?
+                }
+                Batch::Stopped(_, error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes entries. Somebody else may have removed one before: it is gone, as wanted.
+    pub(crate) fn remove(&self, keys: &[K]) -> io::Result<()> {
+        let mut left = keys;
+        while !left.is_empty() {
+            let (now, _) = left.split_at(left.len().min(CHUNK));
+            let done = match map_batches::delete_batch(self.map.fd(), now) {
+                Batch::Done(count) => count,
+                // The batch ends at the entry that is not there.
+                Batch::Stopped(count, error) if error.raw_os_error() == Some(libc::ENOENT) => count + 1,
+                Batch::Stopped(_, error) => return Err(error),
+                Batch::Unknown => {
+                    now.iter().try_for_each(|key| absent_is_fine(map_batches::delete(self.map.fd(), key)))?;
+                    now.len()
+                }
+            };
+            left = left.get(done.max(1)..).unwrap_or_default();
+        }
+        Ok(())
+    }
+
+    /// Reads every entry.
+    pub(crate) fn read(&self) -> io::Result<Vec<(K, V)>> {
+        let mut entries = Vec::new();
+        let mut place: Option<map_batches::Place<K>> = None;
+        loop {
+            let (found, result) = map_batches::lookup_batch(self.map.fd(), &mut place, CHUNK);
+            entries.extend(found);
+            match result {
+                Batch::Done(_) => {}
+                Batch::Stopped(_, error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(entries),
+                // Somebody else changes the table while it is read, or there are no such calls: entry by entry, then.
+                Batch::Stopped(..) | Batch::Unknown => return self.read_singly(),
+            }
+        }
+    }
+
+    fn read_singly(&self) -> io::Result<Vec<(K, V)>> {
+        let mut entries = Vec::new();
+        let mut key = map_batches::next_key::<K>(self.map.fd(), None)?;
+        while let Some(at) = key {
+            if let Some(value) = map_batches::lookup(self.map.fd(), &at)? {
+                entries.push((at, value));
+            }
+            key = map_batches::next_key(self.map.fd(), Some(&at))?;
+        }
+        Ok(entries)
+    }
+}
+
+fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        Ok(()) | Err(_) => result,
+    }
+}

@@ -1,0 +1,105 @@
+//! Owns the ruleset's maps, typed.
+//! Called by `load` (from the loaded object), by `status` (from the pins alone), by `apply` for every write.
+//! Must never be written but by `apply`.
+
+use std::path::Path;
+
+use aya::{
+    Ebpf,
+    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues, lpm_trie::Key},
+};
+use guard_common::abi::{
+    Active, CallerKey, CallerValue, CgroupKey, CgroupValue, DestinationKey, DestinationValue, Generation, Judged,
+    PeerKey4, PeerKey6, PeerValue, PortKey, PortValue, RuleName, ScopeKey, ScopeValue,
+};
+
+use crate::kernel::{error::LoadError, pins::pins, tables::bulk::Bulk};
+
+/// The maps.
+pub struct Maps {
+    pub(crate) active: Array<MapData, Active>,
+    pub(crate) generations: Array<MapData, Generation>,
+    pub(crate) scopes: Bulk<Key<ScopeKey>, ScopeValue>,
+    pub(crate) ports: Bulk<PortKey, PortValue>,
+    /// The copies that are asked before a port counts as not guarded.
+    pub(crate) scopes_copy: Bulk<Key<ScopeKey>, ScopeValue>,
+    pub(crate) ports_copy: Bulk<PortKey, PortValue>,
+    pub(crate) port_numbers: Array<MapData, u64>,
+    pub(crate) peers_v4: Bulk<Key<PeerKey4>, PeerValue>,
+    pub(crate) peers_v6: Bulk<Key<PeerKey6>, PeerValue>,
+    pub(crate) destinations: Bulk<Key<DestinationKey>, DestinationValue>,
+    pub(crate) callers: HashMap<MapData, CallerKey, CallerValue>,
+    pub(crate) cgroups: HashMap<MapData, CgroupKey, CgroupValue>,
+    pub(crate) names: Array<MapData, RuleName>,
+    pub(crate) counters: PerCpuArray<MapData, u64>,
+    /// What was counted before an upgrade from another ABI.
+    pub(crate) carried: Array<MapData, u64>,
+}
+
+impl Maps {
+    /// Takes the ruleset's maps out of a loaded object.
+    pub fn take(ebpf: &mut Ebpf) -> Result<Maps, LoadError> {
+        Maps::open(|name| take(ebpf, name))
+    }
+
+    /// Opens the pinned maps without any program: the daemon need not run.
+    pub fn pinned(bpffs: &Path) -> Result<Maps, LoadError> {
+        let pins = pins(bpffs);
+        Maps::open(|name| pinned_map(&pins, name))
+    }
+
+    fn open(mut map: impl FnMut(&'static str) -> Result<Map, LoadError>) -> Result<Maps, LoadError> {
+        Ok(Maps {
+            active: Array::try_from(map("ACTIVE")?)?,
+            generations: Array::try_from(map("GENERATIONS")?)?,
+            scopes: Bulk::of(map("SCOPES")?)?,
+            ports: Bulk::of(map("PORTS")?)?,
+            scopes_copy: Bulk::of(map("SCOPES_COPY")?)?,
+            ports_copy: Bulk::of(map("PORTS_COPY")?)?,
+            port_numbers: Array::try_from(map("PORT_NUMBERS")?)?,
+            peers_v4: Bulk::of(map("PEERS_V4")?)?,
+            peers_v6: Bulk::of(map("PEERS_V6")?)?,
+            destinations: Bulk::of(map("DESTINATIONS")?)?,
+            callers: HashMap::try_from(map("CALLERS")?)?,
+            cgroups: HashMap::try_from(map("CGROUPS")?)?,
+            names: Array::try_from(map("RULE_NAMES")?)?,
+            counters: PerCpuArray::try_from(map("COUNTERS")?)?,
+            carried: Array::try_from(map("CARRIED")?)?,
+        })
+    }
+}
+
+/// A map by its pin. The object keeps its own descriptors: programs that are loaded later name them by number.
+pub(crate) fn pinned_map(pins: &Path, name: &str) -> Result<Map, LoadError> {
+    Ok(Map::from_map_data(MapData::from_pin(pins.join("maps").join(name))?)?)
+}
+
+pub(crate) fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, LoadError> {
+    ebpf.take_map(name).ok_or(LoadError::Missing(name))
+}
+
+/// What one judging program left while it was alone means nothing to the other.
+pub(crate) fn forget_judged(pins: &Path) -> Result<(), LoadError> {
+    let mut judged: PerCpuArray<MapData, Judged> = PerCpuArray::try_from(pinned_map(pins, "JUDGED")?)?;
+    let nothing = vec![Judged::default(); judged.get(&0, 0)?.len()];
+    Ok(judged.set(0, PerCpuValues::try_from(nothing).map_err(MapError::IoError)?, 0)?)
+}
+
+/// The names of rules, as the table of names holds them.
+pub(crate) mod rule_name {
+    use guard_common::abi::RuleName;
+
+    pub(crate) fn write(name: &str) -> RuleName {
+        let mut bytes = [0; RuleName::LEN];
+        for (to, from) in bytes.iter_mut().zip(name.as_bytes()) {
+            *to = *from;
+        }
+        RuleName { bytes }
+    }
+
+    /// `None` where the slot is free.
+    pub(crate) fn read(name: &RuleName) -> Option<String> {
+        let end = name.bytes.iter().position(|byte| *byte == 0).unwrap_or(RuleName::LEN);
+        (end > 0).then(|| String::from_utf8_lossy(&name.bytes[..end]).into_owned())
+    }
+}

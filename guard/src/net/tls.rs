@@ -1,0 +1,235 @@
+//! Owns the TLS side of the tunnel: files to trust and identity, and which check failed when there is no connection.
+//! Called by `material`, whenever a file changed, and by `connect`, to explain a failure.
+//! Must never trust anything but the CA file, and never connect without checking chain, validity and name.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use rustls::{
+    CertificateError, ClientConfig, RootCertStore,
+    client::{Resumption, WebPkiServerVerifier},
+    crypto::aws_lc_rs,
+    pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, pem, pem::PemObject},
+};
+use tonic::metadata::AsciiMetadataValue;
+
+use crate::net::verify::{Demands, Verifier};
+
+/// The files that say who is trusted and who this agent is.
+#[derive(Clone, Debug, Default)]
+pub struct Files {
+    /// The only trusted CA certificates, PEM.
+    pub ca: PathBuf,
+    /// Client certificate chain and key, PEM.
+    pub identity: Option<(PathBuf, PathBuf)>,
+    /// A service-account token.
+    pub token: Option<PathBuf>,
+    /// Revoked certificates, PEM.
+    pub crl: Option<PathBuf>,
+}
+
+impl Files {
+    /// Each of them, by its flag.
+    pub(crate) fn all(&self) -> impl Iterator<Item = (&'static str, &Path)> {
+        let identity = self
+            .identity
+            .iter()
+            .flat_map(|(certificate, key)| [("--agent-cert", certificate.as_path()), ("--agent-key", key.as_path())]);
+        let token = self.token.iter().map(|path| ("--service-account-token-path", path.as_path()));
+        let crl = self.crl.iter().map(|path| ("--crl-file", path.as_path()));
+        [("--ca-cert", self.ca.as_path())].into_iter().chain(identity).chain(token).chain(crl)
+    }
+}
+
+/// How TLS is done, whatever the files hold.
+#[derive(Clone, Debug, Default)]
+pub struct Manner {
+    /// What is asked of the server's certificate beside the CA.
+    pub demands: Demands,
+    /// Whether TLS 1.2 is refused.
+    pub only_tls13: bool,
+    /// What is offered before `h2`.
+    pub alpn: Vec<String>,
+}
+
+/// Why TLS cannot be set up, before anything is sent.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// A file cannot be read.
+    #[error("{what} {path}: {error}")]
+    Read {
+        /// Which file.
+        what: &'static str,
+        /// Its path.
+        path: PathBuf,
+        /// What is wrong.
+        error: io::Error,
+    },
+    /// A file is not what it should be.
+    #[error("{what}: {error}")]
+    Pem {
+        /// Which file.
+        what: &'static str,
+        /// What is wrong.
+        error: pem::Error,
+    },
+    /// A file holds nothing of its kind.
+    #[error("{0} holds no {1}")]
+    Empty(&'static str, &'static str),
+    /// A certificate or key that rustls refuses.
+    #[error("{what}: {error}")]
+    Refused {
+        /// Which file.
+        what: &'static str,
+        /// Why.
+        error: rustls::Error,
+    },
+    /// A list of revoked certificates that rustls refuses.
+    #[error("--ca-cert and --crl-file: {0}")]
+    Verifier(rustls::client::VerifierBuilderError),
+    /// The token cannot be sent as a header.
+    #[error("--service-account-token-path holds no token: only visible ASCII characters can be sent")]
+    Token,
+    /// The provider has no TLS version in common with us.
+    #[error("no usable TLS version: {0}")]
+    Versions(rustls::Error),
+}
+
+/// What the files held, as bytes.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub(crate) struct Contents {
+    pub(crate) ca: Vec<u8>,
+    pub(crate) identity: Option<(Vec<u8>, Vec<u8>)>,
+    pub(crate) token: Option<String>,
+    pub(crate) crl: Option<Vec<u8>>,
+}
+
+impl Contents {
+    /// Reads all of them.
+    pub(crate) fn read(files: &Files) -> Result<Contents, TlsError> {
+        let mut contents = Contents::default();
+        for (what, path) in files.all() {
+            let bytes =
+                std::fs::read(path).map_err(|error| TlsError::Read { what, path: path.to_path_buf(), error })?;
+            match what {
+                "--ca-cert" => contents.ca = bytes,
+                "--agent-cert" => contents.identity.get_or_insert_default().0 = bytes,
+                "--agent-key" => contents.identity.get_or_insert_default().1 = bytes,
+                "--crl-file" => contents.crl = Some(bytes),
+                _ => contents.token = Some(String::from_utf8(bytes).map_err(|_| TlsError::Token)?.trim().to_owned()),
+            }
+        }
+        Ok(contents)
+    }
+
+    /// The header that proves who we are.
+    pub(crate) fn bearer(&self) -> Result<Option<AsciiMetadataValue>, TlsError> {
+        let Some(token) = &self.token else { return Ok(None) };
+        if token.is_empty() {
+            return Err(TlsError::Token);
+        }
+        let mut bearer = AsciiMetadataValue::try_from(format!("Bearer {token}")).map_err(|_| TlsError::Token)?;
+        bearer.set_sensitive(true);
+        Ok(Some(bearer))
+    }
+
+    /// The client side. No session is resumed: a resumed one would skip the certificate checks.
+    pub(crate) fn client(&self, manner: &Manner) -> Result<ClientConfig, TlsError> {
+        let mut roots = RootCertStore::empty();
+        for certificate in certificates("--ca-cert", &self.ca)? {
+            roots.add(certificate).map_err(|error| TlsError::Refused { what: "--ca-cert", error })?;
+        }
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let mut chain = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider));
+        if let Some(crl) = &self.crl {
+            let lists = CertificateRevocationListDer::pem_slice_iter(crl).collect::<Result<Vec<_>, _>>();
+            let lists = lists.map_err(|error| TlsError::Pem { what: "--crl-file", error })?;
+            if lists.is_empty() {
+                return Err(TlsError::Empty("--crl-file", "certificate revocation list"));
+            }
+            // A list that is over says nothing of what was revoked since.
+            chain = chain.with_crls(lists).enforce_revocation_expiration();
+        }
+        let verifier = Verifier { chain: chain.build().map_err(TlsError::Verifier)?, demands: manner.demands.clone() };
+        let versions = if manner.only_tls13 { &[&rustls::version::TLS13][..] } else { rustls::DEFAULT_VERSIONS };
+        let builder = ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(versions)
+            .map_err(TlsError::Versions)?
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(verifier));
+        let mut client = match &self.identity {
+            None => builder.with_no_client_auth(),
+            Some((certificate, key)) => {
+                let chain = certificates("--agent-cert", certificate)?;
+                let private =
+                    PrivateKeyDer::from_pem_slice(key).map_err(|error| TlsError::Pem { what: "--agent-key", error })?;
+                let refused = |error| TlsError::Refused { what: "--agent-cert and --agent-key", error };
+                builder.with_client_auth_cert(chain, private).map_err(refused)?
+            }
+        };
+        client.resumption = Resumption::disabled();
+        client.alpn_protocols = manner.alpn.iter().map(|id| id.as_bytes().to_vec()).chain([b"h2".to_vec()]).collect();
+        Ok(client)
+    }
+}
+
+fn certificates(what: &'static str, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let certificates = CertificateDer::pem_slice_iter(pem)
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|error| TlsError::Pem { what, error })?;
+    if certificates.is_empty() { Err(TlsError::Empty(what, "certificate")) } else { Ok(certificates) }
+}
+
+/// Which check a handshake failed at, and that in words.
+#[expect(clippy::wildcard_enum_match_arm, reason = "every other error is told in the library's own words")]
+pub(crate) fn explain(error: &io::Error, host: &str, files: &Files) -> (&'static str, String) {
+    let Some(tls) = error.get_ref().and_then(|error| error.downcast_ref::<rustls::Error>()) else {
+        return ("handshake", format!("the TLS handshake failed: {error}"));
+    };
+    match tls {
+        rustls::Error::InvalidCertificate(certificate) => match certificate {
+            CertificateError::UnknownIssuer | CertificateError::BadSignature => (
+                "issuer",
+                format!("the proxy-server's certificate does not come from a CA in {}", files.ca.display()),
+            ),
+            CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
+                ("validity", format!("the proxy-server's certificate has expired ({certificate})"))
+            }
+            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => (
+                "validity",
+                format!("the proxy-server's certificate is not valid yet ({certificate}); is this node's clock right?"),
+            ),
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+                ("name", format!("the proxy-server's certificate is not for `{host}` ({certificate})"))
+            }
+            CertificateError::Revoked => {
+                ("revocation", "the proxy-server's certificate is revoked by a list in --crl-file".to_owned())
+            }
+            CertificateError::UnknownRevocationStatus => (
+                "revocation",
+                "no list in --crl-file tells whether the proxy-server's certificate is revoked: every CA of its chain below the root needs one".to_owned(),
+            ),
+            CertificateError::ExpiredRevocationList | CertificateError::ExpiredRevocationListContext { .. } => {
+                ("revocation", format!("a list in --crl-file is over ({certificate})"))
+            }
+            CertificateError::Other(other) => ("demands", format!("the proxy-server's certificate is refused: {}", other.0)),
+            other => ("certificate", format!("the proxy-server's certificate is refused: {other}")),
+        },
+        rustls::Error::AlertReceived(alert) => (
+            "client certificate",
+            format!(
+                "the proxy-server ended the handshake with the alert {alert:?}: it may refuse our client certificate"
+            ),
+        ),
+        rustls::Error::NoApplicationProtocol => {
+            ("alpn", "the proxy-server offers no h2: is this its agent port?".to_owned())
+        }
+        rustls::Error::PeerIncompatible(what) => {
+            ("version", format!("the proxy-server and this agent have no way of TLS in common ({what:?}); see --tls-min-version"))
+        }
+        other => ("handshake", format!("the TLS handshake failed: {other}")),
+    }
+}

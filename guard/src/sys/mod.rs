@@ -1,0 +1,11 @@
+//! Owns what a process needs of its system: files that change, units, times, the facts of its own node.
+//! Called by every other room.
+//! Must never know what the guard does.
+
+pub mod error_chain;
+pub mod file_watch;
+pub mod lock;
+pub mod metrics_text;
+pub mod node_facts;
+pub mod times;
+pub mod units;

@@ -1,0 +1,349 @@
+//! Owns one stream while it lasts: frames from the server to dials and their backends.
+//! Called by `run`.
+//! Must never wait for a dial, for the wire or for a backend: only for a frame, and, within `Patience`, for room.
+
+use std::{
+    collections::HashMap,
+    error::Error,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use tokio::{
+    sync::mpsc,
+    time::{Instant, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    dial::{
+        budget::Patience,
+        queue::Queue,
+        serve::{Dialer, Origin, Routes},
+    },
+    sys::{error_chain::with_causes, lock::lock},
+    tunnel::stream::establish::{Stream, WINDOW},
+    wire::{
+        counts,
+        frames::{CloseRequest, Data, DialRequest, Frame, Packet, closed, drain as drain_frame},
+    },
+};
+
+/// How long late dials are still served after the server was asked for no more: it may have sent some already.
+pub(crate) const LINGER: Duration = Duration::from_millis(500);
+
+/// How long the dials of a lost stream may take to end.
+const WIND_UP: Duration = Duration::from_secs(5);
+
+/// How long the server may take to end a stream that we ended.
+const GOODBYE: Duration = Duration::from_secs(2);
+
+/// On what terms a stream is served.
+pub(crate) struct Terms {
+    /// From here on the server is asked for no more dials; the stream ends once it carries none.
+    pub(crate) drain: CancellationToken,
+    /// The daemon ends.
+    pub(crate) stop: CancellationToken,
+    /// The dials of the stream, counted.
+    pub(crate) dials: TaskTracker,
+}
+
+/// How a stream ended.
+#[derive(Debug)]
+pub(crate) enum Ended {
+    /// It was not needed any more, and carried nothing.
+    Done,
+    /// The server or the way to it ended it.
+    Broken(String),
+}
+
+impl Ended {
+    /// In words.
+    pub(crate) fn words(&self) -> &str {
+        match self {
+            Ended::Done => "it was not needed any more",
+            Ended::Broken(reason) => reason,
+        }
+    }
+}
+
+/// How often the wait for room looks again: other connections may have given some back.
+const LOOK: Duration = Duration::from_millis(5);
+
+/// Who sent a frame within this time is being served.
+const SERVED: Duration = Duration::from_secs(1);
+
+/// How many frames for connections that are none are answered in a second.
+const REPLIES: u32 = 100;
+
+/// What is longer than any address is refused for its shape; no more of it is kept.
+const LONGEST: usize = 300;
+
+/// What the frames of one stream refer to.
+#[derive(Default)]
+struct Table {
+    /// Open dials by connection id.
+    open: Mutex<HashMap<i64, Queue>>,
+    /// Dials under way by their `random`; it may repeat, and ending one then ends all.
+    pending: Mutex<HashMap<i64, Vec<CancellationToken>>>,
+}
+
+impl Routes for Table {
+    fn opened(&self, id: i64, queue: Queue) {
+        lock(&self.open).insert(id, queue);
+    }
+
+    fn closed(&self, id: i64) {
+        lock(&self.open).remove(&id);
+    }
+
+    fn answered(&self, random: i64, dial: &CancellationToken) {
+        let mut pending = lock(&self.pending);
+        // Marks this one among those of the same `random`.
+        dial.cancel();
+        if let Some(dials) = pending.get_mut(&random) {
+            dials.retain(|dial| !dial.is_cancelled());
+            if dials.is_empty() {
+                pending.remove(&random);
+            }
+        }
+    }
+}
+
+/// Serves a stream until it ends; says why.
+pub(crate) async fn run(stream: Stream, dialer: Arc<Dialer>, terms: Terms) -> Ended {
+    let Stream { mut inbound, outbound, server_id, .. } = stream;
+    let Terms { drain, stop, dials } = terms;
+    let mut session = Session {
+        dialer,
+        table: Arc::default(),
+        dials: dials.clone(),
+        under_way: Arc::new(()),
+        lost: CancellationToken::new(),
+        outbound,
+        server_id: server_id.into(),
+        patience: Patience::new(Instant::now()),
+        traffic: Traffic::default(),
+        replies: Replies { left: REPLIES, since: Instant::now() },
+    };
+    let mut asked_to_drain = false;
+    let idle = idle(&drain, &dials);
+    tokio::pin!(idle);
+    let ended = loop {
+        let message = tokio::select! {
+            () = stop.cancelled() => break Ended::Done,
+            () = &mut idle => break Ended::Done,
+            () = drain.cancelled(), if !asked_to_drain => {
+                asked_to_drain = true;
+                let outbound = session.outbound.clone();
+                session.dials.spawn(async move { drop(outbound.send(drain_frame()).await) });
+                continue;
+            }
+            message = inbound.message() => message,
+        };
+        match message {
+            Ok(Some(packet)) => session.take(Frame::from(packet)).await,
+            Ok(None) => break Ended::Broken("the server closed it".to_owned()),
+            Err(status) => {
+                counts::failed(status.code());
+                let said = format!("{} ({})", status.message(), status.code());
+                break Ended::Broken(with_causes(said, status.source()));
+            }
+        }
+    };
+    let Session { lost, outbound, .. } = session;
+    lost.cancel();
+    dials.close();
+    if timeout(WIND_UP, dials.wait()).await.is_err() {
+        tracing::warn!(left = dials.len(), "dials of the lost stream are still ending");
+    }
+    // The end of our messages goes out behind all of them; the server then ends the stream.
+    drop(outbound);
+    let rest = async { while let Ok(Some(_)) = inbound.message().await {} };
+    let _ = timeout(GOODBYE, rest).await;
+    ended
+}
+
+/// Until the stream is asked to drain and has carried nothing for a while: the server may have sent a dial before it heard of it.
+async fn idle(drain: &CancellationToken, dials: &TaskTracker) {
+    drain.cancelled().await;
+    // Closed only to wait for: dials may still come.
+    dials.close();
+    loop {
+        dials.wait().await;
+        tokio::time::sleep(LINGER).await;
+        if dials.is_empty() {
+            return;
+        }
+    }
+}
+
+/// A stream that is being served.
+struct Session {
+    dialer: Arc<Dialer>,
+    table: Arc<Table>,
+    dials: TaskTracker,
+    /// Each dial under way holds one of these.
+    under_way: Arc<()>,
+    lost: CancellationToken,
+    outbound: mpsc::Sender<Packet>,
+    server_id: Arc<str>,
+    patience: Patience,
+    traffic: Traffic,
+    replies: Replies,
+}
+
+impl Session {
+    async fn take(&mut self, frame: Frame) {
+        match frame {
+            Frame::Data(Data { connect_id, data, .. }) => {
+                self.traffic.saw(connect_id, Instant::now());
+                self.patience.read(data.len(), WINDOW);
+                let queue = lock(&self.table.open).get(&connect_id).cloned();
+                match queue {
+                    Some(queue) => {
+                        if let Err(data) = queue.push(data) {
+                            self.hold(&queue, data).await;
+                        }
+                    }
+                    // Late data of a closed connection is ordinary.
+                    None => self.reply(connect_id, "unrecognized connectID"),
+                }
+            }
+            Frame::Dial(request) => self.dial(request),
+            Frame::Close(CloseRequest { connect_id }) => {
+                self.traffic.saw(connect_id, Instant::now());
+                let queue = lock(&self.table.open).remove(&connect_id);
+                match queue {
+                    Some(queue) => queue.close(),
+                    None => self.reply(connect_id, "Unknown connectID"),
+                }
+            }
+            Frame::CloseDial(close) => {
+                let dials = lock(&self.table.pending).remove(&close.random);
+                dials.into_iter().flatten().for_each(|dial| dial.cancel());
+            }
+            Frame::Other(kind) => tracing::debug!(kind, "a frame that is not for an agent"),
+        }
+    }
+
+    /// Waits for room for these bytes, the last resort: all of the stream waits. Where there is no time left for that, their connection ends.
+    async fn hold(&mut self, queue: &Queue, mut bytes: Bytes) {
+        let others = self.traffic.others_served(Instant::now());
+        // Once: it grows while time passes, and would never be used up.
+        let mut left = self.patience.left(Instant::now(), others);
+        while !left.is_zero() {
+            let started = Instant::now();
+            let _ = timeout(left.min(LOOK), queue.room()).await;
+            let held = started.elapsed();
+            self.patience.spend(held, others);
+            left = left.saturating_sub(held);
+            match queue.push(bytes) {
+                Ok(()) => return,
+                Err(again) => bytes = again,
+            }
+        }
+        queue.end();
+    }
+
+    /// Starts a dial, or refuses it where too many are under way.
+    fn dial(&mut self, mut request: DialRequest) {
+        shorten(&mut request.address);
+        shorten(&mut request.protocol);
+        let origin = Origin {
+            outbound: self.outbound.clone(),
+            server_id: Arc::clone(&self.server_id),
+            abandoned: self.lost.child_token(),
+            lost: self.lost.clone(),
+            routes: Arc::clone(&self.table) as Arc<dyn Routes>,
+        };
+        if Arc::strong_count(&self.under_way) > self.dialer.budget.limits().dials_per_stream {
+            return self.dialer.refuse(&request, &origin);
+        }
+        lock(&self.table.pending).entry(request.random).or_default().push(origin.abandoned.clone());
+        let (dialer, under_way) = (Arc::clone(&self.dialer), Arc::clone(&self.under_way));
+        self.dials.spawn(async move { dialer.serve(request, origin, under_way).await });
+    }
+
+    /// Tells the server that a connection is none. Only so often, and only where the wire has room: it may ask as fast as it likes.
+    fn reply(&mut self, id: i64, error: &str) {
+        if self.replies.one_more(Instant::now()) {
+            drop(self.outbound.try_send(closed(id, error.to_owned())));
+        }
+    }
+}
+
+fn shorten(text: &mut String) {
+    if text.len() > LONGEST {
+        *text = text.chars().take(LONGEST).collect();
+    }
+}
+
+/// Whose frames come.
+#[derive(Default)]
+struct Traffic {
+    /// The connection of the latest frame, and when that came.
+    latest: Option<(i64, Instant)>,
+    /// When the latest frame of any other connection came.
+    others: Option<Instant>,
+}
+
+impl Traffic {
+    fn saw(&mut self, id: i64, now: Instant) {
+        if let Some((latest, at)) = self.latest
+            && latest != id
+        {
+            self.others = Some(at);
+        }
+        self.latest = Some((id, now));
+    }
+
+    /// Whether anybody but the connection of the latest frame is being served.
+    fn others_served(&self, now: Instant) -> bool {
+        self.others.is_some_and(|at| now - at < SERVED)
+    }
+}
+
+/// How many replies are left in this second.
+struct Replies {
+    left: u32,
+    since: Instant,
+}
+
+impl Replies {
+    fn one_more(&mut self, now: Instant) -> bool {
+        if now - self.since >= Duration::from_secs(1) {
+            (self.left, self.since) = (REPLIES, now);
+        }
+        let one = self.left > 0;
+        self.left = self.left.saturating_sub(1);
+        one
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn others_are_served_while_their_frames_come() {
+        let (mut traffic, now) = (Traffic::default(), Instant::now());
+        traffic.saw(1, now);
+        assert!(!traffic.others_served(now));
+        traffic.saw(2, now);
+        traffic.saw(2, now);
+        assert!(traffic.others_served(now));
+        traffic.saw(2, now + SERVED);
+        assert!(!traffic.others_served(now + SERVED));
+    }
+
+    #[test]
+    fn only_so_many_replies_a_second() {
+        let now = Instant::now();
+        let mut replies = Replies { left: REPLIES, since: now };
+        let mut count = |now| (0..10_000).filter(|_| replies.one_more(now)).count();
+        assert_eq!((count(now), count(now)), (REPLIES as usize, 0));
+        assert_eq!(count(now + Duration::from_secs(1)), REPLIES as usize);
+    }
+}
