@@ -1,5 +1,5 @@
 //! A message of a proxy-server: its frame has the type that the message states.
-#![no_main]
+#![cfg_attr(not(test), no_main)]
 
 use libfuzzer_sys::fuzz_target;
 use nodeguard::wire::frames::{Frame, Packet};

@@ -1,5 +1,5 @@
 //! The first bytes of both sides of a connection that must be TLS: the judgement does not depend on how they are split into pieces.
-#![no_main]
+#![cfg_attr(not(test), no_main)]
 
 use libfuzzer_sys::fuzz_target;
 use nodeguard::dial::hello::{ClientHello, Told, answer};

@@ -1,5 +1,5 @@
 //! A packet of anybody: parsing does not panic, and the ports that it finds are bytes of the packet.
-#![no_main]
+#![cfg_attr(not(test), no_main)]
 
 use guard_common::packet::{TCP, UDP, parse};
 use libfuzzer_sys::fuzz_target;

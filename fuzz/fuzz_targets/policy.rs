@@ -1,6 +1,6 @@
 //! A policy file of an operator: it is accepted as a whole, or rejected with an error. A dial to a link-local address is permitted only if a
 //! rule names that address exactly.
-#![no_main]
+#![cfg_attr(not(test), no_main)]
 
 use std::net::{Ipv4Addr, SocketAddr};
 

@@ -12,7 +12,7 @@ use clap::ValueEnum;
 
 use crate::{
     demo, fuzz, kernels, lint, setup,
-    shell::{command, find, say},
+    shell::{command, find, root, say},
 };
 
 /// A part of the tests.
@@ -94,7 +94,9 @@ fn run(area: Area, filter: Option<&str>, options: demo::Options, total: &mut Tot
         Area::Unit => {
             let members = ["--workspace", "--exclude", "guard-ebpf", "--exclude", "nodeguard-fuzz"];
             cargo_test(&[&members[..], &["--lib", "--bins"]].concat(), filter, total)?;
-            cargo_test(&["--package", "guard-common", "--doc"], filter, total)?;
+            for package in ["guard-common", "guard-policy"].iter().filter(|package| root().join(package).is_dir()) {
+                cargo_test(&["--package", package, "--doc"], filter, total)?;
+            }
             if is_soak() && filter.is_none() {
                 let fuzz::Outcome { passed, failed, skipped } = fuzz::soak()?;
                 total.passed += passed;
@@ -135,7 +137,7 @@ fn other_abi_daemon() -> Result<()> {
     let mut build = command(find("cargo").context("cargo is not in PATH")?);
     build.args(["build", "--quiet", "--locked", "--package", "nodeguard", "--bin", "nodeguard"]);
     crate::shell::run(build.args(["--features", "other-abi"]))?;
-    let built = crate::shell::root().join("target/debug");
+    let built = root().join("target/debug");
     let (from, to) = (built.join("nodeguard"), built.join("nodeguard-other-abi"));
     if !same(&from, &to) {
         // Copied and renamed, so that one that still runs keeps its file.
