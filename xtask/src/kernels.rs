@@ -89,12 +89,18 @@ fn kernel_image(line: &str, package: &str) -> Result<PathBuf> {
     Ok(image)
 }
 
-/// Writes the root file system: the binary as /init (Linux, buffer-format.rst).
+/// Writes the root file system.
 fn initramfs(guest: &Path) -> Result<PathBuf> {
     let path = directory()?.join("initramfs");
-    let mut file = std::io::BufWriter::new(fs::File::create(&path)?);
+    fs::write(&path, archive(&fs::read(guest)?)?)?;
+    Ok(path)
+}
+
+/// The archive of a root file system with one program, /init (Linux, buffer-format.rst).
+fn archive(init: &[u8]) -> Result<Vec<u8>> {
+    let mut archive = Vec::new();
     let mut add = |entry: newc::Builder, data: &[u8]| -> Result<()> {
-        let mut writer = entry.write(&mut file, u32::try_from(data.len())?);
+        let mut writer = entry.write(&mut archive, u32::try_from(data.len())?);
         writer.write_all(data)?;
         writer.finish()?;
         Ok(())
@@ -102,10 +108,9 @@ fn initramfs(guest: &Path) -> Result<PathBuf> {
     add(newc::Builder::new("dev").mode(0o040_755), &[])?;
     // The first process writes here before it mounts /dev.
     add(newc::Builder::new("dev/console").mode(0o020_600).rdev_major(5).rdev_minor(1), &[])?;
-    add(newc::Builder::new("init").mode(0o100_755), &fs::read(guest)?)?;
-    newc::trailer(&mut file)?;
-    file.flush()?;
-    Ok(path)
+    add(newc::Builder::new("init").mode(0o100_755), init)?;
+    newc::trailer(&mut archive)?;
+    Ok(archive)
 }
 
 /// Boots a kernel with the guest as its only process and reads the console until the machine is off.
@@ -230,4 +235,35 @@ fn shapes(rows: &[Row]) {
 fn tail(said: &str) -> String {
     let lines: Vec<&str> = said.lines().collect();
     lines.get(lines.len().saturating_sub(40)..).unwrap_or_default().join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use super::*;
+
+    #[test]
+    fn a_root_file_system_has_a_console_and_the_program() {
+        let archive = archive(b"program").expect("an archive");
+        let mut rest = archive.as_slice();
+        let mut found = Vec::new();
+        loop {
+            let mut reader = newc::Reader::new(rest).expect("an entry");
+            let entry = reader.entry().clone();
+            if entry.is_trailer() {
+                break;
+            }
+            let mut bytes = Vec::new();
+            reader.read_to_end(&mut bytes).expect("its bytes");
+            found.push((entry.name().to_owned(), entry.mode(), (entry.rdev_major(), entry.rdev_minor()), bytes));
+            rest = reader.finish().expect("the next entry");
+        }
+        let want = [
+            ("dev".to_owned(), 0o040_755, (0, 0), Vec::new()),
+            ("dev/console".to_owned(), 0o020_600, (5, 1), Vec::new()),
+            ("init".to_owned(), 0o100_755, (0, 0), b"program".to_vec()),
+        ];
+        assert_eq!(found, want);
+    }
 }
