@@ -49,10 +49,16 @@ pub struct Config {
     pub location: Location,
     /// Whether the kernel is to measure its programs.
     pub program_stats: bool,
-    /// Where `status` asks.
+    /// The admin socket, which `nodeguard status` asks.
     pub admin_socket: PathBuf,
     /// The health port.
     pub health: Option<SocketAddr>,
+    /// The tunnel half.
+    pub half: TunnelHalfConfig,
+}
+
+/// What the tunnel half of both daemons needs.
+pub struct TunnelHalfConfig {
     /// How long open dials may go on after SIGTERM.
     pub drain_timeout: Duration,
     /// What the node knows of itself.
@@ -105,26 +111,14 @@ pub enum ConfigError {
 pub struct AgentConfig {
     /// The policy file; `None` dials anything.
     pub policy: Option<PathBuf>,
-    /// Where `status` asks.
+    /// The admin socket, which `nodeguard status` asks.
     pub admin_socket: Option<PathBuf>,
     /// The health port.
     pub health: Option<SocketAddr>,
     /// Upstream's admin port, which sends scrapers on to the health port.
     pub admin_port: Option<SocketAddr>,
-    /// How long open dials may go on after SIGTERM.
-    pub drain_timeout: Duration,
-    /// What the node knows of itself.
-    pub node: NodeFacts,
-    /// The tunnel.
-    pub tunnel: TunnelConfig,
-    /// Whether the pods of this node are advertised.
-    pub advertise_pods: bool,
-    /// The audit file.
-    pub audit: Option<FileConfig>,
-    /// What the control plane may use of this process.
-    pub limits: Limits,
-    /// What is known of the cluster's Services.
-    pub services: Services,
+    /// The tunnel half.
+    pub half: TunnelHalfConfig,
 }
 
 /// Resolves the arguments of `run`, reading what is left open from the machine.
@@ -142,13 +136,15 @@ pub fn resolve(args: RunArgs) -> Result<Config, ConfigError> {
         program_stats: args.program_stats,
         admin_socket: args.admin_socket,
         health,
-        drain_timeout: args.drain_timeout,
-        node,
-        tunnel,
-        advertise_pods: args.advertise_pod_addresses,
-        audit: audit_file(args.audit),
-        limits: args.limits.into(),
-        services,
+        half: TunnelHalfConfig {
+            drain_timeout: args.drain_timeout,
+            node,
+            tunnel,
+            advertise_pods: args.advertise_pod_addresses,
+            audit: audit_file(args.audit),
+            limits: args.limits.into(),
+            services,
+        },
     })
 }
 
@@ -163,13 +159,15 @@ pub fn resolve_agent(args: AgentArgs) -> Result<AgentConfig, ConfigError> {
         admin_socket: args.admin_socket,
         admin_port: health.and(listen("--admin-bind-address", &admin.0, admin.1)?),
         health,
-        drain_timeout: args.drain_timeout,
-        node,
-        tunnel,
-        advertise_pods: args.advertise_pod_addresses,
-        audit: audit_file(args.audit),
-        limits: args.limits.into(),
-        services,
+        half: TunnelHalfConfig {
+            drain_timeout: args.drain_timeout,
+            node,
+            tunnel,
+            advertise_pods: args.advertise_pod_addresses,
+            audit: audit_file(args.audit),
+            limits: args.limits.into(),
+            services,
+        },
     })
 }
 
@@ -316,9 +314,9 @@ mod tests {
     fn identifiers_name_the_node_and_unknown_ones_are_refused() {
         let config = |identifiers: &str| config(&["--ca-cert", "ca.crt", "--agent-identifiers", identifiers]);
         let given = config("ipv4=10.0.0.1&host=Node-1&default-route=true").unwrap();
-        assert!(given.node.names.contains(&"node-1".to_owned()));
+        assert!(given.half.node.names.contains(&"node-1".to_owned()));
         let canonical = "ipv4=10.0.0.1&host=Node-1&host=node-1&default-route=true";
-        assert_eq!(given.tunnel.identifiers.to_string(), canonical);
+        assert_eq!(given.half.tunnel.identifiers.to_string(), canonical);
         assert!(matches!(config("ip=10.0.0.1"), Err(ConfigError::Identifiers(error)) if error.pair == "ip=10.0.0.1"));
         let node = NodeFacts {
             addresses: vec!["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()],
@@ -332,7 +330,7 @@ mod tests {
     fn servers_are_a_list_with_or_without_ports() {
         let hosts = |more: &[&str]| {
             let all: Vec<&str> = ["--ca-cert", "ca.crt"].iter().chain(more).copied().collect();
-            config(&all).map(|config| config.tunnel.hosts.iter().map(Host::to_string).collect::<Vec<_>>())
+            config(&all).map(|config| config.half.tunnel.hosts.iter().map(Host::to_string).collect::<Vec<_>>())
         };
         assert_eq!(hosts(&[]).unwrap(), ["127.0.0.1:8091"]);
         let more = [

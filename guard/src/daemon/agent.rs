@@ -7,30 +7,23 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use anyhow::Context;
 use guard_policy::{
     compile::compile,
     diagnostic::{Rejected, Source},
     load::{Edit, Loaded, load},
     node_facts::NodeFacts,
 };
-use tokio::{
-    net::TcpListener,
-    signal::unix::{SignalKind, signal},
-    sync::mpsc,
-    task::JoinSet,
-};
-use tokio_util::sync::CancellationToken;
+use tokio::{net::TcpListener, sync::mpsc};
 
 use crate::{
     cli::config::AgentConfig,
     daemon::{
-        drain::drain,
+        edit::{InForceAt, take},
+        parts::{Listeners, Parts, TunnelHalf},
         policy_watch as watch,
-        run::{GOODBYE, log_error, named},
         state::Current,
     },
-    dial::{audit::entry::Audit, connections::Connections, serve::Dialer},
+    dial::{connections::Connections, serve::Dialer},
     kernel::pinholes::Pinholes,
     report::{
         admin,
@@ -40,7 +33,7 @@ use crate::{
         status::{Policy, Status},
     },
     sys::lock::lock,
-    tunnel::{advertise, handle::Tunnel},
+    tunnel::handle::Tunnel,
 };
 
 /// What `--dial-anything` means. A prefix never holds loopback, so that is named; link-local stays refused.
@@ -131,42 +124,10 @@ impl Snapshots for Agent {
     }
 }
 
-impl Agent {
-    /// An edit comes into force, or the last good policy stays.
-    fn take(&self, edit: Edit) {
-        match edit {
-            Ok(loaded) => {
-                let closed_dials = self.connections.publish(Some(Arc::clone(&loaded.ruleset)));
-                lock(&self.current).took(&loaded);
-                tracing::info!(policy = loaded.ruleset.name, closed_dials, "in force");
-            }
-            Err(rejected) => {
-                tracing::error!(
-                    "the edit is rejected; the last good policy stays in force:\n{}",
-                    rejected.render(false)
-                );
-                lock(&self.current).rejected(&rejected);
-            }
-        }
-    }
-}
-
 /// Runs until SIGTERM or SIGINT, then drains.
 pub async fn run(config: AgentConfig, colour: bool) -> anyhow::Result<()> {
-    let AgentConfig {
-        policy,
-        admin_socket,
-        health,
-        admin_port,
-        drain_timeout,
-        node,
-        tunnel,
-        advertise_pods,
-        audit,
-        limits,
-        services,
-    } = config;
-    let own_identifiers = tunnel.identifiers.clone();
+    let AgentConfig { policy, admin_socket, health, admin_port, half } = config;
+    let node = half.node.clone();
     let first = match &policy {
         Some(path) => load(path, &node),
         None => anything(&node),
@@ -177,82 +138,40 @@ pub async fn run(config: AgentConfig, colour: bool) -> anyhow::Result<()> {
     if policy.is_none() {
         tracing::error!("{WEAK}; name its destinations in a policy and use --policy instead");
     }
-    let connections = Connections::new(node.clone());
-    let audit = Audit::start(audit)?;
-    let dialer = Dialer::new(Arc::clone(&connections), Arc::new(NoKernel), Arc::clone(&audit), limits, services);
+    let listeners = Listeners::bind(admin_socket, health).await?;
+    let half = TunnelHalf::new(half, Arc::new(NoKernel))?;
     let agent = Arc::new(Agent {
         policy: policy.clone(),
         current: Mutex::default(),
-        connections: Arc::clone(&connections),
-        tunnel: Tunnel::new(tunnel, Arc::clone(&dialer)),
-        dialer,
+        connections: Arc::clone(&half.connections),
+        tunnel: Arc::clone(&half.tunnel),
+        dialer: Arc::clone(&half.dialer),
     });
-    agent.take(first.clone());
+    let taken = async |edit| {
+        take(InForceAt { current: &agent.current, connections: &agent.connections, kernel: None }, edit).await
+    };
+    taken(first.clone()).await?;
 
-    let (draining, stop) = (CancellationToken::new(), CancellationToken::new());
-    let mut parts: JoinSet<&'static str> = JoinSet::new();
-    let (edits_to, mut edits) = mpsc::channel(1);
+    let mut parts = Parts::start(&half, listeners, &agent);
+    let (edits_to, edits) = mpsc::channel(1);
     if let Some(path) = policy {
-        parts.spawn(named("policy watch", watch::watch(path, node, first, edits_to)));
-    }
-    if advertise_pods {
-        let followed = advertise::follow(Arc::clone(&connections), Arc::clone(&agent.tunnel), own_identifiers);
-        parts.spawn(named("watch on pods", followed));
-    }
-    let watched = Arc::clone(&agent);
-    parts.spawn(named("watch on Services", async move { watched.dialer.services.watch().await }));
-    parts.spawn(named("audit file", log_error(Arc::clone(&audit).follow_hangups())));
-    let (tunnel, drained, stopped) = (Arc::clone(&agent.tunnel), draining.clone(), stop.clone());
-    parts.spawn(named("tunnel", async move { tunnel.run(drained, stopped).await }));
-    if let Some(path) = &admin_socket {
-        let listener = admin::bind_admin(path).with_context(|| format!("cannot listen on {}", path.display()))?;
-        let served = admin::serve_admin(listener, Arc::clone(&agent), stop.clone().cancelled_owned());
-        parts.spawn(named("admin socket", log_error(served)));
+        parts.spawn("policy watch", watch::watch(path, node, first, edits_to));
     }
     if let (Some(address), Some(health)) = (admin_port, health) {
-        // As upstream: one that is taken is told, and the agent does its work.
+        // As upstream does: the agent works without this port.
         match TcpListener::bind(address).await {
             Ok(listener) => {
-                let served = admin::serve_redirect(listener, health.port(), stop.clone().cancelled_owned());
-                parts.spawn(named("admin port", log_error(served)));
+                let stopped = parts.stopped();
+                parts.spawn_fallible("admin port", admin::serve_redirect(listener, health.port(), stopped));
             }
-            Err(error) => {
-                tracing::warn!(%address, %error, "cannot listen (--admin-server-port): /metrics is on the health port alone")
-            }
+            Err(error) => tracing::warn!(
+                %address,
+                %error,
+                "cannot listen (--admin-server-port): only the health port serves /metrics"
+            ),
         }
     }
-    if let Some(address) = health {
-        let listener = TcpListener::bind(address)
-            .await
-            .with_context(|| format!("cannot listen on {address} (--health-server-port)"))?;
-        let served = admin::serve_health(listener, Arc::clone(&agent), stop.clone().cancelled_owned());
-        parts.spawn(named("health port", log_error(served)));
-    }
-
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    loop {
-        tokio::select! {
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
-            Some(edit) = edits.recv() => agent.take(edit),
-            Some(part) = parts.join_next() => anyhow::bail!("the {} ended unexpectedly", part.unwrap_or("crashed part")),
-        }
-    }
-    let again = async {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-    };
-    let clean = drain(&connections, &draining, drain_timeout, again).await;
-    stop.cancel();
-    let goodbye = async { while parts.join_next().await.is_some_and(|part| !matches!(part, Ok("tunnel"))) {} };
-    let _ = tokio::time::timeout(GOODBYE, goodbye).await;
-    parts.shutdown().await;
-    audit.finish();
-    if let Some(path) = admin_socket {
-        drop(std::fs::remove_file(path));
-    }
+    let clean = parts.run(&half, edits, taken).await?;
     tracing::info!(clean, "ended");
     Ok(())
 }

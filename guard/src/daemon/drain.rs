@@ -1,5 +1,5 @@
 //! Owns the end of the daemon's work: no new dials, the open ones go on until they are done or a deadline.
-//! Called by `app` and `agent` on SIGTERM.
+//! Called by `parts` on SIGTERM or SIGINT.
 //! Must never detach anything from the kernel: enforcement outlives the daemon.
 
 use std::{sync::Arc, time::Duration};

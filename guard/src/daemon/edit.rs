@@ -1,20 +1,20 @@
 //! Owns bringing an edit into force: the kernel first, then the dials, then the open connections.
-//! Called by `run` for each edit, and by `hold` for what came in while something was mended.
+//! Called by `run` and `agent` for each edit, and by `hold` for what came in while something was mended.
 //! Must never take the last good policy away for one that is rejected or that the kernel refuses.
 
 use std::{
-    sync::{Arc, atomic::Ordering},
+    sync::{Arc, Mutex, atomic::Ordering},
     time::Instant,
 };
 
 use guard_policy::load::Edit;
 
 use crate::{
-    daemon::state::Guard,
+    daemon::state::{Current, Guard},
+    dial::connections::Connections,
     kernel::{
         cgroups::follow::Follower,
         cut::{pass, pass::Pass},
-        tables::apply::InForce,
     },
     sys::lock::lock,
 };
@@ -22,53 +22,73 @@ use crate::{
 /// How many cut connections are named in the log; the number says the rest.
 const CUTS_LOGGED: usize = 20;
 
-/// Brings an edit into force: the kernel first, then the dials. A rejected or failed one changes nothing.
-pub(crate) async fn take_edit(guard: &Arc<Guard>, edit: Edit) -> anyhow::Result<()> {
+/// What an edit changes. One for both daemons: without a kernel half, only the dials are judged anew.
+pub(crate) struct InForceAt<'a> {
+    /// What `status` says of the policy.
+    pub(crate) current: &'a Mutex<Current>,
+    /// The dials.
+    pub(crate) connections: &'a Connections,
+    /// The kernel half, where there is one.
+    pub(crate) kernel: Option<&'a Arc<Guard>>,
+}
+
+/// Takes an edit: 1. a rejected one changes nothing; 2. the kernel, where a failure changes nothing either; 3. the open dials; 4. the open
+/// connections and the edge tier, in the background. "In force" is logged after the third.
+pub(crate) async fn take(at: InForceAt<'_>, edit: Edit) -> anyhow::Result<()> {
     let started = Instant::now();
+    let InForceAt { current, connections, kernel } = at;
+
+    // 1. The document compiled, or the last good policy stays.
     let loaded = match edit {
         Ok(loaded) => loaded,
         Err(rejected) => {
+            let epoch = kernel.map(|guard| guard.in_force.load().epoch);
             tracing::error!(
-                epoch = guard.in_force.load().epoch,
+                epoch,
                 "the edit is rejected; the last good policy stays in force:\n{}",
                 rejected.render(false)
             );
-            lock(&guard.current).rejected(&rejected);
+            lock(current).rejected(&rejected);
             return Ok(());
         }
     };
-    let (applier, ruleset) = (Arc::clone(guard), Arc::clone(&loaded.ruleset));
-    let applied = tokio::task::spawn_blocking(move || lock(&applier.apply).apply(&ruleset)).await?;
-    let in_force: InForce = match applied {
-        Ok(in_force) => in_force,
-        Err(error) => {
-            let error = anyhow::Error::from(error);
-            tracing::error!(
-                error = format!("{error:#}"),
-                "the edit could not be brought into the kernel; what was in force stays so"
-            );
-            lock(&guard.current).failed(format!("{error:#}"));
-            return Ok(());
+
+    // 2. The kernel.
+    let mut epoch = None;
+    if let Some(guard) = kernel {
+        let (applier, ruleset) = (Arc::clone(guard), Arc::clone(&loaded.ruleset));
+        match tokio::task::spawn_blocking(move || lock(&applier.apply).apply(&ruleset)).await? {
+            Ok(in_force) => {
+                epoch = Some(in_force.epoch);
+                guard.in_force.store(Arc::new(in_force));
+            }
+            Err(error) => {
+                let error = anyhow::Error::from(error);
+                tracing::error!(
+                    error = format!("{error:#}"),
+                    "the edit cannot be brought into the kernel; the last good policy stays in force"
+                );
+                lock(current).failed(format!("{error:#}"));
+                return Ok(());
+            }
         }
-    };
-    let epoch = in_force.epoch;
-    guard.in_force.store(Arc::new(in_force));
-    let closed = guard.connections.publish(Some(Arc::clone(&loaded.ruleset)));
-    if !loaded.warnings.is_empty() {
-        tracing::warn!("the policy is taken, with warnings:\n{}", loaded.source.render(&loaded.warnings, false));
     }
-    lock(&guard.current).took(&loaded);
-    let cutter = Arc::clone(guard);
-    tokio::task::spawn_blocking(move || cut(&cutter));
-    let holder = Arc::clone(guard);
-    tokio::task::spawn_blocking(move || hold_edge(&holder));
-    tracing::info!(
-        policy = loaded.ruleset.name,
-        epoch,
-        closed_dials = closed,
-        milliseconds = started.elapsed().as_millis() as u64,
-        "in force"
-    );
+
+    // 3. The open dials.
+    let closed_dials = connections.publish(Some(Arc::clone(&loaded.ruleset)));
+    if !loaded.warnings.is_empty() {
+        tracing::warn!("the policy has warnings:\n{}", loaded.source.render(&loaded.warnings, false));
+    }
+    lock(current).took(&loaded);
+
+    // 4. What is open beside the tunnel.
+    if let Some(guard) = kernel {
+        let (cutter, holder) = (Arc::clone(guard), Arc::clone(guard));
+        tokio::task::spawn_blocking(move || cut(&cutter));
+        tokio::task::spawn_blocking(move || hold_edge(&holder));
+    }
+    let milliseconds = started.elapsed().as_millis() as u64;
+    tracing::info!(policy = loaded.ruleset.name, epoch, closed_dials, milliseconds, "in force");
     Ok(())
 }
 
@@ -118,4 +138,39 @@ pub(crate) fn hold_edge(guard: &Guard) -> Vec<String> {
     let tier = lock(&guard.programs).hold_edge(&ruleset.tables.edge);
     guard.edge.store(std::sync::Arc::new(tier.links));
     tier.mended
+}
+
+#[cfg(test)]
+mod tests {
+    use guard_policy::{
+        compile::compile,
+        diagnostic::{Rejected, Source},
+        load::Loaded,
+        node_facts::NodeFacts,
+    };
+
+    use super::*;
+
+    fn edit(text: &str) -> Edit {
+        let source = Source { path: "policy.yaml".into(), text: text.to_owned() };
+        match compile(&source, &NodeFacts::default()) {
+            Ok((ruleset, warnings)) => Ok(Loaded { source, ruleset: Arc::new(ruleset), warnings }),
+            Err(diagnostics) => Err(Rejected { source, diagnostics }),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_rejected_edit_keeps_the_last_good_policy_and_says_so() {
+        let good = include_str!("../../../deploy/policies/worker.yaml");
+        let (current, connections) = (Mutex::default(), Connections::new(NodeFacts::default()));
+        let taken = async |text: &str| {
+            let at = InForceAt { current: &current, connections: &connections, kernel: None };
+            take(at, edit(text)).await.unwrap();
+            (lock(&current).last_error.is_some(), connections.ruleset().map(|ruleset| ruleset.name.clone()))
+        };
+        assert_eq!(taken("nonsense").await, (true, None));
+        assert_eq!(taken(good).await, (false, Some("worker".to_owned())));
+        assert_eq!(taken(&good.replace("Enforce", "Enforcing")).await, (true, Some("worker".to_owned())));
+        assert_eq!(taken(&good.replace("name: worker", "name: other")).await, (false, Some("other".to_owned())));
+    }
 }

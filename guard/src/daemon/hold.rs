@@ -1,5 +1,5 @@
 //! Owns holding the kernel half: what somebody else removed or changed is noticed, told, counted and mended.
-//! Called by `app`, as one of its parts.
+//! Called by `run`, as one of its parts.
 //! Must never act in silence: whatever it mends was open or could have been.
 
 use std::{

@@ -7,6 +7,7 @@ pub mod drain;
 pub mod edit;
 pub mod hold;
 pub mod memory;
+pub mod parts;
 pub mod policy_watch;
 pub mod run;
 pub mod state;
