@@ -7,6 +7,7 @@ mod mode;
 #[cfg(test)]
 mod planted_tests;
 mod tidy;
+mod walks;
 
 use std::{path::Path, process::Command};
 
@@ -21,7 +22,7 @@ use crate::{
 /// A check's name, and what it does in a workspace.
 type Check = (&'static str, fn(&Path) -> Result<()>);
 
-const CHECKS: [Check; 8] = [
+const CHECKS: [Check; 9] = [
     ("fmt", |root| cargo(root, &["fmt", "--all", "--check"])),
     ("clippy", clippy),
     ("clippy for the kernel", |_| build_ebpf::clippy()),
@@ -34,6 +35,7 @@ const CHECKS: [Check; 8] = [
     ("unused dependencies", unused_dependencies),
     ("imports", imports::imports),
     ("tidy", tidy::tidy),
+    ("walks", walks::walks),
 ];
 
 /// Runs every check whose name contains the filter; returns how many passed and failed.
