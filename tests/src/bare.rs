@@ -126,18 +126,13 @@ fn command(program: &Path) -> Command {
     command
 }
 
-/// CPU time of a process so far, seconds.
-pub fn cpu(process: &Process) -> Result<f64> {
-    cpu_of(process.id())
-}
-
-/// The same by its number. `/proc/PID/stat` counts in hundredths of a second, which is too coarse for a short turn.
+/// CPU time of a process so far, seconds. `/proc/PID/stat` counts in hundredths of a second, which is too coarse for a short turn.
 pub fn cpu_of(id: u32) -> Result<f64> {
     let clock = nix::time::clock_getcpuclockid(nix::unistd::Pid::from_raw(id.cast_signed()))?;
     Ok(Duration::from(clock.now()?).as_secs_f64())
 }
 
-/// A line of /proc/PID/status, KiB: `VmRSS` now, `VmHWM` the most so far.
+/// A line of /proc/PID/status in KiB: `VmRSS` now, `VmHWM` the most so far.
 pub fn memory(process: &Process, line: &str) -> Result<f64> {
     memory_of(process.id(), line)
 }

@@ -54,8 +54,8 @@ fn own_mounts() -> Result<()> {
         .context("a mount namespace")
 }
 
-/// Inside [`isolated`]: TCP without pacing, as most machines have it. Where the machine's default paces (BBR), a timer for every 64 KiB is a
-/// third of an agent's work in a virtual machine. Sets CUBIC, or Reno where a namespace may not have CUBIC; which.
+/// Inside [`isolated`]: sets a congestion control without pacing and returns its name. The timers of BBR cost an agent a third of its work in
+/// a virtual machine. CUBIC is used if a namespace may have it, otherwise Reno.
 pub fn without_pacing() -> Result<String> {
     let control = Path::new("/proc/sys/net/ipv4/tcp_congestion_control");
     for name in ["cubic", "reno"] {

@@ -83,8 +83,8 @@ pub fn in_turn<const N: usize>(turn: usize) -> [usize; N] {
     std::array::from_fn(|place| (place + turn) % N)
 }
 
-/// A round: for so long, short turns of both sides, who is first in turns, too: what happens elsewhere on the machine meets both alike. A turn
-/// says how much it did in what time. The median turn of each side, how much a second.
+/// A round of this length: both sides take short turns, so that what else happens on the machine meets both alike. A turn returns how much it
+/// did in what time. Returns each side's median rate per second.
 pub fn round_of(
     time: Duration,
     round: usize,

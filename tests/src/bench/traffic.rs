@@ -1,7 +1,6 @@
 //! Owns the traffic that is measured: a server in the node, and what a client does with it.
 //! Called by the benches of the kernel half and of the cluster; each starts the server as a process of its own, in a namespace and a cgroup.
-//! Must never count bytes that have not arrived, nor give one side of a comparison a buffer that the other one has not: where it happens to
-//! lie is worth more than what is measured.
+//! Must never count bytes that have not arrived, or use a buffer for one side alone: its place in memory outweighs what is measured.
 
 use std::{
     fs,
@@ -41,20 +40,20 @@ pub enum Ask {
     Transact = b'T',
 }
 
-/// Holds the calling thread to a processor; its children, too.
+/// Pins the calling thread, and what it starts, to a processor.
 pub fn pin(cpu: usize) -> Result<()> {
     pin_thread(Pid::from_raw(0), cpu)
 }
 
-/// The same for some thread.
+/// Pins a thread to a processor.
 pub fn pin_thread(thread: Pid, cpu: usize) -> Result<()> {
     let mut set = CpuSet::new();
     set.set(cpu)?;
     Ok(sched_setaffinity(thread, &set)?)
 }
 
-/// Makes the same twice, by its index: in the cgroup that the process came in, and in the one beside it, where the process stays. A socket stays of
-/// the cgroup that it was made in, and what is accepted is of its listener's.
+/// Makes a socket twice, by its index: in the cgroup that the process is in, and in the one beside it, where the process stays. A socket keeps
+/// the cgroup that it was made in; an accepted one has its listener's.
 pub fn in_both<T>(beside: &Path, mut make: impl FnMut(usize) -> Result<T>) -> Result<[T; 2]> {
     let first = make(0)?;
     fs::write(beside.join("cgroup.procs"), "0").context("cannot go to the other cgroup")?;
@@ -66,7 +65,7 @@ pub fn listen(at: SocketAddr) -> Result<TcpListener> {
     TcpListener::bind(at).with_context(|| format!("cannot listen on {at}"))
 }
 
-/// Says that it listens, and serves conversations at both, with one buffer.
+/// Prints that it listens, and serves conversations on both listeners with one buffer.
 pub fn serve(listeners: [TcpListener; 2]) -> Result<()> {
     super::print_line("ready")?;
     let buffer = Arc::new(Mutex::new(vec![0; CHUNK]));
@@ -86,8 +85,8 @@ pub fn serve(listeners: [TcpListener; 2]) -> Result<()> {
     Ok(())
 }
 
-/// With buffers of one size for as long as a connection lasts; what a listener accepts has its own. What the kernel finds by itself differs from
-/// one connection to the next by a fifth of the throughput, where others work on the same processors.
+/// Fixes the size of a socket's buffers, and of those that it accepts. With the kernel's own sizing the throughput differs by a fifth from one
+/// connection to the next.
 pub fn fixed<S: AsFd>(socket: S) -> Result<S> {
     SockRef::from(&socket).set_recv_buffer_size(CHUNK)?;
     SockRef::from(&socket).set_send_buffer_size(CHUNK)?;

@@ -2,12 +2,11 @@
 //! Called by `main`.
 //! Must never give a rival another flood, another client or another server than the guard has.
 //!
-//! One processor is the outside world: it floods and runs the clients, which go before the flood there. The other one is the node: it runs
-//! the server and the one thread that does all work on arriving packets (`uplink`), which goes before, as an interrupt does. The flood has a
-//! set pace below what the node can take, and the server some work for each connection, so that the node limits the clients: what a drop
-//! costs is what they do not get. What a packet of the flood costs is measured apart, without clients and at full speed: the time of that
-//! thread, divided by the packets it took. The guard judges a listener in the guarded cgroup; its rivals, and nobody at all, stand before a
-//! listener of the same process in a cgroup beside it.
+//! One processor is the outside world: it floods, and runs the clients at a higher priority. The other one is the node: it runs the server,
+//! and at a higher priority, as an interrupt would be, the one thread that does all work on arriving packets (`uplink`). The flood's pace is
+//! below what the node can take, and the server works for each connection, so that the node limits the clients: they lose what drops cost.
+//! The cost of a flood packet is measured apart, at full speed without clients: the thread's time divided by its packets. The guard judges
+//! a listener in the guarded cgroup; its rivals, and nobody at all, stand before one of the same process in a cgroup beside it.
 
 use std::{
     thread,
@@ -123,8 +122,7 @@ struct Node {
 impl Node {
     fn start(nets: &[IpNet]) -> Result<Node> {
         let (lab, server) = lab_with(&document(nets), WORK)?;
-        // Strangers are behind a gateway. Else the node asks each of them for a hardware address, and there are only so many in the
-        // kernel, for all namespaces together.
+        // Strangers are behind a gateway: the kernel's neighbour table, one for all namespaces, does not hold so many.
         lab.net.ip(Who::Node, &["route", "add", "10.0.16.0/20", "via", &Who::Stranger.v4().to_string()])?;
         let uplink = Uplink::of(&lab)?;
         let generator = lab.net.run_on_switch(Generator::new)?;
@@ -156,7 +154,7 @@ pub(crate) fn measure(amount: Amount) -> Result<Vec<Row>> {
         for subject in &mut subjects {
             let node = subject.node(&mut nodes);
             subject.place(&node.lab, &nets)?;
-            // Who starts, ends and reads goes before all that is measured: else the clients come when the flood is over.
+            // This thread has the highest priority: otherwise the clients start when the flood is over.
             precedence(Pid::from_raw(0), 3)?;
             let measured = one(node, subject.port(), Duration::from_secs_f64(amount.seconds));
             undisturbed(false)?;
@@ -195,7 +193,7 @@ fn one(node: &mut Node, port: u16, time: Duration) -> Result<Measured> {
         let client = || {
             lab.net.run(Who::Peer, || {
                 pin(OTHER_CPU)?;
-                // Else the flood decides how much of their processor the clients have.
+                // Otherwise the flood takes the clients' processor.
                 precedence(Pid::from_raw(0), 2)?;
                 let (started, mut counts) = (Instant::now(), [0, 0]);
                 while started.elapsed() < time {

@@ -2,8 +2,7 @@
 //! Called by `flood`.
 //! Must never send anywhere but to the node of its lab, and never longer than it is told.
 //!
-//! A test run with live frames sends what its program redirects. A packet costs its sender half of what a guard takes to drop it, so that the
-//! node is what limits how fast a flood goes.
+//! A test run with live frames sends what its program redirects. Sending costs half of what a guard needs to drop: the node limits the flood.
 
 use std::{
     net::Ipv4Addr,
@@ -40,7 +39,7 @@ use crate::{
 
 /// Frames that a test run hands over at a time.
 const BATCH: u32 = 64;
-/// Frames of one test run: more than it comes to. To set one up and to take it down takes tens of milliseconds.
+/// Frames of one test run, more than it ever sends: setting one up takes tens of milliseconds.
 const MANY: u32 = 1 << 30;
 /// The first source, a stranger of 10.0.16.0/20: nobody answers there, and no rule admits them.
 const FIRST: Ipv4Addr = Ipv4Addr::from_octets([10, 0, Flood::SOURCE.to_be_bytes()[0], Flood::SOURCE.to_be_bytes()[1]]);
@@ -83,7 +82,7 @@ impl Generator {
         let watched = Barrier::new(2);
         let sent = thread::scope(|scope| {
             scope.spawn(|| {
-                // The sender never waits for anything: who is to end it goes before it.
+                // The sender never waits, so this thread needs a higher priority to end it.
                 let goes_before = precedence(Pid::from_raw(0), 3);
                 watched.wait();
                 thread::sleep(if goes_before.is_ok() { time } else { Duration::ZERO });

@@ -2,13 +2,11 @@
 //! Called by `main`.
 //! Must never call a floor what another design with the same tables could do cheaper.
 //!
-//! Both sides are runs of the same packet under the same tables, less the run of an empty program. The floor takes the generation, the
-//! port, the pinhole, the peer and one counter, in this order, and reads the addresses where they stand in a packet without options: no check
-//! of the header, no scope, no audit, no event. The guard's side is all of `decide` and all of `report`: also the header's checks, and for a
-//! denial the clock, and whether this one is told (one of a kind a second, by a table of what was told last). The first of a kind is told in
-//! the first of the repeated runs, so that what is measured is a denial in a flood. Twelve sources take turns, so that no figure is one
-//! lucky path of a trie. A test run's socket is a dummy in state CLOSE: `early exit` is the whole program up to where it finds that, which
-//! is one look-up more than for an established socket.
+//! Both sides run the same packet with the same tables, and the run of an empty program is subtracted. The floor looks up the generation, the
+//! port, the pinhole, the peer and one counter, and reads the addresses at fixed offsets: no header checks, no scope, no audit, no event.
+//! The guard's side is all of `decide` and all of `report`, for a denial with the clock and the rate limit of events. The first run reports
+//! the event, so that the repeated ones measure a denial in a flood. Twelve sources take turns, so that no figure is one lucky path of a trie.
+//! A test run's socket is a dummy in state CLOSE: `early exit` is the whole program up to there, one look-up more than for an established one.
 
 use std::{
     net::{IpAddr, SocketAddr},

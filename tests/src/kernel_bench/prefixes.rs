@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Result, anyhow};
 use guard_policy::{compile::compile, diagnostic::Source, node_facts::NodeFacts, ruleset::Ruleset};
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::IpNet;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 /// The sizes at which costs are shown.
@@ -24,48 +24,32 @@ pub(crate) fn prefixes(v6: bool, count: usize, seed: u64) -> Vec<IpNet> {
     let mut rng = StdRng::seed_from_u64(seed ^ u64::from(v6));
     let mut nets = BTreeSet::new();
     while nets.len() < count {
-        nets.insert(if v6 {
-            let length = rng.random_range(48..=128);
-            let address = Ipv6Addr::from((0x2001_0db8_u128 << 96) | (rng.random::<u128>() >> 32));
-            IpNet::from(Ipv6Net::new_assert(address, length)).trunc()
-        } else {
-            let length = rng.random_range(18..=32);
-            IpNet::from(Ipv4Net::new_assert(v4(&mut rng), length)).trunc()
-        });
+        let length = if v6 { rng.random_range(48..=128) } else { rng.random_range(18..=32) };
+        nets.insert(IpNet::new_assert(address(&mut rng, v6), length).trunc());
     }
     nets.into_iter().collect()
 }
 
-/// An address of 64.0.0.0/2.
-fn v4(rng: &mut StdRng) -> Ipv4Addr {
-    Ipv4Addr::from(rng.random::<u32>() >> 2 | 1 << 30)
+/// An address of 64.0.0.0/2 or of 2001:db8::/32.
+fn address(rng: &mut StdRng, v6: bool) -> IpAddr {
+    if v6 {
+        Ipv6Addr::from((0x2001_0db8_u128 << 96) | (rng.random::<u128>() >> 32)).into()
+    } else {
+        Ipv4Addr::from(rng.random::<u32>() >> 2 | 1 << 30).into()
+    }
 }
 
 /// Addresses that some of the prefixes hold.
 pub(crate) fn inside(nets: &[IpNet], count: usize) -> Vec<IpAddr> {
     let step = (nets.len() / count).max(1);
-    let mut addresses: Vec<IpAddr> = nets.iter().step_by(step).map(IpNet::addr).take(count).collect();
-    while addresses.len() < count {
-        addresses.extend(addresses.first().copied());
-    }
-    addresses
+    nets.iter().step_by(step).map(IpNet::addr).cycle().take(count).collect()
 }
 
 /// Addresses of the same range that none of them holds.
 pub(crate) fn outside(nets: &[IpNet], v6: bool, count: usize) -> Vec<IpAddr> {
     let mut rng = StdRng::seed_from_u64(7);
-    let mut addresses = Vec::new();
-    while addresses.len() < count {
-        let address = if v6 {
-            IpAddr::from(Ipv6Addr::from((0x2001_0db8_u128 << 96) | (rng.random::<u128>() >> 32)))
-        } else {
-            IpAddr::from(v4(&mut rng))
-        };
-        if !nets.iter().any(|net| net.contains(&address)) {
-            addresses.push(address);
-        }
-    }
-    addresses
+    let all = std::iter::repeat_with(|| address(&mut rng, v6));
+    all.filter(|address| !nets.iter().any(|net| net.contains(address))).take(count).collect()
 }
 
 /// The document that admits these prefixes, and the tunnel, to [`PORT`].

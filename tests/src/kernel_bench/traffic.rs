@@ -21,14 +21,14 @@ use lab::{
 use nix::time::{ClockId, clock_gettime};
 use socket2::SockRef;
 
-/// Serves conversations at two ports, the first one guarded, and answers connections at the next ones with a byte after so much work each.
-/// The process comes in the guarded cgroup.
+/// Serves conversations at two ports, the first one guarded, and answers each connection at the next ports with a byte after this much work.
+/// The process starts in the guarded cgroup.
 pub(crate) fn serve(address: IpAddr, ports: [u16; 2], work: Duration, beside: &Path) -> Result<()> {
     pin(NODE_CPU)?;
     let conversations = in_both(beside, |which| {
         let port = ports[which];
         let connections = listen((address, port + 1).into())?;
-        // Longer than the library makes it: the flood must not be what fills the queue of the allowed.
+        // Longer than the library's default: the flood must not fill the queue of the allowed.
         SockRef::from(&connections).listen(4096)?;
         thread::spawn(move || connections.incoming().flatten().for_each(|stream| answer(stream, work)));
         listen((address, port).into())
@@ -56,8 +56,7 @@ pub(crate) fn start(lab: &Lab, ports: [u16; 2], work: Duration) -> Result<Proces
     Process::start_ready("server", serve, &lab.directory.join("serve.log"))
 }
 
-/// How long a client waits for a connection, and again for the answer. Its system would send a lost SYN again only after a second: a client
-/// that is turned away for most of its time tells nothing of how much the node has left for it.
+/// How long a client waits for a connection, and again for the answer: far less than the second after which a lost SYN is sent again.
 const PATIENCE: Duration = Duration::from_millis(20);
 
 /// Opens a connection and ends it when it is answered; whether it was.

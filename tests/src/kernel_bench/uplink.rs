@@ -36,8 +36,7 @@ pub(crate) struct Done {
 }
 
 impl Uplink {
-    /// Gives the node's uplink such a thread. Whole frames go one by one over the wire: a veth pair that may send bigger ones hands them
-    /// over at once, in the sender's own time.
+    /// Gives the node's uplink such a thread. The switch sends single frames: a veth pair hands bigger ones over in the sender's own time.
     pub(crate) fn of(lab: &Lab) -> Result<Uplink> {
         lab.net.run_on_switch(|| set_offload("to-node", SET_TSO, false))?;
         let before = threads()?;
@@ -70,8 +69,7 @@ impl Uplink {
     }
 }
 
-/// Keeps the node's processor from sleeping, with a process that everything else goes before: to wake a virtual processor takes its waker
-/// tens of microseconds, and the flood could not keep its pace.
+/// Keeps the node's processor awake with an idle-priority process: waking a virtual processor takes its waker tens of microseconds.
 fn awake(lab: &Lab) -> Result<Process> {
     let mut spin = tool("chrt");
     spin.args(["--idle", "0", "taskset", "--cpu-list", &NODE_CPU.to_string(), "sh", "-c", "while :; do :; done"]);

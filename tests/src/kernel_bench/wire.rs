@@ -1,7 +1,6 @@
 //! Owns what the guard costs traffic that it lets through: established connections, both ways and by requests, and new connections.
 //! Called by `main`.
-//! Must never compare two listeners that differ in anything but the guard: same process, same buffers, one made in the guarded cgroup and
-//! one in a cgroup beside it, to which no program is attached.
+//! Must never compare listeners that differ in more than the guard: same process and buffers, one in the guarded cgroup, one beside it.
 
 use std::time::{Duration, Instant};
 

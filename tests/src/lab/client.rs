@@ -47,20 +47,25 @@ pub fn timed_out(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock)
 }
 
+impl From<io::Error> for Outcome {
+    fn from(error: io::Error) -> Outcome {
+        if timed_out(&error) { Outcome::NoAnswer } else { Outcome::Error(error.to_string()) }
+    }
+}
+
+impl From<anyhow::Error> for Outcome {
+    fn from(error: anyhow::Error) -> Outcome {
+        Outcome::Error(format!("{error:#}"))
+    }
+}
+
 /// A TCP connection from the network namespace of this thread.
 pub fn tcp(address: SocketAddr) -> Result<Box<dyn Stream>, Outcome> {
-    let connect = || -> io::Result<TcpStream> {
-        let stream = TcpStream::connect_timeout(&address, SYN_ACK)?;
-        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-        stream.set_write_timeout(Some(Duration::from_secs(10)))?;
-        stream.set_nodelay(true)?;
-        Ok(stream)
-    };
-    match connect() {
-        Ok(stream) => Ok(Box::new(stream)),
-        Err(error) if timed_out(&error) => Err(Outcome::NoAnswer),
-        Err(error) => Err(Outcome::Error(error.to_string())),
-    }
+    let stream = TcpStream::connect_timeout(&address, SYN_ACK)?;
+    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    stream.set_write_timeout(Some(Duration::from_secs(10)))?;
+    stream.set_nodelay(true)?;
+    Ok(Box::new(stream))
 }
 
 /// A connection through the proxy-server, as the API server makes it.
@@ -70,29 +75,21 @@ pub fn through(server: &ProxyServer, destination: &str) -> Result<Box<dyn Stream
 
 /// The same by the socket of the proxy-server's frontend.
 pub fn connect(socket: &Path, destination: &str) -> Result<Box<dyn Stream>, Outcome> {
-    let connect = || -> Result<Result<Box<dyn Stream>, Outcome>> {
-        let mut stream = UnixStream::connect(socket).context("the proxy-server's socket")?;
-        stream.set_read_timeout(Some(Duration::from_secs(20)))?;
-        stream.set_write_timeout(Some(Duration::from_secs(20)))?;
-        write!(stream, "CONNECT {destination} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")?;
-        let head = read_head(&mut stream)?;
-        let code = status_code(&head)?;
-        if code == 200 {
-            return Ok(Ok(Box::new(stream)));
-        }
-        let mut body = Vec::new();
-        let length = head
-            .to_ascii_lowercase()
-            .lines()
-            .find_map(|line| line.strip_prefix("content-length:")?.trim().parse::<u64>().ok());
-        let _ = (&mut stream).take(length.unwrap_or(4096)).read_to_end(&mut body);
-        Ok(Err(Outcome::NotConnected(code, String::from_utf8_lossy(&body).trim().to_owned())))
-    };
-    connect().unwrap_or_else(|error| Err(failed(error)))
-}
-
-fn failed(error: anyhow::Error) -> Outcome {
-    Outcome::Error(format!("{error:#}"))
+    let mut stream = UnixStream::connect(socket).context("the proxy-server's socket")?;
+    stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+    stream.set_write_timeout(Some(Duration::from_secs(20)))?;
+    let asked = write!(stream, "CONNECT {destination} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n");
+    asked.context("cannot send CONNECT")?;
+    let head = read_head(&mut stream)?;
+    let code = status_code(&head)?;
+    if code == 200 {
+        return Ok(Box::new(stream));
+    }
+    let mut body = Vec::new();
+    let head = head.to_ascii_lowercase();
+    let length = head.lines().find_map(|line| line.strip_prefix("content-length:")?.trim().parse().ok());
+    let _ = (&mut stream).take(length.unwrap_or(4096)).read_to_end(&mut body);
+    Err(Outcome::NotConnected(code, String::from_utf8_lossy(&body).trim().to_owned()))
 }
 
 /// Reads the head of an HTTP answer byte by byte: what follows it belongs to the connection.
@@ -130,13 +127,14 @@ pub fn knock(namespace: File, to: SocketAddr, count: usize, made: &AtomicUsize) 
 
 /// A GET over TLS; the certificate is checked against the lab's CA.
 pub fn https(stream: Result<Box<dyn Stream>, Outcome>, path: &str, ca: &Path) -> Outcome {
-    let answer = stream.map(|stream| tls(stream, ca).and_then(|mut stream| get(&mut stream, path)));
-    answer.map_or_else(|outcome| outcome, |answer| answer.unwrap_or_else(failed))
+    let attempt = || Ok(get(&mut tls(stream?, ca)?, path)?);
+    attempt().unwrap_or_else(|outcome: Outcome| outcome)
 }
 
 /// A GET in plain text.
 pub fn http(stream: Result<Box<dyn Stream>, Outcome>, path: &str) -> Outcome {
-    stream.map_or_else(|outcome| outcome, |mut stream| get(&mut stream, path).unwrap_or_else(failed))
+    let attempt = || Ok(get(&mut stream?, path)?);
+    attempt().unwrap_or_else(|outcome: Outcome| outcome)
 }
 
 /// TLS on a stream, the server being `node`.

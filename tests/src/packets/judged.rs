@@ -1,4 +1,4 @@
-//! Owns sending a shape and holding what becomes of it against what should: the answer, and the counters.
+//! Owns sending a shape and comparing what becomes of it with what should: the answer, and the counters.
 //! Called by the lab and by `nodeguard-guest`.
 //! Must never pass by chance: a denial is counted once for each packet that the guard judges, and nothing comes back.
 
@@ -34,7 +34,7 @@ pub type Counts = BTreeMap<&'static str, u64>;
 const QUIET: Duration = Duration::from_millis(12);
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Sends a shape and holds what becomes of it against what should.
+/// Sends a shape and compares what becomes of it with what should.
 pub fn check(
     shape: &Shape,
     sender: Sender,
@@ -42,15 +42,10 @@ pub fn check(
     wire: &Wire,
     counts: &dyn Fn() -> Result<Counts>,
 ) -> Result<()> {
-    let admitted = match sender {
-        Sender::Stranger => false,
-        Sender::Peer => true,
-        Sender::Pinhole => shape.has_port,
-    };
-    let reason = match sender {
-        Sender::Peer => Reason::IpBlock,
-        Sender::Pinhole if shape.has_port => Reason::Tunnel,
-        Sender::Stranger | Sender::Pinhole => Reason::NoSelector,
+    let (admitted, reason) = match sender {
+        Sender::Peer => (true, Reason::IpBlock),
+        Sender::Pinhole if shape.has_port => (true, Reason::Tunnel),
+        Sender::Stranger | Sender::Pinhole => (false, Reason::NoSelector),
     };
     // Nobody asks the guard about what is for no socket.
     let answer = if admitted || shape.judged == 0 { shape.answer } else { Answer::Nothing };

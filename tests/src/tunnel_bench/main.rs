@@ -159,8 +159,7 @@ async fn dial_rows(all: [&Subject; 3], amount: Amount) -> Result<Vec<Row>> {
 /// What a dial has to take of the upstream agent's time, one in a hundred not counted.
 const DIAL_GOAL: Goal = Some(("at most", 0.6));
 
-/// Dials one after the other: a side makes so many in a turn and says what each took. The latencies are of all of them together: one in a hundred
-/// is too few in each turn.
+/// Dials one after the other, in turns of each side. The latencies are of all turns together: a turn has too few for a p99.
 async fn latencies<const N: usize>(
     amount: Amount,
     dials: impl AsyncFn(usize, usize) -> Result<Vec<Duration>>,

@@ -54,12 +54,12 @@ pub(crate) async fn serve(server: SocketAddr, certs: &Path) -> Result<()> {
         match Frame::from(packet) {
             Frame::Dial(dial) => {
                 last += 1;
-                open.insert(last, Asked::default());
+                open.insert(last, 0);
                 outbound.send(dialled(dial.random, last)).await?;
             }
             Frame::Data(bytes) => {
-                if let Some(asked) = open.get_mut(&bytes.connect_id) {
-                    asked.take(bytes.connect_id, &bytes.data, &outbound).await?;
+                if let Some(left) = open.get_mut(&bytes.connect_id) {
+                    take(left, bytes.connect_id, &bytes.data, &outbound).await?;
                 }
             }
             Frame::Close(close) => {
@@ -72,40 +72,24 @@ pub(crate) async fn serve(server: SocketAddr, certs: &Path) -> Result<()> {
     bail!("the server ended the stream")
 }
 
-/// What a connection was asked: how many bytes are still to come, and what has come of the next line.
-#[derive(Default)]
-struct Asked {
-    left: usize,
-    line: Vec<u8>,
-}
-
-impl Asked {
-    async fn take(&mut self, id: i64, mut bytes: &[u8], outbound: &mpsc::Sender<Packet>) -> Result<()> {
-        while !bytes.is_empty() {
-            if self.left > 0 {
-                let taken = self.left.min(bytes.len());
-                (self.left, bytes) = (self.left - taken, bytes.get(taken..).unwrap_or_default());
-                if self.left == 0 {
-                    outbound.send(data(id, Bytes::from_static(b"k"))).await?;
-                }
-                continue;
-            }
-            let end = bytes.iter().position(|byte| *byte == b'\n');
-            let (line, rest) = bytes.split_at(end.map_or(bytes.len(), |end| end + 1));
-            self.line.extend_from_slice(line);
-            bytes = rest;
-            if end.is_none() {
-                break;
-            }
-            let line = String::from_utf8(std::mem::take(&mut self.line))?;
-            match line.split_whitespace().collect::<Vec<_>>()[..] {
-                ["SINK", count] => self.left = count.parse()?,
-                ["SOURCE", count] => source(id, count.parse()?, outbound).await?,
-                _ => bail!("asked for {line:?}"),
-            }
+/// Takes what comes on a connection: a line that asks, or bytes of which so many are still to come. Nobody asks before the last answer.
+async fn take(left: &mut usize, id: i64, mut bytes: &[u8], outbound: &mpsc::Sender<Packet>) -> Result<()> {
+    if *left == 0 {
+        let end = bytes.iter().position(|byte| *byte == b'\n').context("half a request")?;
+        let (line, rest) = bytes.split_at(end + 1);
+        bytes = rest;
+        let line = std::str::from_utf8(line)?;
+        match line.split_whitespace().collect::<Vec<_>>()[..] {
+            ["SINK", count] => *left = count.parse()?,
+            ["SOURCE", count] => return source(id, count.parse()?, outbound).await,
+            _ => bail!("asked for {line:?}"),
         }
-        Ok(())
     }
+    *left = left.checked_sub(bytes.len()).context("more than was asked for")?;
+    if *left == 0 {
+        outbound.send(data(id, Bytes::from_static(b"k"))).await?;
+    }
+    Ok(())
 }
 
 async fn source(id: i64, count: usize, outbound: &mpsc::Sender<Packet>) -> Result<()> {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use bytes::Bytes;
 use lab::{
-    bare::{Place, SERVER, Who, agent, cpu, cpu_of},
+    bare::{Place, SERVER, Who, agent, cpu_of},
     bench::{Row, progress},
     fake::{Connection, Dials, Fake, Manners},
     load::Way,
@@ -68,7 +68,8 @@ impl Side {
 
 async fn throughput(sides: &[Side; 2], amount: Amount, way: Way, there: &str) -> Result<Vec<Row>> {
     // The server is in this process, and the load, too.
-    let spent = |side: usize| Ok(Spent { agent: cpu(&sides[side].process)?, server: cpu_of(std::process::id())? });
+    let spent =
+        |side: usize| Ok(Spent { agent: cpu_of(sides[side].process.id())?, server: cpu_of(std::process::id())? });
     let open = async |side: usize| sides[side].dials.dial(&sides[side].address).await;
     let moved = async |connection: &mut Connection| transfer(connection, way, amount.mib << 20).await;
     let rounds: Rounds<2> = rounds(amount, open, spent, moved, Connection::close).await?;

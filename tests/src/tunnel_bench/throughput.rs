@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use lab::{
-    bare::cpu,
+    bare::cpu_of,
     bench::{Goal, Pairs, Row, in_turn, median, progress},
     load::{Way, transfer_all},
     process::Process,
@@ -67,7 +67,7 @@ pub(crate) async fn measure(
     amount: Amount,
     single: bool,
 ) -> Result<Vec<Row>> {
-    let spent = |side: usize| Ok(Spent { agent: cpu(&subjects[side].process)?, server: cpu(server)? });
+    let spent = |side: usize| Ok(Spent { agent: cpu_of(subjects[side].process.id())?, server: cpu_of(server.id())? });
     let mut rows = Vec::new();
     for (way, there) in WAYS {
         for connections in if single { &[1][..] } else { &[1, 10, 100] } {
