@@ -22,7 +22,7 @@ use crate::{
 /// A check's name, and what it does in a workspace.
 type Check = (&'static str, fn(&Path) -> Result<()>);
 
-const CHECKS: [Check; 9] = [
+const CHECKS: [Check; 10] = [
     ("fmt", |root| cargo(root, &["fmt", "--all", "--check"])),
     ("clippy", clippy),
     ("clippy for the kernel", |_| build_ebpf::clippy()),
@@ -33,6 +33,7 @@ const CHECKS: [Check; 9] = [
         cargo(root, &[&quiet[..], &["bans", "licenses", "sources"]].concat())
     }),
     ("unused dependencies", unused_dependencies),
+    ("policy crate", policy_crate),
     ("imports", imports::imports),
     ("tidy", tidy::tidy),
     ("walks", walks::walks),
@@ -75,6 +76,28 @@ fn unused_dependencies(root: &Path) -> Result<()> {
     quietly(machete.arg(root))
 }
 
+/// What the policy crate must not need: a runtime, the kernel half, the tunnel.
+const NOT_FOR_THE_POLICY: [&str; 5] = ["aya", "hyper", "nodeguard", "tokio", "tonic"];
+
+/// The policy crate builds with cargo alone, so that tools and fuzz targets can stand on it.
+fn policy_crate(root: &Path) -> Result<()> {
+    let mut tree = command(find("cargo").context("cargo is not in PATH")?);
+    tree.args(["tree", "--quiet", "--locked", "--package", "guard-policy", "--edges", "normal", "--prefix", "none"]);
+    let output = tree.current_dir(root).output().context("cargo tree")?;
+    let printed = String::from_utf8_lossy(&output.stdout);
+    if !output.status.success() || !printed.starts_with("guard-policy ") {
+        bail!("{}", String::from_utf8_lossy(&output.stderr));
+    }
+    let found = not_for_the_policy(&printed);
+    if found.is_empty() { Ok(()) } else { bail!("guard-policy depends on {}", found.join(", ")) }
+}
+
+/// The crates of a `cargo tree` that the policy crate must not need.
+fn not_for_the_policy(tree: &str) -> Vec<&str> {
+    let crates = tree.lines().filter_map(|line| line.split(' ').next());
+    crates.filter(|name| NOT_FOR_THE_POLICY.contains(name)).collect()
+}
+
 fn cargo(root: &Path, arguments: &[&str]) -> Result<()> {
     quietly(command(find("cargo").context("cargo is not in PATH")?).args(arguments).current_dir(root))
 }
@@ -87,4 +110,16 @@ fn quietly(command: &mut Command) -> Result<()> {
     }
     let [printed, errors] = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
     bail!("{}", [printed.trim(), errors.trim()].join("\n").trim())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::not_for_the_policy;
+
+    #[test]
+    fn a_runtime_below_the_policy_crate_is_found() {
+        let tree = "guard-policy v0.1.0 (/x)\nguard-common v0.1.0 (/y)\ntokio-util v0.7.1\n";
+        assert_eq!(not_for_the_policy(tree), Vec::<&str>::new());
+        assert_eq!(not_for_the_policy(&format!("{tree}tokio v1.54.0\naya v0.14.0 (*)\n")), ["tokio", "aya"]);
+    }
 }
