@@ -2,6 +2,8 @@
 //! Called by `setup`, and by the tasks that cannot wait for it.
 //! Must never run a version other than the one named here.
 
+use std::path::PathBuf;
+
 use anyhow::{Context, Result};
 
 use crate::shell::{command, find, read, run, say};
@@ -27,7 +29,12 @@ impl Tool {
     /// Installs the tool unless this version of it is there.
     pub(crate) fn install(&self) -> Result<()> {
         let Tool { name, version, .. } = self;
-        let installed = find(name).and_then(|path| read(command(path).arg("--version")).ok()).unwrap_or_default();
+        // Some subcommands of cargo know their version only when cargo calls them.
+        let version_of = |path: PathBuf| match name.strip_prefix("cargo-") {
+            Some(subcommand) => read(command(find("cargo")?).args([subcommand, "--version"])).ok(),
+            None => read(command(path).arg("--version")).ok(),
+        };
+        let installed = find(name).and_then(version_of).unwrap_or_default();
         if installed.split(' ').any(|word| word.trim_start_matches('v') == *version) {
             return Ok(());
         }

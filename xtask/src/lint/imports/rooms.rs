@@ -1,6 +1,6 @@
 //! Owns the order of the rooms of the daemon's crate, and what an import must not do in it.
 //! Called by `imports`.
-//! Must never know a file that is in no room: while the rooms are being made, there are some.
+//! Must never judge a file that is in no room.
 
 use super::resolve::Edges;
 
