@@ -1,5 +1,5 @@
-//! Owns the words of a decision: verdict, reason, and what is reported of them.
-//! Called by `decide` to build one, by the kernel programs and the daemon to act on it and to count it.
+//! Owns the words of a decision: verdict and reason.
+//! Called by every judgement, and by the kernel programs and the daemon to act on a decision and to count it.
 //! Must never hold a reason without a stable name: names are metric labels and appear in `nodeguard status`.
 
 /// What happens to the packet. Never a bare integer, so that a verdict cannot be computed and dropped.
@@ -114,22 +114,4 @@ impl Reason {
     pub fn from_index(index: u8) -> Option<Reason> {
         Reason::ALL.into_iter().find(|reason| *reason as u8 == index)
     }
-}
-
-/// The whole answer of [`crate::decide`]: everything that is needed to act, to count and to report.
-#[must_use]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Decision {
-    /// What happens to the packet. In audit mode this is `Allow` although the reason is one of denial.
-    pub verdict: Verdict,
-    /// Why.
-    pub reason: Reason,
-    /// The slot of the rule that is counted; [`crate::abi::NO_RULE`] where no rule was reached.
-    pub rule: u16,
-    /// Whether the rule only audits: the reason would have denied, and the packet goes on.
-    pub audited: bool,
-    /// The epoch of the ruleset that decided.
-    pub epoch: u32,
-    /// Who and whom, as far as the packet was read; zero where it was not.
-    pub flow: crate::abi::FlowKey,
 }

@@ -11,7 +11,7 @@ use aya::{
     programs::{CgroupSkb, SchedClassifier, TestRun, TestRunOptions, Xdp},
 };
 use guard_common::{
-    Decision, Listener, Reason, Scope, Verdict,
+    Decision, Listener, Reason, RulesetInForce, Scope, Verdict,
     abi::{FlowKey, Pinhole, Probe, UDP_FLOW_SECONDS},
     decide, denied_at_the_edge,
 };
@@ -237,7 +237,7 @@ impl Pair {
             epoch: answer.epoch,
             flow: answer.flow,
         };
-        let host = decide(sample.bytes.as_slice(), listener, &self.model);
+        let host = decide(sample.bytes.as_slice(), listener, &RulesetInForce::read(&self.model), &self.model);
         tally.compared += 1;
         *tally.reasons.entry(host.reason.name()).or_default() += 1;
         if kernel != host {

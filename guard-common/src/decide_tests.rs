@@ -4,14 +4,14 @@
 
 use proptest::prelude::*;
 
+use super::*;
 use crate::{
-    InForce, Listener, Reason, Scope, Tables, Verdict,
     abi::{
         CallerKey, CallerValue, FlowKey, OPENER_SLOTS, PeerKey4, PeerKey6, PeerValue, Pinhole, PortKey, PortValue,
         ScopeKey, ScopeValue, counter_index, opener_slot,
     },
-    decide,
-    packet::{mapped, parse},
+    in_force::RulesetSwitch,
+    packet::mapped,
 };
 
 /// Every look-up answers with one fixed value.
@@ -28,10 +28,16 @@ struct Fixed {
     port_copy: Option<PortValue>,
 }
 
-impl Tables for Fixed {
-    fn in_force(&self) -> InForce {
-        InForce { epoch: 1, generation: if self.doubt { None } else { Some(1) } }
+impl RulesetSwitch for Fixed {
+    fn active(&self) -> u32 {
+        1
     }
+    fn generation(&self, number: u8) -> Generation {
+        Generation { epoch: if number == 1 && !self.doubt { 1 } else { 0 }, ..Generation::default() }
+    }
+}
+
+impl Lookups for Fixed {
     fn scope(&self, _: &ScopeKey) -> Option<ScopeValue> {
         self.scope.map(|scope| ScopeValue { scope })
     }
@@ -59,6 +65,11 @@ impl Tables for Fixed {
     fn peer_v6(&self, _: &PeerKey6) -> Option<PeerValue> {
         self.peer.map(|kind| PeerValue { rule: 1, kind })
     }
+}
+
+/// Decides under the ruleset in force of these tables.
+fn decide<L: Lookups>(bytes: &[u8], listener: Listener, tables: &L) -> Decision {
+    super::decide(bytes, listener, &RulesetInForce::read(tables), tables)
 }
 
 const NODE: Listener = Listener { scope: Scope::Node, port: 10_250, protocol: 6, in_pods: false };
@@ -184,10 +195,15 @@ fn a_caller_is_admitted_by_its_cgroup_and_where_the_node_is_by_that() {
 #[test]
 fn a_pod_that_no_prefix_holds_is_known_by_its_cgroup() {
     struct ByCgroup;
-    impl Tables for ByCgroup {
-        fn in_force(&self) -> InForce {
-            InForce { epoch: 1, generation: Some(1) }
+    impl RulesetSwitch for ByCgroup {
+        fn active(&self) -> u32 {
+            1
         }
+        fn generation(&self, _: u8) -> Generation {
+            Generation { epoch: 1, ..Generation::default() }
+        }
+    }
+    impl Lookups for ByCgroup {
         fn scope(&self, _: &ScopeKey) -> Option<ScopeValue> {
             None
         }
