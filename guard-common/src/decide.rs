@@ -28,7 +28,7 @@ pub struct Decision {
     pub audited: bool,
     /// The epoch of the ruleset that decided.
     pub epoch: u32,
-    /// The flow, as far as the packet was read; zero where it was not.
+    /// The flow, as far as the packet was read; the rest is zero.
     pub flow: FlowKey,
 }
 

@@ -18,7 +18,7 @@ pub enum Verdict {
 pub enum Reason {
     /// No rule guards this port.
     NotGuarded = 0,
-    /// The flow is a dial of the tunnel that the guard opened a pinhole for, and the rule allows `tunnel`.
+    /// The flow is a dial of the tunnel, for which the guard opened a pinhole, and the rule allows `tunnel`.
     Tunnel = 1,
     /// The connection was opened in this node's own network namespace, and the rule allows `node`.
     Node = 2,
@@ -30,7 +30,7 @@ pub enum Reason {
     Except = 5,
     /// The flow has a pinhole, but the rule does not allow what opened it.
     PinholeNotAllowed = 6,
-    /// The IP header could not be read, so that there is no peer to look up.
+    /// The IP header could not be read, so there is no peer to look up.
     BadHeader = 7,
     /// The datagram belongs to a UDP conversation that the guarded socket itself opened.
     Reply = 8,
@@ -40,16 +40,16 @@ pub enum Reason {
     ControlPlanePort = 10,
     /// From the companion to an address or port that is neither a destination of `tunnel.dial` nor one of its servers.
     CompanionDestination = 11,
-    /// The port is guarded by the tables' copies alone, or no generation of them is whole: somebody else wrote to them.
+    /// Only the copies of the tables guard the port, or no generation is whole: something other than the daemon wrote to the tables.
     TableDamaged = 12,
-    /// As [`Reason::NoSelector`], already at the network interface.
+    /// The same as [`Reason::NoSelector`], at the network interface.
     EdgeNoSelector = 13,
-    /// As [`Reason::Except`], already at the network interface.
+    /// The same as [`Reason::Except`], at the network interface.
     EdgeExcept = 14,
 }
 
 impl Reason {
-    /// How many counter slots one rule owns. Larger than the number of reasons, so that a new reason keeps the ABI.
+    /// The number of counter slots per rule. Larger than the number of reasons, so that a new reason keeps the ABI.
     pub const SLOTS: u32 = 16;
 
     /// Every reason, in the order of its discriminant.
@@ -71,7 +71,7 @@ impl Reason {
         Reason::EdgeExcept,
     ];
 
-    /// The stable name: a metric label, a word in events and in `status`.
+    /// The stable name, in metric labels, events and `status`.
     pub const fn name(self) -> &'static str {
         match self {
             Reason::NotGuarded => "not-guarded",
@@ -92,7 +92,7 @@ impl Reason {
         }
     }
 
-    /// The verdict that this reason leads to where the rule enforces.
+    /// The verdict of this reason if the rule enforces.
     pub const fn verdict(self) -> Verdict {
         match self {
             Reason::NotGuarded | Reason::Tunnel | Reason::Node | Reason::Caller | Reason::Reply | Reason::IpBlock => {
@@ -110,7 +110,7 @@ impl Reason {
         }
     }
 
-    /// The reason of a counter index or an event byte; `None` for a number no reason has.
+    /// The reason of a counter index or an event byte; `None` for a number that no reason has.
     pub fn from_index(index: u8) -> Option<Reason> {
         Reason::ALL.into_iter().find(|reason| *reason as u8 == index)
     }
