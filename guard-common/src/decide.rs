@@ -8,7 +8,7 @@ use crate::{
         ScopeValue, list_bytes,
     },
     in_force::RulesetInForce,
-    listener::{Listener, Scope, in_pods},
+    listener::{Listener, Namespace, in_pods},
     lookups::{Lookups, PacketSocket},
     packet::{Headers, PacketBytes, UDP, parse, unmapped},
     verdict::{Reason, Verdict},
@@ -52,9 +52,9 @@ pub fn judge_packet<S: PacketSocket, B: PacketBytes + ?Sized, L: Lookups>(
             flow: unread(port),
         };
     }
-    let scope = socket.namespace();
-    let in_pods = in_pods(scope, &in_force, |level| socket.cgroup_at(level));
-    decide(bytes, Listener { scope, port, protocol, in_pods }, &in_force, lookups)
+    let namespace = socket.namespace();
+    let in_pods = in_pods(namespace, &in_force, |level| socket.cgroup_at(level));
+    decide(bytes, Listener { namespace, port, protocol, in_pods }, &in_force, lookups)
 }
 
 /// Decides about a packet to a listener under the ruleset in force.
@@ -72,11 +72,11 @@ pub fn decide<B: PacketBytes + ?Sized, L: Lookups>(
     };
 
     // The node's own port is found without reading the packet, a pod's by the destination address.
-    let mut found = match listener.scope {
-        Scope::Node => guarded(listener, None, in_force, lookups),
-        Scope::Pod | Scope::Unknown => Guarded::NOT,
+    let mut found = match listener.namespace {
+        Namespace::Node => guarded(listener, None, in_force, lookups),
+        Namespace::Pod | Namespace::Unknown => Guarded::NOT,
     };
-    if matches!((listener.scope, found.by), (Scope::Node, By::Nothing)) {
+    if matches!((listener.namespace, found.by), (Namespace::Node, By::Nothing)) {
         return conclude(Reason::NotGuarded, NO_RULE, PortValue::default(), unread(listener.port));
     }
     let Some(headers) = parse(bytes, listener.protocol) else {
@@ -88,7 +88,7 @@ pub fn decide<B: PacketBytes + ?Sized, L: Lookups>(
         source_port: headers.ports.map_or([0; 2], |ports| ports.source),
         destination_port: listener.port.to_be_bytes(),
     };
-    if !matches!(listener.scope, Scope::Node) {
+    if !matches!(listener.namespace, Namespace::Node) {
         found = guarded(listener, Some(&headers), in_force, lookups);
     }
     let Guarded { port, generation, by } = found;
@@ -201,14 +201,14 @@ fn scope_of(
 ) -> Option<u32> {
     let Some(headers) = headers else { return Some(ScopeValue::NODE) };
     let key = ScopeKey { generation: [generation, 0, 0, 0], address: headers.destination };
-    match (listener.scope, look_up(&key)) {
-        (Scope::Pod, Some(ScopeValue { scope })) if scope != ScopeValue::NODE => Some(scope),
-        (Scope::Unknown | Scope::Node, Some(ScopeValue { scope })) => Some(scope),
-        (Scope::Pod, Some(_) | None) | (Scope::Unknown | Scope::Node, None) if listener.in_pods => {
+    match (listener.namespace, look_up(&key)) {
+        (Namespace::Pod, Some(ScopeValue { scope })) if scope != ScopeValue::NODE => Some(scope),
+        (Namespace::Unknown | Namespace::Node, Some(ScopeValue { scope })) => Some(scope),
+        (Namespace::Pod, Some(_) | None) | (Namespace::Unknown | Namespace::Node, None) if listener.in_pods => {
             Some(ScopeValue::ALL_PODS)
         }
-        (Scope::Pod, Some(_) | None) => None,
-        (Scope::Unknown | Scope::Node, None) => Some(ScopeValue::NODE),
+        (Namespace::Pod, Some(_) | None) => None,
+        (Namespace::Unknown | Namespace::Node, None) => Some(ScopeValue::NODE),
     }
 }
 

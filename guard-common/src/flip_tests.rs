@@ -15,8 +15,8 @@ use proptest::{
 };
 
 use crate::{
-    Ancestors, CgroupLookups, Decision, Destination, DestinationLookups, Listener, Lookups, PacketSocket, Reached,
-    Reason, RulesetInForce, RulesetSwitch, Scope, Verdict,
+    Ancestors, CgroupLookups, Decision, Destination, DestinationLookups, Listener, Lookups, Namespace, PacketSocket,
+    Reached, Reason, RulesetInForce, RulesetSwitch, Verdict,
     abi::{
         Address, CallerKey, CallerValue, CgroupKey, CgroupValue, DestinationKey, DestinationValue, FlowKey, Generation,
         LIST_BITS, PeerKey4, PeerKey6, PeerValue, Pinhole, PortKey, PortValue, ScopeKey, ScopeValue,
@@ -45,7 +45,7 @@ struct Rules {
 #[derive(Clone, Debug)]
 struct Situation {
     packet: Vec<u8>,
-    scope: Scope,
+    namespace: Namespace,
     port: u16,
     protocol: u8,
     /// The cgroups around the socket and the process, from the outermost.
@@ -156,9 +156,9 @@ impl Ancestors for World<'_> {
 }
 
 impl PacketSocket for World<'_> {
-    fn namespace(&self) -> Scope {
+    fn namespace(&self) -> Namespace {
         self.look();
-        self.situation.scope
+        self.situation.namespace
     }
     fn is_udp(&self) -> bool {
         self.look();
@@ -208,21 +208,21 @@ fn egress(world: &World) -> Outcome {
 }
 
 fn sockops(world: &World) -> Outcome {
-    let Situation { to, port, scope, noted, .. } = *world.situation;
+    let Situation { to, port, namespace, noted, .. } = *world.situation;
     let flow = FlowKey { destination: to, destination_port: port.to_be_bytes(), ..FlowKey::default() };
     let note = || {
         world.look();
         noted
     };
-    Outcome::Opened(opened_pinhole(&flow, note, || scope == Scope::Node, world))
+    Outcome::Opened(opened_pinhole(&flow, note, || namespace == Namespace::Node, world))
 }
 
 /// The planted mutants: each step reads the ruleset in force again.
 fn ingress_reads_again(world: &World) -> Outcome {
     let Situation { port, protocol, packet, .. } = world.situation;
-    let scope = world.namespace();
-    let in_pods = in_pods(scope, &RulesetInForce::read(world), |level| world.cgroup_at(level));
-    let listener = Listener { scope, port: *port, protocol: *protocol, in_pods };
+    let namespace = world.namespace();
+    let in_pods = in_pods(namespace, &RulesetInForce::read(world), |level| world.cgroup_at(level));
+    let listener = Listener { namespace, port: *port, protocol: *protocol, in_pods };
     Outcome::Packet(decide(packet.as_slice(), listener, &RulesetInForce::read(world), world))
 }
 
@@ -294,7 +294,7 @@ fn pinhole() -> impl Strategy<Value = Option<Pinhole>> {
 
 prop_compose! {
     fn situation()(
-        scope in prop::sample::select(vec![Scope::Node, Scope::Pod, Scope::Unknown]),
+        namespace in prop::sample::select(vec![Namespace::Node, Namespace::Pod, Namespace::Unknown]),
         port in prop::sample::select(PORTS.to_vec()),
         protocol in prop::sample::select(vec![TCP, TCP, UDP]),
         around in prop::collection::vec(prop::sample::select(vec![5, 7, 8, 9]), 0..4),
@@ -306,7 +306,7 @@ prop_compose! {
         if unreadable {
             packet.truncate(19);
         }
-        Situation { packet, scope, port, protocol, around, pinhole, noted, to }
+        Situation { packet, namespace, port, protocol, around, pinhole, noted, to }
     }
 }
 
@@ -371,7 +371,7 @@ fn two_rulesets_that_both_deny_a_stranger_deny_it_at_every_point_of_the_switch()
     let by_address = Rules { scopes: [(pod, 1)].into(), ports: guarded(1), ..Rules::default() };
     let situation = Situation {
         packet: packet(stranger, pod, 8090, TCP),
-        scope: Scope::Pod,
+        namespace: Namespace::Pod,
         port: 8090,
         protocol: TCP,
         around: vec![7],

@@ -40,7 +40,7 @@ pub mod verdict;
 pub use caller::{LocalCaller, local_caller};
 pub use decide::{Decision, decide, judge_packet};
 pub use in_force::{RulesetInForce, RulesetSwitch};
-pub use listener::{Listener, Scope};
+pub use listener::{Listener, Namespace};
 pub use lookups::{Ancestors, CgroupLookups, DestinationLookups, Lookups, PacketSocket};
 pub use openings::{opened_pinhole, sent_datagram};
 pub use packet::{Headers, PacketBytes, Ports, parse};

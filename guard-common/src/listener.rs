@@ -9,7 +9,7 @@ use crate::{
 
 /// Whose network namespace a socket is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Scope {
+pub enum Namespace {
     /// The node's own.
     Node,
     /// Another one: a pod's.
@@ -22,7 +22,7 @@ pub enum Scope {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Listener {
     /// Whose it is.
-    pub scope: Scope,
+    pub namespace: Namespace,
     /// The port it listens on, host order.
     pub port: u16,
     /// The IP protocol number.
@@ -34,8 +34,8 @@ pub struct Listener {
 /// Whether a socket counts as inside the pods' cgroup. If a rule guards ports of every pod and that cgroup does not exist, every socket
 /// that is not known to be the node's counts. `cgroup_at` gives the id of the socket's cgroup at a level below the root, 0 if there is none.
 #[inline(always)]
-pub fn in_pods(scope: Scope, in_force: &RulesetInForce, cgroup_at: impl Fn(u32) -> u64) -> bool {
-    if matches!(scope, Scope::Node) || !in_force.has(Generation::ALL_PODS) {
+pub fn in_pods(namespace: Namespace, in_force: &RulesetInForce, cgroup_at: impl Fn(u32) -> u64) -> bool {
+    if matches!(namespace, Namespace::Node) || !in_force.has(Generation::ALL_PODS) {
         return false;
     }
     if in_force.pods_cgroup == 0 {

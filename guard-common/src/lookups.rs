@@ -8,7 +8,7 @@ use crate::{
         PeerValue, Pinhole, PortKey, PortValue, ScopeKey, ScopeValue,
     },
     in_force::RulesetSwitch,
-    listener::Scope,
+    listener::Namespace,
 };
 
 /// The look-ups about a packet to a guarded port.
@@ -56,7 +56,7 @@ pub trait Ancestors {
 /// The socket that a packet is for, or that sends it.
 pub trait PacketSocket: Ancestors {
     /// Whose network namespace it is in.
-    fn namespace(&self) -> Scope;
+    fn namespace(&self) -> Namespace;
     /// Whether it is a UDP socket.
     fn is_udp(&self) -> bool;
 }

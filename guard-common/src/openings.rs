@@ -6,7 +6,7 @@ use crate::{
     abi::{FlowKey, Generation, Pinhole, PortKey, PortValue, ScopeKey, ScopeValue},
     caller::local_caller,
     in_force::RulesetInForce,
-    listener::{Scope, in_pods},
+    listener::{Namespace, in_pods},
     lookups::{CgroupLookups, Lookups, PacketSocket},
     packet::{Headers, PacketBytes, Ports, TCP, UDP, parse},
 };
@@ -67,8 +67,8 @@ pub fn sent_datagram<S: PacketSocket, B: PacketBytes + ?Sized, L: Lookups + Cgro
         return;
     }
     let Some(headers @ Headers { ports: Some(ports), .. }) = parse(bytes, UDP) else { return };
-    let scope = socket.namespace();
-    if is_guarded_sender(socket, scope, &headers, ports, &in_force, lookups) {
+    let namespace = socket.namespace();
+    if is_guarded_sender(socket, namespace, &headers, ports, &in_force, lookups) {
         let reply = FlowKey {
             source: headers.destination,
             destination: headers.source,
@@ -77,7 +77,7 @@ pub fn sent_datagram<S: PacketSocket, B: PacketBytes + ?Sized, L: Lookups + Cgro
         };
         enter(&reply, Pinhole::of(Pinhole::REPLY));
     }
-    let pinhole = opened_conversation(socket, scope, &headers, ports, &in_force, lookups);
+    let pinhole = opened_conversation(socket, namespace, &headers, ports, &in_force, lookups);
     if pinhole.via != 0 {
         let flow = FlowKey {
             source: headers.source,
@@ -93,18 +93,18 @@ pub fn sent_datagram<S: PacketSocket, B: PacketBytes + ?Sized, L: Lookups + Cgro
 #[inline(always)]
 fn is_guarded_sender<S: PacketSocket, L: Lookups>(
     socket: &S,
-    scope: Scope,
+    namespace: Namespace,
     headers: &Headers,
     ports: Ports,
     in_force: &RulesetInForce,
     lookups: &L,
 ) -> bool {
     let guards = |scope| udp_port(scope, ports.source, in_force, lookups).is_some();
-    match scope {
-        Scope::Node => guards(ScopeValue::NODE),
-        Scope::Pod | Scope::Unknown => match set_of(headers.source, in_force, lookups) {
+    match namespace {
+        Namespace::Node => guards(ScopeValue::NODE),
+        Namespace::Pod | Namespace::Unknown => match set_of(headers.source, in_force, lookups) {
             Some(set) => guards(set),
-            None if in_pods(scope, in_force, |level| socket.cgroup_at(level)) => guards(ScopeValue::ALL_PODS),
+            None if in_pods(namespace, in_force, |level| socket.cgroup_at(level)) => guards(ScopeValue::ALL_PODS),
             None => guards(ScopeValue::NODE),
         },
     }
@@ -114,7 +114,7 @@ fn is_guarded_sender<S: PacketSocket, L: Lookups>(
 #[inline(always)]
 fn opened_conversation<S: PacketSocket, L: Lookups + CgroupLookups>(
     socket: &S,
-    scope: Scope,
+    namespace: Namespace,
     headers: &Headers,
     ports: Ports,
     in_force: &RulesetInForce,
@@ -126,7 +126,7 @@ fn opened_conversation<S: PacketSocket, L: Lookups + CgroupLookups>(
         .filter_map(|scope| udp_port(scope, ports.destination, in_force, lookups))
         .fold(0, |flags, port| flags | port.flags);
     let mut pinhole = Pinhole::default();
-    if flags & PortValue::ALLOW_NODE != 0 && matches!(scope, Scope::Node) {
+    if flags & PortValue::ALLOW_NODE != 0 && matches!(namespace, Namespace::Node) {
         pinhole.via |= Pinhole::NODE;
     }
     if flags & PortValue::ALLOW_CALLER != 0 {

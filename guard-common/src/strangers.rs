@@ -9,7 +9,7 @@ use crate::{
     abi::{ScopeKey, ScopeValue},
     decide::{Decision, decide},
     in_force::RulesetInForce,
-    listener::{Listener, Scope},
+    listener::{Listener, Namespace},
     lookups::Lookups,
     packet::{PacketBytes, TCP},
     verdict::{Reason, Verdict},
@@ -33,7 +33,7 @@ pub fn drops_stranger<B: PacketBytes + ?Sized, L: Lookups>(
     deny: impl FnOnce(&Decision) -> bool,
 ) -> bool {
     let Some(port) = opened_port(bytes) else { return false };
-    let listener = Listener { scope: Scope::Node, port, protocol: TCP, in_pods: false };
+    let listener = Listener { namespace: Namespace::Node, port, protocol: TCP, in_pods: false };
     let in_force = RulesetInForce::read(lookups);
     let decision = decide(bytes, listener, &in_force, lookups);
     let reason = match (decision.verdict, decision.reason) {
@@ -199,11 +199,11 @@ mod tests {
                 let port = u16::from_be_bytes(decision.flow.destination_port);
                 prop_assert_eq!(decision.verdict, Verdict::Deny);
                 prop_assert!(!decision.audited && node.flags & PortValue::AUDIT == 0);
-                for scope in [Scope::Node, Scope::Unknown] {
+                for namespace in [Namespace::Node, Namespace::Unknown] {
                     for in_pods in [false, true] {
-                        let listener = Listener { scope, port, protocol: TCP, in_pods };
+                        let listener = Listener { namespace, port, protocol: TCP, in_pods };
                         let judged = decide(bytes.as_slice(), listener, &RulesetInForce::read(&node), &node);
-                        prop_assert_eq!(judged.verdict, Verdict::Deny, "{:?} {:02x?}", scope, bytes);
+                        prop_assert_eq!(judged.verdict, Verdict::Deny, "{:?} {:02x?}", namespace, bytes);
                         prop_assert!(matches!(judged.reason, Reason::NoSelector | Reason::Except));
                         prop_assert_eq!((judged.rule, judged.flow), (decision.rule, decision.flow));
                     }

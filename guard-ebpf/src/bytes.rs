@@ -1,5 +1,5 @@
 //! Owns reading a packet's bytes in the kernel: direct access where the linear part of the packet covers them, otherwise a helper call.
-//! Called by the judgements of guard-common through `PacketBytes`, and by `edge` through `Frame`.
+//! Called by the judgements of guard-common through `PacketBytes`, and by `edge` through `EthernetFrame`.
 //! Must never give different bytes by the two ways: a test runs every packet through both.
 
 use aya_ebpf::{
@@ -54,7 +54,7 @@ impl PacketBytes for Window<'_> {
 }
 
 /// A frame that starts at its Ethernet header.
-pub(crate) trait Frame {
+pub(crate) trait EthernetFrame {
     /// The `N` bytes at `offset`.
     fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]>;
 }
@@ -62,7 +62,7 @@ pub(crate) trait Frame {
 /// The packet of a frame, from its IP header on.
 pub(crate) struct Carried<'a, F>(pub(crate) &'a F);
 
-impl<F: Frame> PacketBytes for Carried<'_, F> {
+impl<F: EthernetFrame> PacketBytes for Carried<'_, F> {
     #[inline(always)]
     fn at<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
         self.0.read(ETHERNET + offset)
@@ -74,7 +74,7 @@ pub(crate) struct XdpFrame<'a> {
     pub(crate) ctx: &'a XdpContext,
 }
 
-impl Frame for XdpFrame<'_> {
+impl EthernetFrame for XdpFrame<'_> {
     #[inline(always)]
     fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
         direct(self.ctx.data(), self.ctx.data_end(), offset)
@@ -88,7 +88,7 @@ pub(crate) struct SkbFrame<'a> {
     pub(crate) helper_only: bool,
 }
 
-impl Frame for SkbFrame<'_> {
+impl EthernetFrame for SkbFrame<'_> {
     #[inline(always)]
     fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
         if !self.helper_only

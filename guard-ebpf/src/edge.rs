@@ -22,7 +22,7 @@ use guard_common::{
 };
 
 use crate::{
-    bytes::{Carried, ETHERNET, Frame, SkbFrame, XdpFrame},
+    bytes::{Carried, ETHERNET, EthernetFrame, SkbFrame, XdpFrame},
     maps::KernelTables,
     report::report,
 };
@@ -48,7 +48,7 @@ fn guard_edge_tc(ctx: TcContext) -> i32 {
 }
 
 #[inline(always)]
-fn is_dropped<C: EbpfContext, F: Frame>(ctx: &C, frame: &F) -> bool {
+fn is_dropped<C: EbpfContext, F: EthernetFrame>(ctx: &C, frame: &F) -> bool {
     judge(frame, |decision| {
         let drops = has_listener(ctx, &decision.flow);
         if drops {
@@ -60,7 +60,7 @@ fn is_dropped<C: EbpfContext, F: Frame>(ctx: &C, frame: &F) -> bool {
 
 /// Judges a frame that carries an IP packet directly; `deny` as in [`drops_stranger`].
 #[inline(always)]
-pub(crate) fn judge<F: Frame>(frame: &F, deny: impl FnOnce(&Decision) -> bool) -> bool {
+pub(crate) fn judge<F: EthernetFrame>(frame: &F, deny: impl FnOnce(&Decision) -> bool) -> bool {
     let Some(kind) = frame.read::<2>(ETHERNET - 2) else { return false };
     let Some([version, _]) = frame.read::<2>(ETHERNET) else { return false };
     let plain = (kind == IPV4 && version >> 4 == 4) || (kind == IPV6 && version >> 4 == 6);

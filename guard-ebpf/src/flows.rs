@@ -2,7 +2,7 @@
 //! Called by `sockops` for TCP connections, by `egress` and `ingress` for datagrams.
 //! Must never judge: whether a flow may be entered is decided by `guard_common::openings`, and what it admits by `decide`.
 
-use guard_common::abi::{FlowKey, Health, Pinhole, UDP_FLOW_SECONDS, opener_slot};
+use guard_common::abi::{FlowKey, HealthCounter, Pinhole, UDP_FLOW_SECONDS, opener_slot};
 
 use crate::{
     clock::seconds,
@@ -16,7 +16,7 @@ pub(crate) fn open(flow: &FlowKey, pinhole: Pinhole) -> bool {
     let opener = opener_slot(&flow.source);
     // The mark first: `decide` looks for a pinhole only if its source has one.
     if OPENERS.set(opener, 1, 0).is_err() || PINHOLES.insert(flow, pinhole, 0).is_err() {
-        lost(Health::PinholesLost);
+        lost(HealthCounter::PinholesLost);
         return false;
     }
     true
@@ -43,6 +43,6 @@ pub(crate) fn touch(flow: &FlowKey, via: u32, cgroup: u64) {
         }
     }
     if UDP_FLOWS.insert(flow, Pinhole { via, at: now, cgroup }, 0).is_err() {
-        lost(Health::PinholesLost);
+        lost(HealthCounter::PinholesLost);
     }
 }

@@ -11,9 +11,9 @@ use guard_common::{
     CgroupLookups, DestinationLookups, Lookups, RulesetSwitch,
     abi::{
         Active, Address, CallerKey, CallerValue, CgroupKey, CgroupValue, DestinationKey, DestinationValue,
-        EVENTS_BYTES, FlowKey, Generation, Judged, MAX_CALLERS, MAX_COOKIES, MAX_COUNTERS, MAX_DESTINATIONS,
+        EVENTS_BYTES, EventSlot, FlowKey, Generation, Judged, MAX_CALLERS, MAX_COOKIES, MAX_COUNTERS, MAX_DESTINATIONS,
         MAX_HEALTH, MAX_PEERS, MAX_PINHOLES, MAX_PORT_WORDS, MAX_PORTS, MAX_SCOPES, MAX_UDP_FLOWS, OPENER_SLOTS,
-        PeerKey4, PeerKey6, PeerValue, Pinhole, PortKey, PortValue, RULE_SLOTS, RuleName, ScopeKey, ScopeValue, Told,
+        PeerKey4, PeerKey6, PeerValue, Pinhole, PortKey, PortValue, RULE_SLOTS, RuleName, ScopeKey, ScopeValue,
         UDP_FLOW_SECONDS, opener_slot, port_word,
     },
     packet::UDP,
@@ -71,7 +71,7 @@ pub(crate) static CARRIED: Array<u64> = Array::with_max_entries(MAX_COUNTERS, 0)
 #[map]
 pub(crate) static HEALTH: PerCpuArray<u64> = PerCpuArray::with_max_entries(MAX_HEALTH, 0);
 #[map]
-pub(crate) static TOLD: PerCpuArray<Told> = PerCpuArray::with_max_entries(Told::SLOTS + 1, 0);
+pub(crate) static TOLD: PerCpuArray<EventSlot> = PerCpuArray::with_max_entries(EventSlot::SLOTS + 1, 0);
 /// The packet that this CPU judged last, until the other ingress program has seen it.
 #[map]
 pub(crate) static JUDGED: PerCpuArray<Judged> = PerCpuArray::with_max_entries(1, 0);

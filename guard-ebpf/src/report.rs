@@ -5,7 +5,7 @@
 use aya_ebpf::EbpfContext;
 use guard_common::{
     Decision, Destination, Reached, Reason, Verdict,
-    abi::{DenyEvent, FlowKey, Health, NO_RULE, Told, counter_index},
+    abi::{DenyEvent, EventSlot, FlowKey, HealthCounter, NO_RULE, counter_index},
 };
 
 use crate::{
@@ -27,7 +27,7 @@ pub(crate) fn report<C: EbpfContext>(ctx: &C, port: u16, decision: &Decision) {
     let at_ns = coarse_nanoseconds();
     let Some(repeats) = worth_telling(at_ns, port, decision) else { return };
     let Some(mut entry) = EVENTS.reserve::<DenyEvent>(0) else {
-        lost(Health::EventsLost);
+        lost(HealthCounter::EventsLost);
         return;
     };
     entry.write(DenyEvent {
@@ -51,29 +51,29 @@ pub(crate) fn report<C: EbpfContext>(ctx: &C, port: u16, decision: &Decision) {
 fn worth_telling(at_ns: u64, port: u16, decision: &Decision) -> Option<u32> {
     let second = (at_ns >> 30) as u32;
     let tag = kind(port, decision);
-    let told = slot(tag % Told::SLOTS)?;
+    let told = slot(tag % EventSlot::SLOTS)?;
     let repeats = if told.tag == tag { told.repeats } else { 0 };
     if told.tag == tag && told.window == second {
         told.repeats = repeats.wrapping_add(1);
-        lost(Health::EventsRepeated);
+        lost(HealthCounter::EventsRepeated);
         return None;
     }
-    let budget = slot(Told::SLOTS)?;
+    let budget = slot(EventSlot::SLOTS)?;
     let slice = (at_ns >> 26) as u32;
     if budget.window != slice {
-        *budget = Told { tag: 0, window: slice, repeats: 0 };
+        *budget = EventSlot { tag: 0, window: slice, repeats: 0 };
     }
-    if budget.tag >= Told::BUDGET {
-        lost(Health::EventsSampled);
+    if budget.tag >= EventSlot::BUDGET {
+        lost(HealthCounter::EventsSampled);
         return None;
     }
     budget.tag = budget.tag.wrapping_add(1);
-    *told = Told { tag, window: second, repeats: 0 };
+    *told = EventSlot { tag, window: second, repeats: 0 };
     Some(repeats)
 }
 
 #[inline(always)]
-fn slot(index: u32) -> Option<&'static mut Told> {
+fn slot(index: u32) -> Option<&'static mut EventSlot> {
     // SAFETY: the slot belongs to this CPU; a preempted program can at worst send one event more or less.
     TOLD.get_ptr_mut(index).map(|slot| unsafe { &mut *slot })
 }
@@ -107,7 +107,7 @@ pub(crate) fn report_reach<C: EbpfContext>(ctx: &C, destination: Destination, re
 
 /// Counts what the kernel half could not do.
 #[inline(always)]
-pub(crate) fn lost(what: Health) {
+pub(crate) fn lost(what: HealthCounter) {
     increment(HEALTH.get_ptr_mut(what as u32));
 }
 

@@ -10,7 +10,7 @@ use aya_ebpf::{
     programs::SkBuffContext,
 };
 use guard_common::{
-    Ancestors, PacketSocket, Scope,
+    Ancestors, Namespace, PacketSocket,
     packet::{TCP, UDP},
 };
 
@@ -63,13 +63,13 @@ impl Ancestors for SkbSocket<'_> {
 
 impl PacketSocket for SkbSocket<'_> {
     #[inline(always)]
-    fn namespace(&self) -> Scope {
+    fn namespace(&self) -> Namespace {
         if !maps::has_netns_helper() {
-            return Scope::Unknown;
+            return Namespace::Unknown;
         }
         // SAFETY: the helper takes the program's own context (cgroup_skb since 6.15).
         let cookie = unsafe { bpf_get_netns_cookie(self.ctx.skb.skb.cast()) };
-        if cookie == maps::node_netns() { Scope::Node } else { Scope::Pod }
+        if cookie == maps::node_netns() { Namespace::Node } else { Namespace::Pod }
     }
 
     #[inline(always)]

@@ -12,7 +12,7 @@ use aya_ebpf::{
     programs::SockOpsContext,
 };
 use guard_common::{
-    abi::{Address, FlowKey, Health, Pinhole},
+    abi::{Address, FlowKey, HealthCounter, Pinhole},
     opened_pinhole,
     packet::mapped,
 };
@@ -49,7 +49,7 @@ fn connecting(ctx: &SockOpsContext) {
     // The end of the socket closes the pinhole even if the daemon is gone.
     if ctx.set_cb_flags((ctx.cb_flags() | BPF_SOCK_OPS_STATE_CB_FLAG) as i32).is_err() {
         close(&flow);
-        lost(Health::PinholesLost);
+        lost(HealthCounter::PinholesLost);
     }
 }
 

@@ -20,7 +20,7 @@ pub use entries::{
 };
 pub use flow::{Address, FlowKey, Pinhole, V4_PREFIX, opener_slot};
 pub use generation::{Active, Generation};
-pub use observed::{DenyEvent, Health, Judged, MAX_HEALTH, RuleName, Told, counter_index};
+pub use observed::{DenyEvent, EventSlot, HealthCounter, Judged, MAX_HEALTH, RuleName, counter_index};
 pub use test_run::{Flood, Probe};
 
 /// The number of this layout. Part of the pin directory's name (`v4`), so that maps of another ABI are never opened by mistake. Whoever

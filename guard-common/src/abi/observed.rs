@@ -47,7 +47,7 @@ const _: () = assert!(size_of::<DenyEvent>() == 56);
 /// The last event of one kind of denial on one CPU; in the last slot, the number of events in the current time slice.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
-pub struct Told {
+pub struct EventSlot {
     /// A hash of source, port, rule and reason; in the last slot, the number of events.
     pub tag: u32,
     /// The second of that event; in the last slot, the time slice.
@@ -56,7 +56,7 @@ pub struct Told {
     pub repeats: u32,
 }
 
-impl Told {
+impl EventSlot {
     /// Kinds of denial that one CPU distinguishes.
     pub const SLOTS: u32 = 512;
     /// Events that a CPU sends in one time slice (2^26 ns, 67 ms): about a thousand a second.
@@ -93,13 +93,13 @@ impl RuleName {
     pub const LEN: usize = 64;
 }
 
-/// Slots of the counters that [`Health`] names.
+/// Slots of the counters that [`HealthCounter`] names.
 pub const MAX_HEALTH: u32 = 8;
 
 /// The index of a counter of what the kernel half could not do or report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
-pub enum Health {
+pub enum HealthCounter {
     /// Denial events that did not fit into the ring buffer.
     EventsLost = 0,
     /// Pinholes and conversations that did not fit: their connection is denied.
@@ -110,26 +110,30 @@ pub enum Health {
     EventsSampled = 3,
 }
 
-impl Health {
+impl HealthCounter {
     /// Every index.
-    pub const ALL: [Health; 4] =
-        [Health::EventsLost, Health::PinholesLost, Health::EventsRepeated, Health::EventsSampled];
+    pub const ALL: [HealthCounter; 4] = [
+        HealthCounter::EventsLost,
+        HealthCounter::PinholesLost,
+        HealthCounter::EventsRepeated,
+        HealthCounter::EventsSampled,
+    ];
 
     /// Whether it weakens the guard. The other indexes are intended: counters count every packet, events are rate-limited.
     pub const fn is_loss(self) -> bool {
         match self {
-            Health::EventsLost | Health::PinholesLost => true,
-            Health::EventsRepeated | Health::EventsSampled => false,
+            HealthCounter::EventsLost | HealthCounter::PinholesLost => true,
+            HealthCounter::EventsRepeated | HealthCounter::EventsSampled => false,
         }
     }
 
     /// The stable name, for metrics and `status`.
     pub const fn name(self) -> &'static str {
         match self {
-            Health::EventsLost => "events-lost",
-            Health::PinholesLost => "pinholes-lost",
-            Health::EventsRepeated => "events-repeated",
-            Health::EventsSampled => "events-sampled",
+            HealthCounter::EventsLost => "events-lost",
+            HealthCounter::PinholesLost => "pinholes-lost",
+            HealthCounter::EventsRepeated => "events-repeated",
+            HealthCounter::EventsSampled => "events-sampled",
         }
     }
 }

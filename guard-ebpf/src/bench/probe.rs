@@ -12,14 +12,14 @@ use aya_ebpf::{
     programs::{SkBuffContext, TcContext, XdpContext},
 };
 use guard_common::{
-    Decision, Listener, Lookups, PacketBytes, RulesetInForce, Scope, Verdict,
+    Decision, Listener, Lookups, Namespace, PacketBytes, RulesetInForce, Verdict,
     abi::{FlowKey, PeerKey4, PeerKey6, PeerValue, PortKey, PortValue, Probe, list_bytes},
     decide,
     packet::{TCP, mapped},
 };
 
 use crate::{
-    bytes::{Frame, SkbFrame, Window, XdpFrame},
+    bytes::{EthernetFrame, SkbFrame, Window, XdpFrame},
     edge::judge,
     maps::{ACTIVE, KernelTables},
     report::{count, report},
@@ -53,7 +53,7 @@ fn probe_edge_tc(ctx: TcContext) -> i32 {
 }
 
 #[inline(always)]
-fn probe_frame<F: Frame>(frame: &F) -> bool {
+fn probe_frame<F: EthernetFrame>(frame: &F) -> bool {
     judge(frame, |decision| {
         let Some(slot) = PROBE.get_ptr_mut(0) else { return false };
         // SAFETY: an array slot; tests run one packet at a time.
@@ -143,12 +143,12 @@ fn floor(ctx: &SkBuffContext, with_peer: bool) -> i32 {
 #[inline(always)]
 fn question() -> Option<Listener> {
     let slot = PROBE.get(0)?;
-    let scope = match slot.scope {
-        0 => Scope::Node,
-        1 => Scope::Pod,
-        _ => Scope::Unknown,
+    let namespace = match slot.scope {
+        0 => Namespace::Node,
+        1 => Namespace::Pod,
+        _ => Namespace::Unknown,
     };
-    Some(Listener { scope, port: slot.port, protocol: slot.protocol, in_pods: slot.in_pods != 0 })
+    Some(Listener { namespace, port: slot.port, protocol: slot.protocol, in_pods: slot.in_pods != 0 })
 }
 
 #[inline(always)]
@@ -156,12 +156,12 @@ fn probe(ctx: &SkBuffContext, helper_only: bool) -> i32 {
     let Some(slot) = PROBE.get_ptr_mut(0) else { return 0 };
     // SAFETY: an array slot; tests run one packet at a time.
     let slot = unsafe { &mut *slot };
-    let scope = match slot.scope {
-        0 => Scope::Node,
-        1 => Scope::Pod,
-        _ => Scope::Unknown,
+    let namespace = match slot.scope {
+        0 => Namespace::Node,
+        1 => Namespace::Pod,
+        _ => Namespace::Unknown,
     };
-    let listener = Listener { scope, port: slot.port, protocol: slot.protocol, in_pods: slot.in_pods != 0 };
+    let listener = Listener { namespace, port: slot.port, protocol: slot.protocol, in_pods: slot.in_pods != 0 };
     let decision = decide(&Window { ctx, helper_only }, listener, &RulesetInForce::read(&KernelTables), &KernelTables);
     answer(slot, &decision);
     match decision.verdict {
