@@ -100,7 +100,7 @@ fn look(model: &mut Model, cgroup: &Path) -> io::Result<(Pass, Vec<Denied>)> {
     for (id, namespace, sockets) in dumped {
         let listening: BTreeSet<u16> =
             sockets.iter().filter(|socket| socket.listens()).map(|socket| socket.local.port()).collect();
-        let namespace = if id == own { Namespace::Node } else { Namespace::Pod };
+        let whose = if id == own { Namespace::Node } else { Namespace::Pod };
         let mut connections = Vec::new();
         for socket in sockets.into_iter().filter(|socket| !socket.listens()) {
             let group = socket.cgroup.and_then(|cgroup| groups.get(&cgroup)).copied();
@@ -109,8 +109,8 @@ fn look(model: &mut Model, cgroup: &Path) -> io::Result<(Pass, Vec<Denied>)> {
             }
             let group = group.unwrap_or_default();
             let denied = if listening.contains(&socket.local.port()) {
-                let in_pods = namespace != Namespace::Node && (group.in_pods || pods_unknown(&in_force));
-                let listener = Listener { namespace, port: socket.local.port(), protocol: TCP, in_pods };
+                let in_pods = whose != Namespace::Node && (group.in_pods || pods_unknown(&in_force));
+                let listener = Listener { namespace: whose, port: socket.local.port(), protocol: TCP, in_pods };
                 let decision = decide(opening(socket.remote, socket.local).as_slice(), listener, &in_force, model);
                 pass.judged += usize::from(decision.reason != Reason::NotGuarded);
                 (decision.verdict == Verdict::Deny).then_some(decision.reason)
