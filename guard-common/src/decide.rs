@@ -1,95 +1,95 @@
-//! Owns the rule of the house for a packet that reaches a guarded socket: pinhole, then peer, else deny.
-//! Called by guard-ebpf for every packet to a listening socket, and by the host for tests and explanations: the same code.
+//! Owns the rule of the house for a packet that reaches a guarded socket: pinhole, then peer, otherwise deny.
+//! Called by guard-ebpf for every packet to a listening socket, and by the host for tests and open connections: the same code.
 //! Must never look at anything but its arguments, and never admit what it could not read or find.
 
 use crate::{
     abi::{
-        CallerKey, CallerValue, FlowKey, NO_RULE, PeerKey4, PeerKey6, PeerValue, Pinhole, PortKey, PortValue, ScopeKey,
+        CallerKey, FlowKey, Generation, NO_RULE, PeerKey4, PeerKey6, PeerValue, Pinhole, PortKey, PortValue, ScopeKey,
         ScopeValue, list_bytes,
     },
-    in_force::InForce,
-    packet::{Packet, PacketBytes, parse, unmapped},
-    verdict::{Decision, Reason, Verdict},
+    in_force::RulesetInForce,
+    listener::{Listener, Namespace, in_pods},
+    lookups::{Lookups, PacketSocket},
+    packet::{Headers, PacketBytes, UDP, parse, unmapped},
+    verdict::{Reason, Verdict},
 };
 
-/// Whose network namespace a listener is in.
+/// The whole answer of [`decide`]: everything that is needed to act, to count and to report.
+#[must_use]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Scope {
-    /// The node's own.
-    Node,
-    /// Some other one: a pod's.
-    Pod,
-    /// The kernel has no helper to tell (before 6.15): the destination address decides, and what is no pod's is the node's.
-    Unknown,
+pub struct Decision {
+    /// What happens to the packet. In audit mode this is `Allow` although the reason is one of denial.
+    pub verdict: Verdict,
+    /// Why.
+    pub reason: Reason,
+    /// The slot of the rule that is counted; [`NO_RULE`] if no rule was reached.
+    pub rule: u16,
+    /// Whether the rule only audits: the reason would have denied, and the packet goes on.
+    pub audited: bool,
+    /// The epoch of the ruleset that decided.
+    pub epoch: u32,
+    /// The flow, as far as the packet was read; the rest is zero.
+    pub flow: FlowKey,
 }
 
-/// The socket that a packet is for: a TCP listener or an unconnected UDP socket. Its port is the guarded port: no packet shape can hide it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Listener {
-    /// Whose it is.
-    pub scope: Scope,
-    /// The port it listens on, host order.
-    pub port: u16,
-    /// The IP protocol number.
-    pub protocol: u8,
-    /// Whether it is in the cgroup that pods live in. Only asked for where a rule guards ports of every pod.
-    pub in_pods: bool,
-}
-
-/// The look-ups that a decision makes. The kernel implements them over its maps, the host over ordinary collections.
-pub trait Tables {
-    /// The epoch in force and the generation of its keys.
-    fn in_force(&self) -> InForce;
-    /// The longest prefix that holds this destination.
-    fn scope(&self, key: &ScopeKey) -> Option<ScopeValue>;
-    /// The guarded port.
-    fn port(&self, key: &PortKey) -> Option<PortValue>;
-    /// Whether a port of this number is guarded anywhere. Asked before the copies are: most ports are not.
-    fn is_guarded_number(&self, generation: u8, port: u16) -> bool;
-    /// The same as `scope`, from the copy of that table.
-    fn scope_copy(&self, key: &ScopeKey) -> Option<ScopeValue>;
-    /// The same as `port`, from the copy of that table.
-    fn port_copy(&self, key: &PortKey) -> Option<PortValue>;
-    /// The pinhole of exactly this TCP flow, or the UDP conversation that it belongs to and that has not run out.
-    fn pinhole(&self, protocol: u8, key: &FlowKey) -> Option<Pinhole>;
-    /// A cgroup that a peer list admits.
-    fn caller(&self, key: &CallerKey) -> Option<CallerValue>;
-    /// The longest prefix of an IPv4 peer list that holds this source.
-    fn peer_v4(&self, key: &PeerKey4) -> Option<PeerValue>;
-    /// The longest prefix of an IPv6 peer list that holds this source.
-    fn peer_v6(&self, key: &PeerKey6) -> Option<PeerValue>;
-}
-
-/// Decides about one packet for a guarded socket.
+/// Decides about a packet to a TCP listener or an unconnected UDP socket: the whole walk of the ingress hook. Reads the ruleset in force.
 #[inline(always)]
-pub fn decide<B: PacketBytes + ?Sized, T: Tables>(bytes: &B, listener: Listener, tables: &T) -> Decision {
-    let in_force @ InForce { epoch, .. } = tables.in_force();
-    let unread = FlowKey { destination_port: listener.port.to_be_bytes(), ..FlowKey::default() };
+pub fn judge_packet<S: PacketSocket, B: PacketBytes + ?Sized, L: Lookups>(
+    socket: &S,
+    port: u16,
+    protocol: u8,
+    bytes: &B,
+    lookups: &L,
+) -> Decision {
+    let in_force = RulesetInForce::read(lookups);
+    if protocol == UDP && !in_force.has(Generation::UDP) {
+        return Decision {
+            verdict: Verdict::Allow,
+            reason: Reason::NotGuarded,
+            rule: NO_RULE,
+            audited: false,
+            epoch: in_force.epoch,
+            flow: unread(port),
+        };
+    }
+    let namespace = socket.namespace();
+    let in_pods = in_pods(namespace, &in_force, |level| socket.cgroup_at(level));
+    decide(bytes, Listener { namespace, port, protocol, in_pods }, &in_force, lookups)
+}
+
+/// Decides about a packet to a listener under the ruleset in force.
+#[inline(always)]
+pub fn decide<B: PacketBytes + ?Sized, L: Lookups>(
+    bytes: &B,
+    listener: Listener,
+    in_force: &RulesetInForce,
+    lookups: &L,
+) -> Decision {
     let conclude = |reason: Reason, rule: u16, port: PortValue, flow: FlowKey| {
         let audited = matches!(reason.verdict(), Verdict::Deny) && port.flags & PortValue::AUDIT != 0;
         let verdict = if audited { Verdict::Allow } else { reason.verdict() };
-        Decision { verdict, reason, rule, audited, epoch, flow }
+        Decision { verdict, reason, rule, audited, epoch: in_force.epoch, flow }
     };
 
-    // The node's own port is known without reading the packet; a pod's is found by the destination address.
-    let mut found = match listener.scope {
-        Scope::Node => guarded(listener, None, in_force, tables),
-        Scope::Pod | Scope::Unknown => Guarded::NOT,
+    // The node's own port is found without reading the packet, a pod's by the destination address.
+    let mut found = match listener.namespace {
+        Namespace::Node => guarded(listener, None, in_force, lookups),
+        Namespace::Pod | Namespace::Unknown => Guarded::NOT,
     };
-    if matches!((listener.scope, found.by), (Scope::Node, By::Nothing)) {
-        return conclude(Reason::NotGuarded, NO_RULE, PortValue::default(), unread);
+    if matches!((listener.namespace, found.by), (Namespace::Node, By::Nothing)) {
+        return conclude(Reason::NotGuarded, NO_RULE, PortValue::default(), unread(listener.port));
     }
-    let Some(packet) = parse(bytes, listener.protocol) else {
-        return conclude(Reason::BadHeader, found.port.rule, found.port, unread);
+    let Some(headers) = parse(bytes, listener.protocol) else {
+        return conclude(Reason::BadHeader, found.port.rule, found.port, unread(listener.port));
     };
     let flow = FlowKey {
-        source: packet.source,
-        destination: packet.destination,
-        source_port: packet.ports.map_or([0; 2], |ports| ports.source),
+        source: headers.source,
+        destination: headers.destination,
+        source_port: headers.ports.map_or([0; 2], |ports| ports.source),
         destination_port: listener.port.to_be_bytes(),
     };
-    if !matches!(listener.scope, Scope::Node) {
-        found = guarded(listener, Some(&packet), in_force, tables);
+    if !matches!(listener.namespace, Namespace::Node) {
+        found = guarded(listener, Some(&headers), in_force, lookups);
     }
     let Guarded { port, generation, by } = found;
     match by {
@@ -99,9 +99,9 @@ pub fn decide<B: PacketBytes + ?Sized, T: Tables>(bytes: &B, listener: Listener,
     }
 
     let list = list_bytes(generation, port.list);
-    // None is one that nothing opened, and not an `Option`: the kernel's verifier loses track of what has no value on some way.
-    let Pinhole { via, cgroup, .. } = match packet.ports {
-        Some(_) => tables.pinhole(listener.protocol, &flow).unwrap_or_default(),
+    // No pinhole is the default value and not `None`: the verifier rejects a value that is set on some paths only.
+    let Pinhole { via, cgroup, .. } = match headers.ports {
+        Some(_) => lookups.pinhole(listener.protocol, &flow).unwrap_or_default(),
         None => Pinhole::default(),
     };
     if via & Pinhole::REPLY != 0 {
@@ -114,14 +114,14 @@ pub fn decide<B: PacketBytes + ?Sized, T: Tables>(bytes: &B, listener: Listener,
         return conclude(Reason::Node, port.node_rule, port, flow);
     }
     if via & Pinhole::CALLER != 0
-        && let Some(caller) = tables.caller(&CallerKey { cgroup, list, reserved: 0 })
+        && let Some(caller) = lookups.caller(&CallerKey { cgroup, list, reserved: 0 })
     {
         return conclude(Reason::Caller, caller.rule as u16, port, flow);
     }
-    let peer = if packet.is_v4 {
-        tables.peer_v4(&PeerKey4 { list, address: unmapped(&packet.source) })
+    let peer = if headers.is_v4 {
+        lookups.peer_v4(&PeerKey4 { list, address: unmapped(&headers.source) })
     } else {
-        tables.peer_v6(&PeerKey6 { list, address: packet.source })
+        lookups.peer_v6(&PeerKey6 { list, address: headers.source })
     };
     match peer {
         Some(PeerValue { rule, kind: PeerValue::ALLOW }) => conclude(Reason::IpBlock, rule, port, flow),
@@ -131,18 +131,18 @@ pub fn decide<B: PacketBytes + ?Sized, T: Tables>(bytes: &B, listener: Listener,
     }
 }
 
-/// What says that a port is guarded.
+/// Where it is written that a port is guarded.
 #[derive(Clone, Copy)]
 enum By {
-    /// The tables, which say who may reach it too.
+    /// The tables, which also say who may reach it.
     Tables,
-    /// Their copies, and not they.
+    /// Only the copies of the tables.
     CopiesAlone,
-    /// Nothing does.
+    /// Nothing.
     Nothing,
 }
 
-/// A port as far as it is guarded. Every field always has a value: the kernel's verifier lets none be passed on that has not.
+/// What guards a port, if anything does. Every field is initialised because the verifier rejects uninitialised reads.
 #[derive(Clone, Copy)]
 struct Guarded {
     port: PortValue,
@@ -158,14 +158,19 @@ impl Guarded {
     };
 }
 
-/// What guards the listener's port, its scope being the node's or that of the packet's destination. That nothing does is believed only
-/// where the copies say so too: an entry that somebody took out opens nothing.
+/// What guards the listener's port. The scope is the node's without a packet, otherwise that of its destination. A port counts as not
+/// guarded only if the copies of the tables agree: removing an entry from the tables opens nothing.
 #[inline(always)]
-fn guarded<T: Tables>(listener: Listener, packet: Option<&Packet>, in_force: InForce, tables: &T) -> Guarded {
+fn guarded<L: Lookups>(
+    listener: Listener,
+    headers: Option<&Headers>,
+    in_force: &RulesetInForce,
+    lookups: &L,
+) -> Guarded {
     let Listener { port, protocol, .. } = listener;
     if let Some(generation) = in_force.generation {
-        let scope = scope_of(listener, packet, generation, |key| tables.scope(key));
-        if let Some(port) = scope.and_then(|scope| tables.port(&PortKey { scope, port, protocol, generation })) {
+        let scope = scope_of(listener, headers, generation, |key| lookups.scope(key));
+        if let Some(port) = scope.and_then(|scope| lookups.port(&PortKey { scope, port, protocol, generation })) {
             return Guarded { port, generation, by: By::Tables };
         }
     }
@@ -175,9 +180,9 @@ fn guarded<T: Tables>(listener: Listener, packet: Option<&Packet>, in_force: InF
     };
     let mut generation = first;
     while generation <= last {
-        if tables.is_guarded_number(generation, port)
-            && let Some(scope) = scope_of(listener, packet, generation, |key| tables.scope_copy(key))
-            && let Some(port) = tables.port_copy(&PortKey { scope, port, protocol, generation })
+        if lookups.is_guarded_number(generation, port)
+            && let Some(scope) = scope_of(listener, headers, generation, |key| lookups.scope_copy(key))
+            && let Some(port) = lookups.port_copy(&PortKey { scope, port, protocol, generation })
         {
             return Guarded { port, generation, by: By::CopiesAlone };
         }
@@ -186,29 +191,39 @@ fn guarded<T: Tables>(listener: Listener, packet: Option<&Packet>, in_force: InF
     Guarded::NOT
 }
 
-/// The scope of the listener: the node's, or that of the destination address; `None` where no rule names the address.
+/// The scope of the listener: the node's, or that of the destination address; `None` if no rule names the address.
 #[inline(always)]
 fn scope_of(
     listener: Listener,
-    packet: Option<&Packet>,
+    headers: Option<&Headers>,
     generation: u8,
     look_up: impl Fn(&ScopeKey) -> Option<ScopeValue>,
 ) -> Option<u32> {
-    let Some(packet) = packet else { return Some(ScopeValue::NODE) };
-    let key = ScopeKey { generation: [generation, 0, 0, 0], address: packet.destination };
-    match (listener.scope, look_up(&key)) {
-        (Scope::Pod, Some(ScopeValue { scope })) if scope != ScopeValue::NODE => Some(scope),
-        (Scope::Unknown | Scope::Node, Some(ScopeValue { scope })) => Some(scope),
-        (Scope::Pod, Some(_) | None) | (Scope::Unknown | Scope::Node, None) if listener.in_pods => {
+    let Some(headers) = headers else { return Some(ScopeValue::NODE) };
+    let key = ScopeKey { generation: [generation, 0, 0, 0], address: headers.destination };
+    match (listener.namespace, look_up(&key)) {
+        (Namespace::Pod, Some(ScopeValue { scope })) if scope != ScopeValue::NODE => Some(scope),
+        (Namespace::Unknown | Namespace::Node, Some(ScopeValue { scope })) => Some(scope),
+        (Namespace::Pod, Some(_) | None) | (Namespace::Unknown | Namespace::Node, None) if listener.in_pods => {
             Some(ScopeValue::ALL_PODS)
         }
-        (Scope::Pod, Some(_) | None) => None,
-        (Scope::Unknown | Scope::Node, None) => Some(ScopeValue::NODE),
+        (Namespace::Pod, Some(_) | None) => None,
+        (Namespace::Unknown | Namespace::Node, None) => Some(ScopeValue::NODE),
     }
 }
 
-/// Whether a pinhole tells of somebody who opened the connection on this node.
+/// Whether a pinhole says that the connection was opened on this node.
 #[inline(always)]
 fn opened(via: u32) -> bool {
     via & !Pinhole::SERVED != 0
 }
+
+/// The flow of a packet that was not read: its port is the listener's.
+#[inline(always)]
+fn unread(port: u16) -> FlowKey {
+    FlowKey { destination_port: port.to_be_bytes(), ..FlowKey::default() }
+}
+
+#[cfg(test)]
+#[path = "decide_tests.rs"]
+mod tests;

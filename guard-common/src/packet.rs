@@ -1,5 +1,5 @@
-//! Owns the step from bytes to a packet: both IP families in one shape, the source port where it can be read.
-//! Called by `decide` only.
+//! Owns the step from the bytes of a packet to its addresses and ports: both IP families in one shape.
+//! Called by every judgement about a packet.
 //! Must never guess: what cannot be read is `None`, and `None` matches no pinhole and no peer.
 
 use crate::abi::{Address, V4_PREFIX};
@@ -9,10 +9,10 @@ pub const TCP: u8 = 6;
 /// The IP protocol number of UDP.
 pub const UDP: u8 = 17;
 
-/// Read access to a packet that starts at its IP header. The kernel implements it over the packet's window with a helper
-/// call behind it, the host over a slice.
+/// Read access to a packet that starts at its IP header. The kernel implements it with direct access and a helper call as the fallback,
+/// the host with a slice.
 pub trait PacketBytes {
-    /// The `N` bytes at `offset`, or `None` where the packet ends before them.
+    /// The `N` bytes at `offset`, or `None` if the packet ends before them.
     fn at<const N: usize>(&self, offset: usize) -> Option<[u8; N]>;
 }
 
@@ -22,37 +22,37 @@ impl PacketBytes for [u8] {
     }
 }
 
-/// What a decision needs to know of a packet. Aligned, so that addresses are copied by words.
+/// What a judgement needs from a packet's headers. Aligned, so that addresses are copied by words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C, align(4))]
-pub struct Packet {
+pub struct Headers {
     /// The sender, IPv4 in mapped form.
     pub source: Address,
     /// The receiver, IPv4 in mapped form.
     pub destination: Address,
     /// Whether the packet is IPv4.
     pub is_v4: bool,
-    /// Where the TCP or UDP header can be read; `None` where it does not follow at once (IPv6 extension headers), is not all
-    /// there, or belongs to a fragment: such a packet is judged by its peer alone.
+    /// `None` if the TCP or UDP header does not follow the IP header directly (IPv6 extension headers), is incomplete, or belongs to a
+    /// fragment: such a packet is judged by its peer alone.
     pub ports: Option<Ports>,
 }
 
 /// The ports of a TCP or UDP header, network order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ports {
-    /// The sender's.
+    /// The sender's port.
     pub source: [u8; 2],
-    /// The receiver's, as the packet has it.
+    /// The receiver's port, as the packet has it.
     pub destination: [u8; 2],
 }
 
-/// Reads a packet; `None` where there is no whole, plausible IP header.
+/// Reads a packet's headers; `None` if there is no complete, plausible IP header.
 ///
-/// Ports are those of a header of `protocol`. A decision takes the listener's port from the socket and not from here, so that no odd
-/// shape can hide it.
+/// Ports are read only from a header of `protocol`. A decision takes the listener's port from the socket and not from here, so that no
+/// unusual packet shape can hide it.
 #[inline(always)]
-pub fn parse<B: PacketBytes + ?Sized>(bytes: &B, protocol: u8) -> Option<Packet> {
-    // Both headers have at least 20 bytes: one bounds check, wide enough that the verifier keeps its range.
+pub fn parse<B: PacketBytes + ?Sized>(bytes: &B, protocol: u8) -> Option<Headers> {
+    // Both headers have at least 20 bytes: one bounds check, wide enough that the verifier keeps the range.
     let head = bytes.at::<20>(0)?;
     match head[0] >> 4 {
         4 => parse_v4(bytes, &head, protocol),
@@ -62,15 +62,15 @@ pub fn parse<B: PacketBytes + ?Sized>(bytes: &B, protocol: u8) -> Option<Packet>
 }
 
 #[inline(always)]
-fn parse_v4<B: PacketBytes + ?Sized>(bytes: &B, header: &[u8; 20], protocol: u8) -> Option<Packet> {
+fn parse_v4<B: PacketBytes + ?Sized>(bytes: &B, header: &[u8; 20], protocol: u8) -> Option<Headers> {
     let header_len = usize::from(header[0] & 0x0f) << 2;
     if header_len < 20 {
         return None;
     }
-    // More-fragments or a fragment offset: Linux reassembles before this hook, so that a fragment here is not to be trusted.
+    // More-fragments or a fragment offset: Linux reassembles before this hook, so a fragment here is not trusted.
     let is_fragment = cfg!(not(feature = "mutant")) && (header[6] & 0x3f | header[7]) != 0;
     let ports = if header[9] == protocol && !is_fragment { ports(bytes, header_len) } else { None };
-    Some(Packet {
+    Some(Headers {
         source: mapped([header[12], header[13], header[14], header[15]]),
         destination: mapped([header[16], header[17], header[18], header[19]]),
         is_v4: true,
@@ -79,15 +79,15 @@ fn parse_v4<B: PacketBytes + ?Sized>(bytes: &B, header: &[u8; 20], protocol: u8)
 }
 
 #[inline(always)]
-fn parse_v6<B: PacketBytes + ?Sized>(bytes: &B, follows: bool) -> Option<Packet> {
+fn parse_v6<B: PacketBytes + ?Sized>(bytes: &B, follows: bool) -> Option<Headers> {
     let source = bytes.at::<16>(8)?;
     let destination = bytes.at::<16>(24)?;
-    // A mapped address on the wire would be taken for its IPv4 twin; Linux drops such a source too (since 5.4).
+    // A mapped address on the wire would be taken for the IPv4 address; Linux drops such a source too (since 5.4).
     if is_mapped(&source) || is_mapped(&destination) {
         return None;
     }
     let ports = if follows { ports(bytes, 40) } else { None };
-    Some(Packet { source, destination, is_v4: false, ports })
+    Some(Headers { source, destination, is_v4: false, ports })
 }
 
 #[inline(always)]

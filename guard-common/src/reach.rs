@@ -1,22 +1,16 @@
 //! Owns the rule for a socket that is about to connect or to send: where may a process of this node go?
 //! Called by guard-ebpf's connect and sendmsg hooks, and by the host for open connections: the same code.
-//! Must never concern itself with guarded ports: whom a listener admits is `decide`'s.
+//! Must never judge who reaches a guarded port: that is the task of `decide`.
 
 use crate::{
     abi::{Address, CgroupValue, DestinationKey, DestinationValue, Generation, PortKey, ScopeValue, list_bytes},
+    caller::{LocalCaller, local_caller},
+    in_force::RulesetInForce,
+    lookups::{Ancestors, CgroupLookups, DestinationLookups},
     verdict::{Reason, Verdict},
 };
 
-/// Who is about to connect: the deepest cgroup around the process that the policy names.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Caller {
-    /// Its id; 0 where no named cgroup is around the process.
-    pub cgroup: u64,
-    /// The roles of every named cgroup around the process: `CgroupValue::*`.
-    pub roles: u32,
-}
-
-/// Where to.
+/// Where a process connects or sends to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Destination {
     /// The address as the process gave it: before any translation.
@@ -27,15 +21,7 @@ pub struct Destination {
     pub protocol: u8,
 }
 
-/// The look-ups that this judgement makes.
-pub trait DestinationTables {
-    /// The longest prefix of a list that holds this destination.
-    fn destination(&self, key: &DestinationKey) -> Option<DestinationValue>;
-    /// Whether a set of destinations has this port.
-    fn has_port(&self, key: &PortKey) -> bool;
-}
-
-/// What is to be done with a connection attempt.
+/// The answer to a connection attempt.
 #[must_use]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reached {
@@ -43,33 +29,52 @@ pub struct Reached {
     pub verdict: Verdict,
     /// Why it is, or would be, denied.
     pub denied: Option<Reason>,
+    /// Who connects; nobody if no rule asks for that.
+    pub caller: LocalCaller,
+    /// The epoch of the ruleset that decided.
+    pub epoch: u32,
 }
 
-/// Judges one destination. `features` are those of the generation ([`Generation`]).
+/// Judges one connection attempt of a process: the whole walk of the connect and sendmsg hooks. Reads the ruleset in force.
 #[inline(always)]
-pub fn reach<T: DestinationTables>(
-    caller: Caller,
+pub fn judge_connection<A: Ancestors, L: CgroupLookups + DestinationLookups>(
+    process: &A,
     destination: Destination,
-    generation: u8,
-    features: u32,
-    tables: &T,
+    lookups: &L,
 ) -> Reached {
+    let in_force = RulesetInForce::read(lookups);
+    if !in_force.has(Generation::CGROUPS | Generation::CONTROL_PLANE) {
+        let caller = LocalCaller { cgroup: 0, roles: 0 };
+        return Reached { verdict: Verdict::Allow, denied: None, caller, epoch: in_force.epoch };
+    }
+    reach(local_caller(process, &in_force, lookups), destination, &in_force, lookups)
+}
+
+/// Judges one destination under the ruleset in force.
+#[inline(always)]
+pub fn reach<L: DestinationLookups>(
+    caller: LocalCaller,
+    destination: Destination,
+    in_force: &RulesetInForce,
+    lookups: &L,
+) -> Reached {
+    let generation = in_force.key_generation();
     let may = |list: u32| {
         let key = DestinationKey { list: list_bytes(generation, list), address: destination.address };
-        tables.destination(&key).map(|DestinationValue { set }| {
+        lookups.destination(&key).map(|DestinationValue { set }| {
             let Destination { port, protocol, .. } = destination;
-            tables.has_port(&PortKey { scope: ScopeValue::DESTINATIONS | set, port, protocol, generation })
+            lookups.has_port(&PortKey { scope: ScopeValue::DESTINATIONS | set, port, protocol, generation })
         })
     };
     let denied = if caller.roles & CgroupValue::COMPANION != 0 && may(DestinationKey::COMPANION) != Some(true) {
         Some(Reason::CompanionDestination)
-    } else if features & Generation::CONTROL_PLANE != 0 && may(DestinationKey::CONTROL_PLANE) == Some(false) {
+    } else if in_force.has(Generation::CONTROL_PLANE) && may(DestinationKey::CONTROL_PLANE) == Some(false) {
         Some(Reason::ControlPlanePort)
     } else {
         None
     };
-    let audit = features & Generation::AUDIT != 0;
-    Reached { verdict: if denied.is_none() || audit { Verdict::Allow } else { Verdict::Deny }, denied }
+    let verdict = if denied.is_none() || in_force.has(Generation::AUDIT) { Verdict::Allow } else { Verdict::Deny };
+    Reached { verdict, denied, caller, epoch: in_force.epoch }
 }
 
 #[cfg(test)]
@@ -77,6 +82,11 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::in_force::RulesetSwitch;
+
+    fn in_force(features: u32) -> RulesetInForce {
+        RulesetInForce { epoch: 1, generation: Some(1), features, pods_cgroup: 0 }
+    }
 
     /// The prefixes that hold the destination, by list, and the ports of their sets.
     #[derive(Clone, Debug, Default)]
@@ -86,7 +96,16 @@ mod tests {
         ports: Vec<(u32, u16, u8)>,
     }
 
-    impl DestinationTables for Fixed {
+    impl RulesetSwitch for Fixed {
+        fn active(&self) -> u32 {
+            1
+        }
+        fn generation(&self, _: u8) -> Generation {
+            Generation { epoch: 1, ..Generation::default() }
+        }
+    }
+
+    impl DestinationLookups for Fixed {
         fn destination(&self, key: &DestinationKey) -> Option<DestinationValue> {
             let set =
                 if key.list == list_bytes(1, DestinationKey::COMPANION) { self.companion } else { self.control_plane };
@@ -111,16 +130,16 @@ mod tests {
     proptest! {
         #[test]
         fn the_companion_reaches_only_what_is_listed(tables in tables(), to in destination(), features in 0u32..16) {
-            let companion = Caller { cgroup: 1, roles: CgroupValue::COMPANION };
+            let companion = LocalCaller { cgroup: 1, roles: CgroupValue::COMPANION };
             let listed = tables.companion.is_some_and(|set| tables.ports.contains(&(set, to.port, to.protocol)));
-            let reached = reach(companion, to, 1, features, &tables);
+            let reached = reach(companion, to, &in_force(features), &tables);
             prop_assert!(listed || reached.denied == Some(Reason::CompanionDestination));
             prop_assert!(listed || reached.verdict == Verdict::Deny);
         }
 
         #[test]
         fn others_are_held_off_other_ports_of_the_control_plane_alone(tables in tables(), to in destination(), features in 0u32..16, roles in 0u32..2) {
-            let reached = reach(Caller { cgroup: 1, roles }, to, 1, features, &tables);
+            let reached = reach(LocalCaller { cgroup: 1, roles }, to, &in_force(features), &tables);
             let other_port = tables.control_plane.is_some_and(|set| !tables.ports.contains(&(set, to.port, to.protocol)));
             let wanted = (other_port && features & Generation::CONTROL_PLANE != 0).then_some(Reason::ControlPlanePort);
             prop_assert_eq!(reached.denied, wanted);
@@ -128,8 +147,8 @@ mod tests {
 
         #[test]
         fn audit_changes_the_verdict_alone(tables in tables(), to in destination(), features in 0u32..16, roles in 0u32..4) {
-            let caller = Caller { cgroup: 1, roles };
-            let (enforced, audited) = (reach(caller, to, 1, features, &tables), reach(caller, to, 1, features | Generation::AUDIT, &tables));
+            let caller = LocalCaller { cgroup: 1, roles };
+            let (enforced, audited) = (reach(caller, to, &in_force(features), &tables), reach(caller, to, &in_force(features | Generation::AUDIT), &tables));
             prop_assert_eq!(enforced.denied, audited.denied);
             prop_assert_eq!(audited.verdict, Verdict::Allow);
         }

@@ -1,5 +1,5 @@
-//! Owns the words of a decision: verdict, reason, and what is reported of them.
-//! Called by `decide` to build one, by the kernel programs and the daemon to act on it and to count it.
+//! Owns the words of a decision: verdict and reason.
+//! Called by every judgement, and by the kernel programs and the daemon to act on a decision and to count it.
 //! Must never hold a reason without a stable name: names are metric labels and appear in `nodeguard status`.
 
 /// What happens to the packet. Never a bare integer, so that a verdict cannot be computed and dropped.
@@ -18,7 +18,7 @@ pub enum Verdict {
 pub enum Reason {
     /// No rule guards this port.
     NotGuarded = 0,
-    /// The flow is a dial of the tunnel that the guard opened a pinhole for, and the rule allows `tunnel`.
+    /// The flow is a dial of the tunnel, for which the guard opened a pinhole, and the rule allows `tunnel`.
     Tunnel = 1,
     /// The connection was opened in this node's own network namespace, and the rule allows `node`.
     Node = 2,
@@ -30,7 +30,7 @@ pub enum Reason {
     Except = 5,
     /// The flow has a pinhole, but the rule does not allow what opened it.
     PinholeNotAllowed = 6,
-    /// The IP header could not be read, so that there is no peer to look up.
+    /// The IP header could not be read, so there is no peer to look up.
     BadHeader = 7,
     /// The datagram belongs to a UDP conversation that the guarded socket itself opened.
     Reply = 8,
@@ -40,16 +40,16 @@ pub enum Reason {
     ControlPlanePort = 10,
     /// From the companion to an address or port that is neither a destination of `tunnel.dial` nor one of its servers.
     CompanionDestination = 11,
-    /// The port is guarded by the tables' copies alone, or no generation of them is whole: somebody else wrote to them.
+    /// Only the copies of the tables guard the port, or no generation is whole: something other than the daemon wrote to the tables.
     TableDamaged = 12,
-    /// As [`Reason::NoSelector`], already at the network interface.
+    /// The same as [`Reason::NoSelector`], at the network interface.
     EdgeNoSelector = 13,
-    /// As [`Reason::Except`], already at the network interface.
+    /// The same as [`Reason::Except`], at the network interface.
     EdgeExcept = 14,
 }
 
 impl Reason {
-    /// How many counter slots one rule owns. Larger than the number of reasons, so that a new reason keeps the ABI.
+    /// The number of counter slots per rule. Larger than the number of reasons, so that a new reason keeps the ABI.
     pub const SLOTS: u32 = 16;
 
     /// Every reason, in the order of its discriminant.
@@ -71,7 +71,7 @@ impl Reason {
         Reason::EdgeExcept,
     ];
 
-    /// The stable name: a metric label, a word in events and in `status`.
+    /// The stable name, in metric labels, events and `status`.
     pub const fn name(self) -> &'static str {
         match self {
             Reason::NotGuarded => "not-guarded",
@@ -92,7 +92,7 @@ impl Reason {
         }
     }
 
-    /// The verdict that this reason leads to where the rule enforces.
+    /// The verdict of this reason if the rule enforces.
     pub const fn verdict(self) -> Verdict {
         match self {
             Reason::NotGuarded | Reason::Tunnel | Reason::Node | Reason::Caller | Reason::Reply | Reason::IpBlock => {
@@ -110,26 +110,8 @@ impl Reason {
         }
     }
 
-    /// The reason of a counter index or an event byte; `None` for a number no reason has.
+    /// The reason of a counter index or an event byte; `None` for a number that no reason has.
     pub fn from_index(index: u8) -> Option<Reason> {
         Reason::ALL.into_iter().find(|reason| *reason as u8 == index)
     }
-}
-
-/// The whole answer of [`crate::decide`]: everything that is needed to act, to count and to report.
-#[must_use]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Decision {
-    /// What happens to the packet. In audit mode this is `Allow` although the reason is one of denial.
-    pub verdict: Verdict,
-    /// Why.
-    pub reason: Reason,
-    /// The slot of the rule that is counted; [`crate::abi::NO_RULE`] where no rule was reached.
-    pub rule: u16,
-    /// Whether the rule only audits: the reason would have denied, and the packet goes on.
-    pub audited: bool,
-    /// The epoch of the ruleset that decided.
-    pub epoch: u32,
-    /// Who and whom, as far as the packet was read; zero where it was not.
-    pub flow: crate::abi::FlowKey,
 }

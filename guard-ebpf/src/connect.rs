@@ -1,19 +1,19 @@
-//! Owns the hooks before a socket connects or sends to a stranger: who is it, and may it go there?
+//! Owns the hooks before a socket connects or sends to a new destination: who is it, and may it go there?
 //! Called by the kernel in the process's own context, before any address translation.
-//! Must never cost anything where the policy names neither a cgroup nor the control plane.
+//! Must never cost anything if the policy names neither a cgroup nor the control plane.
 
 use aya_ebpf::{helpers::generated::bpf_get_socket_cookie, macros::cgroup_sock_addr, programs::SockAddrContext};
 use guard_common::{
     Destination, Verdict,
-    abi::{Address, CgroupValue, Generation, Pinhole},
+    abi::{Address, CgroupValue, Pinhole},
+    judge_connection,
     packet::{TCP, mapped},
-    reach,
 };
 
 use crate::{
     maps::{self, CONNECTING, KernelTables},
     report::report_reach,
-    socket::current_caller,
+    socket::CurrentProcess,
 };
 
 const PROCEED: i32 = 1;
@@ -42,25 +42,21 @@ fn guard_sendmsg6(ctx: SockAddrContext) -> i32 {
 
 #[inline(always)]
 fn judge(ctx: &SockAddrContext, address: Address) -> i32 {
-    let (generation, Generation { features, .. }) = maps::generation();
-    if features & (Generation::CGROUPS | Generation::CONTROL_PLANE) == 0 {
-        return PROCEED;
-    }
     // SAFETY: plain fields of the program's own context.
     let (protocol, port) = unsafe { ((*ctx.sock_addr).protocol as u8, (*ctx.sock_addr).user_port as u16) };
-    let caller = current_caller(ctx);
     let destination = Destination { address, port: u16::from_be(port), protocol };
-    let reached = reach(caller, destination, generation, features, &KernelTables);
+    let reached = judge_connection(&CurrentProcess, destination, &KernelTables);
     report_reach(ctx, destination, &reached);
     match reached.verdict {
         Verdict::Allow => {}
         Verdict::Deny => return REFUSE,
     }
+    let caller = reached.caller;
     if caller.roles != 0 && protocol == TCP {
         let via = if caller.roles & CgroupValue::COMPANION != 0 { Pinhole::TUNNEL } else { Pinhole::CALLER };
         // SAFETY: the helper takes the program's own context.
         let cookie = unsafe { bpf_get_socket_cookie(ctx.sock_addr.cast()) };
-        // What does not fit opens no pinhole: the connection is denied at the port.
+        // A note that does not fit opens no pinhole: the connection is denied at the port.
         let _ = CONNECTING.insert(cookie, Pinhole { via, at: 0, cgroup: caller.cgroup }, 0);
     }
     PROCEED

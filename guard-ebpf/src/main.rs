@@ -1,33 +1,38 @@
-//! Owns the kernel programs: `ingress` judges packets to listeners, `sockops` opens and closes pinholes, `connect` judges where a
-//! process may go, `egress` remembers who opened a UDP conversation, `edge` drops strangers before the stack where a policy asks for it.
+//! Owns the kernel programs, one file a hook: `ingress` judges packets to listeners, `egress` remembers who opened a UDP conversation,
+//! `connect` judges where a process may go, `sockops` opens and closes pinholes, `edge` drops strangers before the network stack.
 //! Called by the kernel, from the links that the daemon pins.
-//! Must never decide by itself: the rule is `guard_common::decide`, and doubt denies.
+//! Must never decide by itself: the rules are the judgements of guard-common, and doubt denies.
+//!
+//! Below the hooks, each importing only from those before it: `clock`, `maps`, `report`, `flows`; `bytes` and `socket` give the
+//! judgements a packet and its socket.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
+#[cfg(all(target_arch = "bpf", feature = "probe"))]
+mod bench;
+#[cfg(target_arch = "bpf")]
+mod bytes;
+#[cfg(target_arch = "bpf")]
+mod clock;
 #[cfg(target_arch = "bpf")]
 mod connect;
 #[cfg(target_arch = "bpf")]
 mod edge;
 #[cfg(target_arch = "bpf")]
 mod egress;
-#[cfg(all(target_arch = "bpf", feature = "probe"))]
-mod flood;
+#[cfg(target_arch = "bpf")]
+mod flows;
 #[cfg(target_arch = "bpf")]
 mod ingress;
 #[cfg(target_arch = "bpf")]
 mod maps;
-#[cfg(all(target_arch = "bpf", feature = "probe"))]
-mod probe;
 #[cfg(target_arch = "bpf")]
 mod report;
 #[cfg(target_arch = "bpf")]
 mod socket;
 #[cfg(target_arch = "bpf")]
 mod sockops;
-#[cfg(target_arch = "bpf")]
-mod window;
 
-/// A panic that could be reached is refused by the verifier ("last insn is not an exit or jmp"), so that none can be overlooked.
+/// The verifier rejects a reachable panic ("last insn is not an exit or jmp"), so that none can be overlooked.
 #[cfg(target_arch = "bpf")]
 #[panic_handler]
 fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {

@@ -1,6 +1,6 @@
-//! Owns the kernel's tables and how `decide` looks things up in them.
-//! Called by `ingress`, `sockops`, `report` and `probe`.
-//! Must never be written from here but for counters, events and pinholes: the ruleset belongs to guard/src/kernel/apply.rs.
+//! Owns the kernel's tables, and the look-ups of guard-common's judgements over them.
+//! Called by the hooks, `flows`, `socket` and `report`.
+//! Must never write an entry of a ruleset: only the daemon does.
 
 use aya_ebpf::{
     Global,
@@ -8,19 +8,20 @@ use aya_ebpf::{
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, lpm_trie::Key},
 };
 use guard_common::{
-    DestinationTables, InForce, Tables,
+    CgroupLookups, DestinationLookups, Lookups, RulesetSwitch,
     abi::{
         Active, Address, CallerKey, CallerValue, CgroupKey, CgroupValue, DestinationKey, DestinationValue,
-        EVENTS_BYTES, FlowKey, Generation, Judged, MAX_CALLERS, MAX_COOKIES, MAX_COUNTERS, MAX_DESTINATIONS,
+        EVENTS_BYTES, EventSlot, FlowKey, Generation, Judged, MAX_CALLERS, MAX_COOKIES, MAX_COUNTERS, MAX_DESTINATIONS,
         MAX_HEALTH, MAX_PEERS, MAX_PINHOLES, MAX_PORT_WORDS, MAX_PORTS, MAX_SCOPES, MAX_UDP_FLOWS, OPENER_SLOTS,
-        PeerKey4, PeerKey6, PeerValue, Pinhole, PortKey, PortValue, RULE_SLOTS, RuleName, ScopeKey, ScopeValue, Told,
+        PeerKey4, PeerKey6, PeerValue, Pinhole, PortKey, PortValue, RULE_SLOTS, RuleName, ScopeKey, ScopeValue,
         UDP_FLOW_SECONDS, opener_slot, port_word,
     },
-    in_force,
     packet::UDP,
 };
 
-/// Preallocated hash tables would take their full size at once; these grow with the policy.
+use crate::clock::seconds;
+
+/// A preallocated hash table takes its full size at once; these grow with the policy.
 const NO_PREALLOC: u32 = 1;
 
 #[map]
@@ -31,7 +32,7 @@ pub(crate) static GENERATIONS: Array<Generation> = Array::with_max_entries(2, 0)
 pub(crate) static SCOPES: LpmTrie<ScopeKey, ScopeValue> = LpmTrie::with_max_entries(MAX_SCOPES, 0);
 #[map]
 pub(crate) static PORTS: HashMap<PortKey, PortValue> = HashMap::with_max_entries(MAX_PORTS, NO_PREALLOC);
-/// The same again, and which port numbers are in it: asked before a port counts as one that no rule guards.
+/// Copies of both, and the port numbers in them: a port counts as not guarded only if the copies agree.
 #[map]
 pub(crate) static SCOPES_COPY: LpmTrie<ScopeKey, ScopeValue> = LpmTrie::with_max_entries(MAX_SCOPES, 0);
 #[map]
@@ -64,26 +65,26 @@ pub(crate) static CONNECTING: LruHashMap<u64, Pinhole> = LruHashMap::with_max_en
 pub(crate) static UDP_FLOWS: LruHashMap<FlowKey, Pinhole> = LruHashMap::with_max_entries(MAX_UDP_FLOWS, 0);
 #[map]
 pub(crate) static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(MAX_COUNTERS, 0);
-/// Not read by any program: what was counted before an upgrade from another ABI.
+/// Not read by any program: the counters from before an upgrade from another ABI.
 #[map]
 pub(crate) static CARRIED: Array<u64> = Array::with_max_entries(MAX_COUNTERS, 0);
 #[map]
 pub(crate) static HEALTH: PerCpuArray<u64> = PerCpuArray::with_max_entries(MAX_HEALTH, 0);
 #[map]
-pub(crate) static TOLD: PerCpuArray<Told> = PerCpuArray::with_max_entries(Told::SLOTS + 1, 0);
-/// The packet that this CPU judged last, until the other judging program has seen it.
+pub(crate) static TOLD: PerCpuArray<EventSlot> = PerCpuArray::with_max_entries(EventSlot::SLOTS + 1, 0);
+/// The packet that this CPU judged last, until the other ingress program has seen it.
 #[map]
 pub(crate) static JUDGED: PerCpuArray<Judged> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(EVENTS_BYTES, 0);
-/// Not read by any program: the names of the rule slots, so that counters outlive the daemon with their meaning.
+/// Not read by any program: the names of the rule slots, so that counters keep their meaning without the daemon.
 #[map]
 pub(crate) static RULE_NAMES: Array<RuleName> = Array::with_max_entries(RULE_SLOTS, 0);
 
 /// The cookie of the node's own network namespace. Set at load.
 #[unsafe(no_mangle)]
 static NODE_NETNS: Global<u64> = Global::new(0);
-/// 1 where cgroup_skb programs have `bpf_get_netns_cookie` (kernel 6.15). Set at load; the verifier drops the dead branch.
+/// 1 if cgroup_skb programs have `bpf_get_netns_cookie` (kernel 6.15). Set at load; the verifier removes the dead branch.
 #[unsafe(no_mangle)]
 static NETNS_HELPER: Global<u32> = Global::new(0);
 
@@ -93,41 +94,28 @@ pub(crate) fn node_netns() -> u64 {
     NODE_NETNS.load()
 }
 
-/// Whether a cgroup_skb program can ask for a socket's network namespace.
+/// Whether a cgroup_skb program can get a socket's network namespace.
 #[inline(always)]
 pub(crate) fn has_netns_helper() -> bool {
     NETNS_HELPER.load() != 0
 }
 
-/// The generation in force, and what has to be known of it first. Where none is whole, whatever can be judged is.
-#[inline(always)]
-pub(crate) fn generation() -> (u8, Generation) {
-    const DOUBT: u32 = Generation::UDP | Generation::ALL_PODS | Generation::CGROUPS | Generation::CONTROL_PLANE;
-    let InForce { epoch, generation } = KernelTables.in_force();
-    match generation {
-        Some(generation) => (generation, GENERATIONS.get(u32::from(generation)).copied().unwrap_or_default()),
-        None => ((epoch & 1) as u8, Generation { features: DOUBT, ..Generation::default() }),
-    }
-}
-
-/// What a cgroup is by the policy.
-#[inline(always)]
-pub(crate) fn cgroup_roles(cgroup: u64, generation: u8) -> Option<u32> {
-    let key = CgroupKey { cgroup, generation: u64::from(generation) };
-    // SAFETY: the value is copied at once.
-    unsafe { CGROUPS.get(key) }.map(|value| value.roles)
-}
-
-/// The pinned tables, as `decide` sees them.
+/// The pinned tables, as the judgements see them.
 pub(crate) struct KernelTables;
 
-impl Tables for KernelTables {
+impl RulesetSwitch for KernelTables {
     #[inline(always)]
-    fn in_force(&self) -> InForce {
-        let epoch_of = |generation| GENERATIONS.get(u32::from(generation)).map_or(0, |generation| generation.epoch);
-        in_force(ACTIVE.get(0).map_or(0, |active| active.epoch), epoch_of)
+    fn active(&self) -> u32 {
+        ACTIVE.get(0).map_or(0, |active| active.epoch)
     }
 
+    #[inline(always)]
+    fn generation(&self, number: u8) -> Generation {
+        GENERATIONS.get(u32::from(number)).copied().unwrap_or_default()
+    }
+}
+
+impl Lookups for KernelTables {
     #[inline(always)]
     fn scope(&self, key: &ScopeKey) -> Option<ScopeValue> {
         SCOPES.get(Key::new(bits::<ScopeKey>(), *key)).copied()
@@ -161,7 +149,7 @@ impl Tables for KernelTables {
         if protocol == UDP {
             // SAFETY: as above.
             let flow = unsafe { UDP_FLOWS.get(key) }.copied()?;
-            let age = crate::egress::seconds().wrapping_sub(flow.at);
+            let age = seconds().wrapping_sub(flow.at);
             return if age <= UDP_FLOW_SECONDS { Some(flow) } else { None };
         }
         if OPENERS.get(opener_slot(&key.source)).is_none_or(|mark| *mark == 0) {
@@ -188,7 +176,15 @@ impl Tables for KernelTables {
     }
 }
 
-impl DestinationTables for KernelTables {
+impl CgroupLookups for KernelTables {
+    #[inline(always)]
+    fn cgroup(&self, key: &CgroupKey) -> Option<CgroupValue> {
+        // SAFETY: as above.
+        unsafe { CGROUPS.get(key) }.copied()
+    }
+}
+
+impl DestinationLookups for KernelTables {
     #[inline(always)]
     fn destination(&self, key: &DestinationKey) -> Option<DestinationValue> {
         DESTINATIONS.get(Key::new(bits::<DestinationKey>(), *key)).copied()
@@ -200,7 +196,7 @@ impl DestinationTables for KernelTables {
     }
 }
 
-/// Four context words as an address. Volatile, because the verifier refuses two words read as one.
+/// Four context words as an address. Volatile, because the verifier rejects reading two words as one.
 #[inline(always)]
 pub(crate) fn words(from: *const [u32; 4]) -> Address {
     let from: *const u32 = from.cast();

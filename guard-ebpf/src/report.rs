@@ -1,16 +1,19 @@
-//! Owns what is told of a decision: exact per-CPU counters, and events of denials, as many as anybody can read.
-//! Called by `ingress` after every decision, and by `connect` after every denial.
-//! Must never change a verdict, and never leave a packet uncounted: what is not told is counted by why.
+//! Owns the report of a decision: exact per-CPU counters and rate-limited denial events.
+//! Called by `ingress` after every decision, by `edge` and `connect` after every denial, and by `flows` for a pinhole that did not fit.
+//! Must never change a verdict, and never leave a packet uncounted: a suppressed event is counted under the reason.
 
-use aya_ebpf::{EbpfContext, helpers::generated::bpf_ktime_get_coarse_ns};
+use aya_ebpf::EbpfContext;
 use guard_common::{
-    Decision, Destination, Reached, Reason, Tables, Verdict,
-    abi::{DenyEvent, FlowKey, Health, NO_RULE, Told, counter_index},
+    Decision, Destination, Reached, Reason, Verdict,
+    abi::{DenyEvent, EventSlot, FlowKey, HealthCounter, NO_RULE, counter_index},
 };
 
-use crate::maps::{COUNTERS, EVENTS, HEALTH, KernelTables, TOLD};
+use crate::{
+    clock::coarse_nanoseconds,
+    maps::{COUNTERS, EVENTS, HEALTH, TOLD},
+};
 
-/// Counts a decision about a packet for `port` and sends an event where it denies or would have denied.
+/// Counts a decision about a packet to `port`, and sends an event if it denies or would have denied.
 #[inline(always)]
 pub(crate) fn report<C: EbpfContext>(ctx: &C, port: u16, decision: &Decision) {
     if matches!(decision.reason, Reason::NotGuarded) {
@@ -21,11 +24,10 @@ pub(crate) fn report<C: EbpfContext>(ctx: &C, port: u16, decision: &Decision) {
         return;
     }
     diagnose(ctx, port, decision);
-    // SAFETY: the helper takes nothing (5.11).
-    let at_ns = unsafe { bpf_ktime_get_coarse_ns() };
+    let at_ns = coarse_nanoseconds();
     let Some(repeats) = worth_telling(at_ns, port, decision) else { return };
     let Some(mut entry) = EVENTS.reserve::<DenyEvent>(0) else {
-        lost(Health::EventsLost);
+        lost(HealthCounter::EventsLost);
         return;
     };
     entry.write(DenyEvent {
@@ -43,39 +45,40 @@ pub(crate) fn report<C: EbpfContext>(ctx: &C, port: u16, decision: &Decision) {
     entry.submit(0);
 }
 
-/// Whether this denial is told, and how many like it went untold: one of a kind a second, and no more than the budget of all kinds.
+/// Whether an event is sent for this denial, and how many of its kind were suppressed since the last one: one event per kind and second,
+/// within the budget of all kinds.
 #[inline(always)]
 fn worth_telling(at_ns: u64, port: u16, decision: &Decision) -> Option<u32> {
     let second = (at_ns >> 30) as u32;
     let tag = kind(port, decision);
-    let told = slot(tag % Told::SLOTS)?;
+    let told = slot(tag % EventSlot::SLOTS)?;
     let repeats = if told.tag == tag { told.repeats } else { 0 };
     if told.tag == tag && told.window == second {
         told.repeats = repeats.wrapping_add(1);
-        lost(Health::EventsRepeated);
+        lost(HealthCounter::EventsRepeated);
         return None;
     }
-    let budget = slot(Told::SLOTS)?;
+    let budget = slot(EventSlot::SLOTS)?;
     let slice = (at_ns >> 26) as u32;
     if budget.window != slice {
-        *budget = Told { tag: 0, window: slice, repeats: 0 };
+        *budget = EventSlot { tag: 0, window: slice, repeats: 0 };
     }
-    if budget.tag >= Told::BUDGET {
-        lost(Health::EventsSampled);
+    if budget.tag >= EventSlot::BUDGET {
+        lost(HealthCounter::EventsSampled);
         return None;
     }
     budget.tag = budget.tag.wrapping_add(1);
-    *told = Told { tag, window: second, repeats: 0 };
+    *told = EventSlot { tag, window: second, repeats: 0 };
     Some(repeats)
 }
 
 #[inline(always)]
-fn slot(index: u32) -> Option<&'static mut Told> {
-    // SAFETY: the slot belongs to this CPU; a preempted program can at worst tell one event more or less.
+fn slot(index: u32) -> Option<&'static mut EventSlot> {
+    // SAFETY: the slot belongs to this CPU; a preempted program can at worst send one event more or less.
     TOLD.get_ptr_mut(index).map(|slot| unsafe { &mut *slot })
 }
 
-/// A hash of who is denied what and why. Not of the source port: an attempt is repeated from another one.
+/// A hash of source, port, rule and reason. Not of the source port: a repeated attempt comes from another one.
 #[inline(always)]
 fn kind(port: u16, decision: &Decision) -> u32 {
     let s = &decision.flow.source;
@@ -87,29 +90,28 @@ fn kind(port: u16, decision: &Decision) -> u32 {
         (u32::from(port) << 16) | u32::from(decision.rule),
         decision.reason as u32,
     ];
-    // FNV-1a by words, and a last mix so that the low bits of addresses reach the slot number.
+    // FNV-1a by words, with a final mix so that every bit of an address reaches the slot number.
     let hash = words.iter().fold(0x811c_9dc5u32, |hash, word| (hash ^ word).wrapping_mul(0x0100_0193));
     hash ^ (hash >> 15)
 }
 
-/// Counts and tells a connection attempt that is, or would be, denied. No rule is reached: who may connect where is not a rule's.
+/// Reports a connection attempt that is, or would be, denied. It is counted under no rule: a rule says who may reach a port.
 #[inline(always)]
 pub(crate) fn report_reach<C: EbpfContext>(ctx: &C, destination: Destination, reached: &Reached) {
     let Some(reason) = reached.denied else { return };
     let flow = FlowKey { destination: destination.address, ..FlowKey::default() };
     let audited = matches!(reached.verdict, Verdict::Allow);
-    let epoch = KernelTables.in_force().epoch;
-    let decision = Decision { verdict: reached.verdict, reason, rule: NO_RULE, audited, epoch, flow };
+    let decision = Decision { verdict: reached.verdict, reason, rule: NO_RULE, audited, epoch: reached.epoch, flow };
     report(ctx, destination.port, &decision);
 }
 
-/// Counts what this half could not do.
+/// Counts what the kernel half could not do.
 #[inline(always)]
-pub(crate) fn lost(what: Health) {
+pub(crate) fn lost(what: HealthCounter) {
     increment(HEALTH.get_ptr_mut(what as u32));
 }
 
-/// Counts one packet for a rule, whatever the reason.
+/// Counts one packet under a rule, whatever the reason.
 #[cfg(feature = "probe")]
 #[inline(always)]
 pub(crate) fn count(rule: u16) {

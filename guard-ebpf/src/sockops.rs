@@ -1,6 +1,6 @@
 //! Owns the life of a pinhole: opened when a known socket connects, closed when the handshake is over or the socket is gone.
 //! Called by the kernel's sock_ops hook: `TCP_CONNECT_CB` runs before the SYN leaves, with local address and port chosen.
-//! Must never open one for a socket that was neither registered by the daemon nor opened in the node's own network namespace.
+//! Must never open one for a socket that was neither registered by the daemon nor opened by the node, a caller or the companion.
 
 use aya_ebpf::{
     bindings::{
@@ -12,25 +12,26 @@ use aya_ebpf::{
     programs::SockOpsContext,
 };
 use guard_common::{
-    Tables,
-    abi::{Address, FlowKey, Generation, Health, Pinhole, PortKey, PortValue, ScopeKey, ScopeValue, opener_slot},
-    packet::{TCP, mapped},
+    abi::{Address, FlowKey, HealthCounter, Pinhole},
+    opened_pinhole,
+    packet::mapped,
 };
 
 use crate::{
-    maps::{self, CONNECTING, COOKIES, KernelTables, OPENERS, PINHOLES, node_netns},
+    flows::{close, open},
+    maps::{self, CONNECTING, COOKIES, KernelTables, node_netns},
     report::lost,
 };
 
 const AF_INET: u32 = 2;
 const TCP_CLOSE: u32 = 7;
 
-/// Opens and closes pinholes. The return value is not used by these callbacks.
+/// Opens and closes pinholes. These callbacks ignore the return value.
 #[sock_ops]
 fn guard_sockops(ctx: SockOpsContext) -> u32 {
     match ctx.op() {
         BPF_SOCK_OPS_TCP_CONNECT_CB => connecting(&ctx),
-        // The accepted socket is no listener: the pinhole has done its work.
+        // The accepted socket is not a listener: the pinhole is no longer needed.
         BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => close(&inbound(&ctx)),
         BPF_SOCK_OPS_STATE_CB if new_state(&ctx) == TCP_CLOSE => close(&outbound(&ctx)),
         _ => {}
@@ -42,15 +43,13 @@ fn guard_sockops(ctx: SockOpsContext) -> u32 {
 fn connecting(ctx: &SockOpsContext) {
     let flow = outbound(ctx);
     let Some(pinhole) = registered(ctx).or_else(|| opened_here(ctx, &flow)) else { return };
-    let opener = opener_slot(&flow.source);
-    if OPENERS.set(opener, 1, 0).is_err() || PINHOLES.insert(flow, pinhole, 0).is_err() {
-        lost(Health::PinholesLost);
+    if !open(&flow, pinhole) {
         return;
     }
-    // The socket's end closes the pinhole even where the daemon is gone.
+    // The end of the socket closes the pinhole even if the daemon is gone.
     if ctx.set_cb_flags((ctx.cb_flags() | BPF_SOCK_OPS_STATE_CB_FLAG) as i32).is_err() {
         close(&flow);
-        lost(Health::PinholesLost);
+        lost(HealthCounter::PinholesLost);
     }
 }
 
@@ -66,57 +65,26 @@ fn registered(ctx: &SockOpsContext) -> Option<Pinhole> {
     Some(pinhole)
 }
 
-/// A pinhole for a connection from the node's own network namespace, from a caller or from the companion, to a port whose rule allows it.
+/// A pinhole for a connection of the node's own network namespace, of a caller or of the companion, to a port whose rule allows it.
 #[inline(always)]
 fn opened_here(ctx: &SockOpsContext, flow: &FlowKey) -> Option<Pinhole> {
-    let mut pinhole = connecting_caller(ctx).unwrap_or_default();
-    // SAFETY: the helper takes the program's own context (sock_ops since 5.15).
-    if pinhole.via != Pinhole::TUNNEL && unsafe { bpf_get_netns_cookie(ctx.ops.cast()) } == node_netns() {
-        pinhole.via |= Pinhole::NODE;
-    }
-    let allows = allowed_selectors(flow);
-    let serves = |via, flag| pinhole.via & via != 0 && allows & flag != 0;
-    let admits = serves(Pinhole::TUNNEL, PortValue::ALLOW_TUNNEL)
-        || serves(Pinhole::NODE, PortValue::ALLOW_NODE)
-        || serves(Pinhole::CALLER, PortValue::ALLOW_CALLER);
-    if admits { Some(pinhole) } else { None }
+    let is_in_node_namespace = || {
+        // SAFETY: the helper takes the program's own context (sock_ops since 5.15).
+        let cookie = unsafe { bpf_get_netns_cookie(ctx.ops.cast()) };
+        cookie == node_netns()
+    };
+    opened_pinhole(flow, || noted(ctx), is_in_node_namespace, &KernelTables)
 }
 
-/// What the connect hook noted of this socket. It is used up.
+/// What the connect hook noted about this socket. It is used up.
 #[inline(always)]
-fn connecting_caller(ctx: &SockOpsContext) -> Option<Pinhole> {
-    if maps::generation().1.features & Generation::CGROUPS == 0 {
-        return None;
-    }
+fn noted(ctx: &SockOpsContext) -> Option<Pinhole> {
     // SAFETY: the helper takes the program's own context.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.ops.cast()) };
     // SAFETY: the value is copied at once; only the removal below follows.
     let pinhole = unsafe { CONNECTING.get(cookie) }.copied()?;
     let _ = CONNECTING.remove(cookie);
     Some(pinhole)
-}
-
-/// The selectors of every rule that may guard the destination: whose listener it is, only the listener tells.
-#[inline(always)]
-fn allowed_selectors(flow: &FlowKey) -> u16 {
-    let (generation, Generation { features, .. }) = maps::generation();
-    let flags = |scope| {
-        let key = PortKey { scope, port: u16::from_be_bytes(flow.destination_port), protocol: TCP, generation };
-        KernelTables.port(&key).map_or(0, |port| port.flags)
-    };
-    let key = ScopeKey { generation: [generation, 0, 0, 0], address: flow.destination };
-    let set = match KernelTables.scope(&key) {
-        Some(value) if value.scope != ScopeValue::NODE => flags(value.scope),
-        Some(_) | None => 0,
-    };
-    let all_pods = if features & Generation::ALL_PODS != 0 { flags(ScopeValue::ALL_PODS) } else { 0 };
-    flags(ScopeValue::NODE) | set | all_pods
-}
-
-#[inline(always)]
-fn close(flow: &FlowKey) {
-    // Absent is the usual case: most sockets never had a pinhole.
-    let _ = PINHOLES.remove(flow);
 }
 
 /// The flow that this socket's own packets make at its peer.

@@ -11,7 +11,7 @@ use aya::{
     programs::{CgroupSkb, SchedClassifier, TestRun, TestRunOptions, Xdp},
 };
 use guard_common::{
-    Decision, Listener, Reason, Scope, Verdict,
+    Decision, Listener, Namespace, Reason, RulesetInForce, Verdict,
     abi::{FlowKey, Pinhole, Probe, UDP_FLOW_SECONDS},
     decide, denied_at_the_edge,
 };
@@ -66,7 +66,7 @@ pub fn compare(object: &[u8], rulesets: usize, packets: usize) -> Tally {
         samples.extend((0..packets).map(|_| packets::random(&mut rng, &v4, &v6)));
         for sample in samples {
             let listener = Listener {
-                scope: pick(&mut rng, &[Scope::Node, Scope::Pod, Scope::Unknown]),
+                namespace: pick(&mut rng, &[Namespace::Node, Namespace::Pod, Namespace::Unknown]),
                 port: pick(&mut rng, &[10_250, 10_250, 8080, 9090, 0]),
                 protocol: if sample.name.ends_with("UDP") { 17 } else { pick(&mut rng, &[6, 6, 6, 6, 17]) },
                 in_pods: rng.random_bool(0.5),
@@ -206,10 +206,10 @@ impl Pair {
     }
 
     fn compare_one(&mut self, program: &str, sample: &Sample, listener: Listener, tally: &mut Tally) {
-        let scope = match listener.scope {
-            Scope::Node => 0,
-            Scope::Pod => 1,
-            Scope::Unknown => 2,
+        let scope = match listener.namespace {
+            Namespace::Node => 0,
+            Namespace::Pod => 1,
+            Namespace::Unknown => 2,
         };
         let question = Probe {
             scope,
@@ -237,7 +237,7 @@ impl Pair {
             epoch: answer.epoch,
             flow: answer.flow,
         };
-        let host = decide(sample.bytes.as_slice(), listener, &self.model);
+        let host = decide(sample.bytes.as_slice(), listener, &RulesetInForce::read(&self.model), &self.model);
         tally.compared += 1;
         *tally.reasons.entry(host.reason.name()).or_default() += 1;
         if kernel != host {

@@ -32,7 +32,7 @@ pub mod server;
 pub mod sweep;
 
 pub use bench::traffic;
-pub use lab::{client, daemon, helper, main_job, net};
+pub use lab::{client, daemon, helper, main_job, net, tries};
 pub use packets::{judged, shapes, wire};
 
 /// Whether this is a soak (`cargo xtask soak`): full counts and durations.

@@ -1,36 +1,42 @@
-//! Owns the tables as ordinary collections, so that `decide` runs on the host as it runs in the kernel.
-//! Called by the tests that compare the two, and by whatever explains a decision offline.
-//! Must never be cleverer than the kernel's maps: a longest-prefix match is a search by falling length.
+//! Owns the tables as ordinary collections, so that the judgements run on the host as they run in the kernel.
+//! Called by the tests that compare the two, and to judge open connections.
+//! Must never be cleverer than the kernel's maps: a longest-prefix match is a search by decreasing length.
 
 use std::collections::BTreeMap;
 
 use guard_common::{
-    DestinationTables, InForce, Tables,
+    DestinationLookups, Lookups, RulesetSwitch,
     abi::{
-        CallerKey, CallerValue, DestinationKey, DestinationValue, FlowKey, PeerKey4, PeerKey6, PeerValue, Pinhole,
-        PortKey, PortValue, ScopeKey, ScopeValue, port_word,
+        CallerKey, CallerValue, DestinationKey, DestinationValue, FlowKey, Generation, PeerKey4, PeerKey6, PeerValue,
+        Pinhole, PortKey, PortValue, ScopeKey, ScopeValue, port_word,
     },
     packet::UDP,
 };
 
 use crate::tables::image::Image;
 
-/// What the kernel would look things up in.
+/// What the kernel looks up.
 #[derive(Clone, Debug, Default)]
 pub struct Model {
     /// The ruleset's tables.
     pub image: Image,
     /// The open pinholes.
     pub pinholes: BTreeMap<FlowKey, Pinhole>,
-    /// The UDP conversations that have not run out.
+    /// The UDP conversations that have not expired.
     pub udp_flows: BTreeMap<FlowKey, Pinhole>,
 }
 
-impl Tables for Model {
-    fn in_force(&self) -> InForce {
-        self.image.in_force()
+impl RulesetSwitch for Model {
+    fn active(&self) -> u32 {
+        self.image.active()
     }
 
+    fn generation(&self, number: u8) -> Generation {
+        self.image.generation(number)
+    }
+}
+
+impl Lookups for Model {
     fn scope(&self, key: &ScopeKey) -> Option<ScopeValue> {
         longest(&self.image.entries.scopes, key)
     }
@@ -69,7 +75,7 @@ impl Tables for Model {
     }
 }
 
-impl DestinationTables for Model {
+impl DestinationLookups for Model {
     fn destination(&self, key: &DestinationKey) -> Option<DestinationValue> {
         longest(&self.image.entries.destinations, key)
     }
@@ -79,7 +85,7 @@ impl DestinationTables for Model {
     }
 }
 
-/// The value of the longest prefix that holds the key.
+/// The value of the longest prefix that contains the key.
 fn longest<K, V>(table: &BTreeMap<(u32, K), V>, key: &K) -> Option<V>
 where
     K: Copy + Ord + zerocopy::IntoBytes + zerocopy::FromBytes + zerocopy::Immutable + zerocopy::KnownLayout,
@@ -89,7 +95,7 @@ where
     (0..=bits).rev().find_map(|length| table.get(&(length, masked(key, length))).copied())
 }
 
-/// The key with everything behind its first `length` bits at zero.
+/// The key with every bit after the first `length` set to zero.
 fn masked<K>(key: &K, length: u32) -> K
 where
     K: Copy + zerocopy::IntoBytes + zerocopy::FromBytes + zerocopy::Immutable + zerocopy::KnownLayout,

@@ -5,12 +5,11 @@
 use std::collections::BTreeMap;
 
 use guard_common::{
-    InForce,
+    RulesetInForce, RulesetSwitch,
     abi::{
         CallerKey, CallerValue, CgroupKey, CgroupValue, DestinationKey, DestinationValue, Generation, PeerKey4,
         PeerKey6, PeerValue, PortKey, PortValue, ScopeKey, ScopeValue,
     },
-    in_force,
 };
 
 /// The entries of the tables, both generations. An LPM key is preceded by its prefix length in bits.
@@ -59,13 +58,18 @@ pub struct Image {
 }
 
 impl Image {
-    /// What a program that reads these tables takes for the ruleset in force.
-    pub fn in_force(&self) -> InForce {
-        in_force(self.epoch, |number| self.generation(number).epoch)
+    /// The ruleset in force, as a program reads it from these tables.
+    pub fn in_force(&self) -> RulesetInForce {
+        RulesetInForce::read(self)
+    }
+}
+
+impl RulesetSwitch for Image {
+    fn active(&self) -> u32 {
+        self.epoch
     }
 
-    /// What the tables hold of a generation first.
-    pub fn generation(&self, number: u8) -> Generation {
+    fn generation(&self, number: u8) -> Generation {
         self.entries.followed.generations.get(&number).copied().unwrap_or_default()
     }
 }

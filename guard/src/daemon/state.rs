@@ -129,7 +129,7 @@ impl Snapshots for Guard {
         map_use.extend(lock(&self.usage).tables());
         let programs = attachments(&self.bpffs);
         let edge = edge::now(&self.edge.load(), kernel::links::edge_tier::links(&self.bpffs));
-        let health: Vec<Health> = guard_common::abi::Health::ALL
+        let health: Vec<Health> = guard_common::abi::HealthCounter::ALL
             .iter()
             .map(|lost| Health {
                 name: lost.name().to_owned(),
@@ -166,7 +166,7 @@ impl Snapshots for Guard {
             );
         }
         let losses =
-            guard_common::abi::Health::ALL.into_iter().filter(|health| health.is_loss()).map(|loss| loss.name());
+            guard_common::abi::HealthCounter::ALL.into_iter().filter(|health| health.is_loss()).map(|loss| loss.name());
         let losses: Vec<&str> = losses.collect();
         let lost = health.iter().filter(|health| health.count > 0 && losses.contains(&health.name.as_str()));
         weakened.extend(lost.map(|lost| format!("{} {}", lost.count, lost.name)));

@@ -6,7 +6,7 @@
 //! port, the pinhole, the peer and one counter, and reads the addresses at fixed offsets: no header checks, no scope, no audit, no event.
 //! The guard's side is all of `decide` and all of `report`, for a denial with the clock and the rate limit of events. The first run reports
 //! the event, so that the repeated ones measure a denial in a flood. Twelve sources take turns, so that no figure is one lucky path of a trie.
-//! A test run's socket is a dummy in state CLOSE: `early exit` is the whole program up to there, one look-up more than for an established one.
+//! A test run's socket is a dummy in state CLOSE: `early exit` is the whole program up to there, one helper call more than for an established one.
 
 use std::{
     net::{IpAddr, SocketAddr},

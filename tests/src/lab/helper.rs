@@ -23,7 +23,10 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
-use super::client::{self, timed_out};
+use super::{
+    client::{self, timed_out},
+    tries,
+};
 use crate::{bench::print_line, endpoint, http_proxy::HttpProxy};
 
 type Body = BoxBody<Bytes, Infallible>;
@@ -41,6 +44,11 @@ pub fn main(arguments: &[String]) -> Result<()> {
         ["once", "udp", to] => print_json(&udp_once(to.parse()?)?),
         // From a given port, as the socket's owner: what comes back was asked for.
         ["send-first", from, to] => print_json(&exchange(&std::net::UdpSocket::bind(from)?, to.parse()?)?),
+        ["tries", how, to, patience, stop] => {
+            print_line("ready")?;
+            let patience = Duration::from_millis(patience.parse()?);
+            print_json(&tries::keep_on(how, to.parse()?, patience, Path::new(stop))?)
+        }
         ["mptcp", address] => mptcp(address.parse()?),
         ["meet", from, to] => meet(from.parse()?, to.parse()?),
         _ => {

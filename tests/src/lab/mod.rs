@@ -7,6 +7,7 @@ pub mod daemon;
 pub mod helper;
 pub mod main_job;
 pub mod net;
+pub mod tries;
 
 use std::{
     fs::{self, File},

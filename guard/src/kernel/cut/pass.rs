@@ -13,8 +13,8 @@ use std::{
 };
 
 use guard_common::{
-    Caller, Destination, Listener, Reason, Scope, Verdict,
-    abi::{Active, CgroupKey, CgroupValue, FlowKey, Generation, Pinhole},
+    Destination, Listener, LocalCaller, Namespace, Reason, RulesetInForce, Verdict,
+    abi::{CgroupKey, CgroupValue, FlowKey, Generation, Pinhole},
     decide,
     packet::{TCP, mapped},
     reach,
@@ -73,7 +73,8 @@ pub fn pass(image: &Image, cgroup: &Path) -> io::Result<Pass> {
 
 /// One look at all connections: how many were judged, and which are denied.
 fn look(model: &mut Model, cgroup: &Path) -> io::Result<(Pass, Vec<Denied>)> {
-    let groups = groups(image_generation(&model.image), &model.image.entries.followed, cgroup)?;
+    let in_force = model.image.in_force();
+    let groups = groups(&in_force, &model.image.entries.followed, cgroup)?;
     let covers_all = crate::kernel::cgroups::root::v2_root().is_ok_and(|root| root == cgroup);
     let own = fs::metadata("/proc/self/ns/net")?.ino();
     let (found, mut blind) = namespaces(own)?;
@@ -99,7 +100,7 @@ fn look(model: &mut Model, cgroup: &Path) -> io::Result<(Pass, Vec<Denied>)> {
     for (id, namespace, sockets) in dumped {
         let listening: BTreeSet<u16> =
             sockets.iter().filter(|socket| socket.listens()).map(|socket| socket.local.port()).collect();
-        let scope = if id == own { Scope::Node } else { Scope::Pod };
+        let whose = if id == own { Namespace::Node } else { Namespace::Pod };
         let mut connections = Vec::new();
         for socket in sockets.into_iter().filter(|socket| !socket.listens()) {
             let group = socket.cgroup.and_then(|cgroup| groups.get(&cgroup)).copied();
@@ -108,13 +109,13 @@ fn look(model: &mut Model, cgroup: &Path) -> io::Result<(Pass, Vec<Denied>)> {
             }
             let group = group.unwrap_or_default();
             let denied = if listening.contains(&socket.local.port()) {
-                let in_pods = scope != Scope::Node && (group.in_pods || pods_unknown(&model.image));
-                let listener = Listener { scope, port: socket.local.port(), protocol: TCP, in_pods };
-                let decision = decide(opening(socket.remote, socket.local).as_slice(), listener, model);
+                let in_pods = whose != Namespace::Node && (group.in_pods || pods_unknown(&in_force));
+                let listener = Listener { namespace: whose, port: socket.local.port(), protocol: TCP, in_pods };
+                let decision = decide(opening(socket.remote, socket.local).as_slice(), listener, &in_force, model);
                 pass.judged += usize::from(decision.reason != Reason::NotGuarded);
                 (decision.verdict == Verdict::Deny).then_some(decision.reason)
             } else {
-                companion_denied(model, group.caller, socket.remote)
+                companion_denied(model, &in_force, group.caller, socket.remote)
             };
             connections.extend(denied.map(|reason| (socket, reason)));
         }
@@ -128,31 +129,23 @@ fn look(model: &mut Model, cgroup: &Path) -> io::Result<(Pass, Vec<Denied>)> {
 /// What is known of a cgroup below the guarded one.
 #[derive(Clone, Copy, Debug, Default)]
 struct Group {
-    caller: Caller,
+    caller: LocalCaller,
     in_pods: bool,
 }
 
 /// Why an open connection of the companion would not be let out now. Nobody else's own connections are touched.
-fn companion_denied(model: &Model, caller: Caller, to: SocketAddr) -> Option<Reason> {
+fn companion_denied(model: &Model, in_force: &RulesetInForce, caller: LocalCaller, to: SocketAddr) -> Option<Reason> {
     if caller.roles & CgroupValue::COMPANION == 0 {
         return None;
     }
     let destination = Destination { address: address(to), port: to.port(), protocol: TCP };
-    let (generation, Generation { features, .. }) = image_generation(&model.image);
-    let reached = reach(caller, destination, generation, features, model);
+    let reached = reach(caller, destination, in_force, model);
     reached.denied.filter(|_| reached.verdict == Verdict::Deny)
 }
 
-/// The generation in force and what is known of it.
-fn image_generation(image: &Image) -> (u8, Generation) {
-    let generation = Active { epoch: image.in_force().epoch }.generation();
-    (generation, image.generation(generation))
-}
-
 /// Whether a rule guards ports of every pod and their cgroup is not there: then every listener that is not the node's counts.
-fn pods_unknown(image: &Image) -> bool {
-    let Generation { features, pods_cgroup, .. } = image_generation(image).1;
-    features & Generation::ALL_PODS != 0 && pods_cgroup == 0
+fn pods_unknown(in_force: &RulesetInForce) -> bool {
+    in_force.has(Generation::ALL_PODS) && in_force.pods_cgroup == 0
 }
 
 /// The head of a packet from one address to another: as much as a decision reads.
@@ -196,7 +189,7 @@ fn pinholes(dumped: &[TcpSocket], own: &HashSet<u32>, groups: &Groups) -> BTreeM
 
 /// The pinhole of a socket in a named cgroup.
 fn opened_by_caller(socket: &TcpSocket, groups: &Groups) -> Option<(FlowKey, Pinhole)> {
-    let Caller { cgroup, roles } = groups.get(&socket.cgroup?)?.caller;
+    let LocalCaller { cgroup, roles } = groups.get(&socket.cgroup?)?.caller;
     let via = match roles {
         0 => return None,
         roles if roles & CgroupValue::COMPANION != 0 => Pinhole::TUNNEL,
@@ -275,17 +268,17 @@ fn own_inodes() -> io::Result<HashSet<u32>> {
 type Groups = HashMap<u64, Group>;
 
 /// Walks the cgroups below the guarded one.
-fn groups((generation, facts): (u8, Generation), followed: &Followed, cgroup: &Path) -> io::Result<Groups> {
+fn groups(in_force: &RulesetInForce, followed: &Followed, cgroup: &Path) -> io::Result<Groups> {
     let mut groups = Groups::new();
     let mut left = vec![(cgroup.to_path_buf(), Group::default())];
     while let Some((path, mut group)) = left.pop() {
         // A cgroup that is gone by now has no sockets that matter.
         let Ok(id) = fs::metadata(&path).map(|metadata| metadata.ino()) else { continue };
-        let key = CgroupKey { cgroup: id, generation: u64::from(generation) };
+        let key = CgroupKey { cgroup: id, generation: u64::from(in_force.key_generation()) };
         if let Some(value) = followed.cgroups.get(&key) {
-            group.caller = Caller { cgroup: id, roles: group.caller.roles | value.roles };
+            group.caller = LocalCaller { cgroup: id, roles: group.caller.roles | value.roles };
         }
-        group.in_pods |= id == facts.pods_cgroup;
+        group.in_pods |= id == in_force.pods_cgroup;
         groups.insert(id, group);
         for entry in fs::read_dir(&path).into_iter().flatten().flatten() {
             if entry.file_type().is_ok_and(|kind| kind.is_dir()) {

@@ -12,7 +12,7 @@ use std::{
 
 use aya::maps::{MapError, PerCpuValues, lpm_trie::Key};
 use guard_common::{
-    Reason,
+    Reason, RulesetSwitch,
     abi::{
         Active, DestinationKey, DestinationValue, NO_RULE, PeerKey4, PeerKey6, PeerValue, PortKey, PortValue, ScopeKey,
         ScopeValue, counter_index,

@@ -4,13 +4,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use guard_common::{
-    InForce,
-    abi::{
-        Active, CallerKey, CallerValue, CgroupKey, CgroupValue, DestinationKey, DestinationValue, Generation,
-        MAX_PORT_WORDS, PeerKey4, PeerKey6, PeerValue, PortKey, PortValue, RULE_SLOTS, ScopeKey, ScopeValue,
-        list_bytes, port_word,
-    },
+use guard_common::abi::{
+    Active, CallerKey, CallerValue, CgroupKey, CgroupValue, DestinationKey, DestinationValue, Generation,
+    MAX_PORT_WORDS, PeerKey4, PeerKey6, PeerValue, PortKey, PortValue, RULE_SLOTS, ScopeKey, ScopeValue, list_bytes,
+    port_word,
 };
 use guard_policy::{
     ruleset::{Peer, PeerKind, PortRule, Ruleset},
@@ -80,16 +77,13 @@ pub enum PlanError {
 pub fn plan(have: &Image, want: &Ruleset, cgroups: &Cgroups) -> Result<Plan, PlanError> {
     let slots = assign_slots(have, want)?;
     // Somebody else may have written another epoch into the active slot than the one that the programs go by.
-    let InForce { epoch: in_force, generation } = have.in_force();
-    let generation = generation.unwrap_or(Active { epoch: in_force }.generation());
+    let read = have.in_force();
+    let (in_force, generation) = (read.epoch, read.key_generation());
     let names: BTreeMap<u16, String> =
         slots.iter().zip(&want.rules).map(|(slot, rule)| (*slot, rule.name.clone())).collect();
 
     let mut ops = Vec::new();
-    if have.in_force().generation.is_some()
-        && have.names == names
-        && holds_peers(&have.entries, want, &slots, generation)
-    {
+    if read.generation.is_some() && have.names == names && holds_peers(&have.entries, want, &slots, generation) {
         let mut current = encode(want, &slots, in_force, cgroups);
         let followed = std::mem::replace(&mut current.followed, have.entries.followed.clone());
         if have.entries == current {
@@ -491,7 +485,7 @@ mod tests {
                 let now = view(&image);
                 prop_assert!(now == old || now == new || image.in_force().generation.is_none(), "a mix after {:?}", op);
             }
-            prop_assert_eq!(image.in_force(), InForce { epoch: plan.epoch, generation: Some((plan.epoch & 1) as u8) });
+            prop_assert_eq!((image.in_force().epoch, image.in_force().generation), (plan.epoch, Some((plan.epoch & 1) as u8)));
             prop_assert_eq!(image.epoch, plan.epoch);
             prop_assert_eq!(&image.entries, &new);
         }

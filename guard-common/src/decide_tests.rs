@@ -4,14 +4,14 @@
 
 use proptest::prelude::*;
 
+use super::*;
 use crate::{
-    InForce, Listener, Reason, Scope, Tables, Verdict,
     abi::{
         CallerKey, CallerValue, FlowKey, OPENER_SLOTS, PeerKey4, PeerKey6, PeerValue, Pinhole, PortKey, PortValue,
         ScopeKey, ScopeValue, counter_index, opener_slot,
     },
-    decide,
-    packet::{mapped, parse},
+    in_force::RulesetSwitch,
+    packet::mapped,
 };
 
 /// Every look-up answers with one fixed value.
@@ -28,10 +28,16 @@ struct Fixed {
     port_copy: Option<PortValue>,
 }
 
-impl Tables for Fixed {
-    fn in_force(&self) -> InForce {
-        InForce { epoch: 1, generation: if self.doubt { None } else { Some(1) } }
+impl RulesetSwitch for Fixed {
+    fn active(&self) -> u32 {
+        1
     }
+    fn generation(&self, number: u8) -> Generation {
+        Generation { epoch: if number == 1 && !self.doubt { 1 } else { 0 }, ..Generation::default() }
+    }
+}
+
+impl Lookups for Fixed {
     fn scope(&self, _: &ScopeKey) -> Option<ScopeValue> {
         self.scope.map(|scope| ScopeValue { scope })
     }
@@ -61,7 +67,12 @@ impl Tables for Fixed {
     }
 }
 
-const NODE: Listener = Listener { scope: Scope::Node, port: 10_250, protocol: 6, in_pods: false };
+/// Decides under the ruleset in force of these tables.
+fn decide<L: Lookups>(bytes: &[u8], listener: Listener, tables: &L) -> Decision {
+    super::decide(bytes, listener, &RulesetInForce::read(tables), tables)
+}
+
+const NODE: Listener = Listener { namespace: Namespace::Node, port: 10_250, protocol: 6, in_pods: false };
 
 fn packet() -> impl Strategy<Value = Vec<u8>> {
     let edges = prop::sample::select(vec![0x45u8, 0x44, 0x46, 0x4f, 0x60, 0x00, 0xf0]);
@@ -87,8 +98,8 @@ proptest! {
     #[test]
     fn a_guarded_port_with_an_empty_list_admits_nobody(bytes in packet(), flags in 0u16..4, scope in 0usize..3) {
         let tables = Fixed { scope: Some(1), port: Some(PortValue { flags, ..PortValue::default() }), ..Fixed::default() };
-        let scope = [Scope::Node, Scope::Pod, Scope::Unknown][scope];
-        let decision = decide(bytes.as_slice(), Listener { scope, ..NODE }, &tables);
+        let namespace = [Namespace::Node, Namespace::Pod, Namespace::Unknown][scope];
+        let decision = decide(bytes.as_slice(), Listener { namespace, ..NODE }, &tables);
         prop_assert_eq!(decision.verdict, Verdict::Deny);
     }
 
@@ -123,22 +134,22 @@ proptest! {
         let port = Some(PortValue::default());
         let (here, port) = if lost { (None, port) } else { (Some(1), None) };
         let tables = Fixed { scope: here, port: port.filter(|_| doubt), pinhole, peer, caller, doubt, scope_copy: Some(1), port_copy: Some(PortValue { rule: 3, ..PortValue::default() }) };
-        let scope = [Scope::Node, Scope::Pod, Scope::Unknown][scope];
-        let decision = decide(bytes.as_slice(), Listener { scope, ..NODE }, &tables);
+        let namespace = [Namespace::Node, Namespace::Pod, Namespace::Unknown][scope];
+        let decision = decide(bytes.as_slice(), Listener { namespace, ..NODE }, &tables);
         let readable = parse(bytes.as_slice(), 6).is_some();
         prop_assert_eq!(decision.verdict, Verdict::Deny);
         prop_assert_eq!(decision.reason, if readable { Reason::TableDamaged } else { Reason::BadHeader });
         // An audited port denies nothing, damaged or not.
         let audited = Fixed { port_copy: Some(PortValue { flags: PortValue::AUDIT, ..PortValue::default() }), ..tables };
-        let decision = decide(bytes.as_slice(), Listener { scope, ..NODE }, &audited);
-        prop_assert_eq!(decision.verdict, if readable || scope == Scope::Node { Verdict::Allow } else { Verdict::Deny });
+        let decision = decide(bytes.as_slice(), Listener { namespace, ..NODE }, &audited);
+        prop_assert_eq!(decision.verdict, if readable || namespace == Namespace::Node { Verdict::Allow } else { Verdict::Deny });
     }
 
     #[test]
     fn what_no_copy_guards_is_left_alone_in_doubt_too(bytes in packet(), doubt in any::<bool>(), scope in 0usize..3) {
-        let scope = [Scope::Node, Scope::Pod, Scope::Unknown][scope];
-        let decision = decide(bytes.as_slice(), Listener { scope, ..NODE }, &Fixed { doubt, ..Fixed::default() });
-        if parse(bytes.as_slice(), 6).is_some() || scope == Scope::Node {
+        let namespace = [Namespace::Node, Namespace::Pod, Namespace::Unknown][scope];
+        let decision = decide(bytes.as_slice(), Listener { namespace, ..NODE }, &Fixed { doubt, ..Fixed::default() });
+        if parse(bytes.as_slice(), 6).is_some() || namespace == Namespace::Node {
             prop_assert_eq!(decision.reason, Reason::NotGuarded);
         }
     }
@@ -184,10 +195,15 @@ fn a_caller_is_admitted_by_its_cgroup_and_where_the_node_is_by_that() {
 #[test]
 fn a_pod_that_no_prefix_holds_is_known_by_its_cgroup() {
     struct ByCgroup;
-    impl Tables for ByCgroup {
-        fn in_force(&self) -> InForce {
-            InForce { epoch: 1, generation: Some(1) }
+    impl RulesetSwitch for ByCgroup {
+        fn active(&self) -> u32 {
+            1
         }
+        fn generation(&self, _: u8) -> Generation {
+            Generation { epoch: 1, ..Generation::default() }
+        }
+    }
+    impl Lookups for ByCgroup {
         fn scope(&self, _: &ScopeKey) -> Option<ScopeValue> {
             None
         }
@@ -216,15 +232,15 @@ fn a_pod_that_no_prefix_holds_is_known_by_its_cgroup() {
             None
         }
     }
-    for (scope, in_pods, reason) in [
-        (Scope::Pod, true, Reason::NoSelector),
-        (Scope::Pod, false, Reason::NotGuarded),
-        (Scope::Unknown, true, Reason::NoSelector),
-        (Scope::Unknown, false, Reason::NotGuarded),
-        (Scope::Node, true, Reason::NotGuarded),
+    for (namespace, in_pods, reason) in [
+        (Namespace::Pod, true, Reason::NoSelector),
+        (Namespace::Pod, false, Reason::NotGuarded),
+        (Namespace::Unknown, true, Reason::NoSelector),
+        (Namespace::Unknown, false, Reason::NotGuarded),
+        (Namespace::Node, true, Reason::NotGuarded),
     ] {
-        let listener = Listener { scope, in_pods, ..NODE };
-        assert_eq!(decide(syn_v4().as_slice(), listener, &ByCgroup).reason, reason, "{scope:?} {in_pods}");
+        let listener = Listener { namespace, in_pods, ..NODE };
+        assert_eq!(decide(syn_v4().as_slice(), listener, &ByCgroup).reason, reason, "{namespace:?} {in_pods}");
     }
 }
 
@@ -243,8 +259,8 @@ fn a_fragment_has_no_pinhole() {
 #[test]
 fn without_a_namespace_helper_an_unknown_destination_counts_as_the_nodes() {
     let tables = Fixed { port: Some(PortValue::default()), ..Fixed::default() };
-    let pod = Listener { scope: Scope::Pod, ..NODE };
-    let unknown = Listener { scope: Scope::Unknown, ..NODE };
+    let pod = Listener { namespace: Namespace::Pod, ..NODE };
+    let unknown = Listener { namespace: Namespace::Unknown, ..NODE };
     assert_eq!(decide(syn_v4().as_slice(), pod, &tables).reason, Reason::NotGuarded);
     assert_eq!(decide(syn_v4().as_slice(), unknown, &tables).reason, Reason::NoSelector);
 }

@@ -1,4 +1,4 @@
-//! Owns the flood that the bench sends: copies of one SYN, each from another source, put on a wire at a set pace.
+//! Owns the flood that the bench sends: copies of one SYN, each from another source, sent to an interface at a set pace.
 //! Called by `nodeguard-kernel-bench flood` through `BPF_PROG_TEST_RUN` with live frames (Linux 5.18), which sends what the program redirects.
 //! Must never be in the object that the daemon loads.
 
@@ -11,34 +11,34 @@ use aya_ebpf::{
 };
 use guard_common::abi::Flood;
 
-/// How fast, and how many.
+/// The pace, and the number of packets sent.
 #[map]
 static FLOOD: Array<Flood> = Array::with_max_entries(1, 0);
 
-/// The interface that they leave by, of whatever network namespace.
+/// The interface that they leave by, in any network namespace.
 #[map]
 static WIRE: DevMap = DevMap::with_max_entries(1, 0);
 
-/// Where identification, the low half of the source address, the source port and the low half of the sequence number stand in a frame with
-/// IPv4 and TCP without options.
+/// The offsets of identification, the low half of the source address, the source port and the low half of the sequence number in a frame
+/// with IPv4 and TCP without options.
 const IDENTIFICATION: usize = 18;
 const SOURCE: usize = 28;
 const SOURCE_PORT: usize = 34;
 const SEQUENCE: usize = 40;
-/// How many sources take turns, and how many ports of each.
+/// The number of sources that take turns, and of ports per source.
 const SOURCES: u16 = 4096;
 const PORTS: u16 = 8192;
-/// Packets that leave at once: as many as a test run hands over together, so that the receiver is woken once for all of them.
+/// Packets that leave at once: as many as one test run passes on together, so that the receiver is woken once for all of them.
 const BURST: u64 = 64;
 
-/// Sends the frame from the next source where its time has come. Both checksums stay right: what an address is more, another field that
-/// the same sum covers is less.
+/// Sends the frame from the next source if it is due. Both checksums stay valid: what is added to an address is subtracted from another
+/// field under the same checksum.
 #[xdp]
 fn bench_flood(ctx: XdpContext) -> u32 {
     let Some(flood) = FLOOD.get_ptr_mut(0) else { return XDP_DROP };
     // SAFETY: an array slot; one test run at a time uses it.
     let flood = unsafe { &mut *flood };
-    // SAFETY: the helper takes nothing.
+    // SAFETY: the helper takes no argument.
     let now = unsafe { bpf_ktime_get_ns() };
     if flood.due > now {
         return XDP_DROP;
@@ -46,7 +46,7 @@ fn bench_flood(ctx: XdpContext) -> u32 {
     let (number, turn) = (flood.sent as u16 % SOURCES, (flood.sent / u64::from(SOURCES)) as u16 % PORTS);
     flood.sent += 1;
     if flood.sent % BURST == 0 {
-        // What could not be sent in time is left out, not made up for.
+        // Packets that could not be sent in time are skipped, not sent later.
         flood.due = (flood.due + BURST * flood.pace).max(now);
     }
     let (start, end) = (ctx.data(), ctx.data_end());
@@ -54,7 +54,7 @@ fn bench_flood(ctx: XdpContext) -> u32 {
         return XDP_DROP;
     }
     let frame = start as *mut u8;
-    // SAFETY: the fields lie before the end of the frame, which was just looked at; they are aligned to two bytes, as the frame is.
+    // SAFETY: the fields end before the frame does, which was just checked; they are aligned to two bytes, as the frame is.
     unsafe {
         for (at, value) in [
             (SOURCE, Flood::SOURCE + number),

@@ -1,56 +1,64 @@
 //! Owns the rule of the edge tier: which packets from the network can be dropped before the stack, because no listener would admit them.
-//! Called by guard-ebpf's `edge`, for every packet of an uplink, and by the tests that hold it against `decide`: the same code.
-//! Must never drop what `decide` might admit, nor what might be for somebody else than a listener of the node.
+//! Called by guard-ebpf's `edge` for every packet of an uplink, and by the tests that compare it with `decide`: the same code.
+//! Must never drop a packet that `decide` might admit, or that might not be for a listener of the node.
 //!
-//! Only the opening packet of a TCP connection is ever dropped: any other may be the answer to a connection that was opened here, by the
-//! node or by a pod behind its address translation. For the same reason no datagram is: of UDP nothing tells a question from an answer.
+//! Only the opening packet of a TCP connection is ever dropped: any other packet may belong to a connection that was opened here, by the
+//! node or by a pod behind its address translation. No datagram is dropped, because UDP does not tell a question from an answer.
 
 use crate::{
     abi::{ScopeKey, ScopeValue},
-    decide::{Listener, Scope, Tables, decide},
+    decide::{Decision, decide},
+    in_force::RulesetInForce,
+    listener::{Listener, Namespace},
+    lookups::Lookups,
     packet::{PacketBytes, TCP},
-    verdict::{Decision, Reason, Verdict},
+    verdict::{Reason, Verdict},
 };
 
-/// The flags of a TCP header that tell its opening packet: SYN alone of these.
+/// The flags of a TCP header that identify an opening packet: of these, only SYN is set.
 const FIN: u8 = 0x01;
 const SYN: u8 = 0x02;
 const RST: u8 = 0x04;
 const ACK: u8 = 0x10;
 
-/// Judges a packet that starts at its IP header: whether it is dropped. `deny` is asked about an opening packet that every listener of the node
-/// at its destination would deny, with the denial for the edge's own reason: it finds out whether there is one, and tells of the denial.
-/// Everything else goes on to the guard.
+/// Whether a packet is dropped: the whole walk of the edge hook. Reads the ruleset in force. `deny` is called for an opening packet that
+/// every listener of the node at its destination would deny, with the denial under the edge's own reason; it returns whether there is such
+/// a listener, and reports the denial if so. Every other packet passes.
 ///
-/// Not an `Option`: the kernel's verifier loses track of a value that is there on one way only.
+/// A callback and not an `Option`, because the verifier rejects a value that is set on some paths only.
 #[inline(always)]
-pub fn edge<B: PacketBytes + ?Sized, T: Tables>(bytes: &B, tables: &T, deny: impl FnOnce(&Decision) -> bool) -> bool {
+pub fn drops_stranger<B: PacketBytes + ?Sized, L: Lookups>(
+    bytes: &B,
+    lookups: &L,
+    deny: impl FnOnce(&Decision) -> bool,
+) -> bool {
     let Some(port) = opened_port(bytes) else { return false };
-    let listener = Listener { scope: Scope::Node, port, protocol: TCP, in_pods: false };
-    let decision = decide(bytes, listener, tables);
+    let listener = Listener { namespace: Namespace::Node, port, protocol: TCP, in_pods: false };
+    let in_force = RulesetInForce::read(lookups);
+    let decision = decide(bytes, listener, &in_force, lookups);
     let reason = match (decision.verdict, decision.reason) {
         (Verdict::Deny, Reason::NoSelector) => Reason::EdgeNoSelector,
         (Verdict::Deny, Reason::Except) => Reason::EdgeExcept,
-        // Whoever has a pinhole is the guard's to judge, and so is what could not be read.
+        // A flow with a pinhole and an unreadable packet are left to the ingress hook.
         (Verdict::Deny | Verdict::Allow, _) => return false,
     };
-    // Only what is for the node itself: what is forwarded, to a pod or from one network to another, passes.
-    let generation = (decision.epoch & 1) as u8;
-    match tables.scope(&ScopeKey { generation: [generation, 0, 0, 0], address: decision.flow.destination }) {
+    // Only a packet for the node itself is dropped; a forwarded one, to a pod or to another network, passes.
+    let generation = [in_force.key_generation(), 0, 0, 0];
+    match lookups.scope(&ScopeKey { generation, address: decision.flow.destination }) {
         Some(ScopeValue { scope: ScopeValue::NODE }) => deny(&Decision { reason, ..decision }),
         Some(_) | None => false,
     }
 }
 
-/// The same as a value, for whoever is no kernel program: the denial.
-pub fn denied_at_the_edge<B: PacketBytes + ?Sized, T: Tables>(bytes: &B, tables: &T) -> Option<Decision> {
+/// The same as a value, for the host: the denial.
+pub fn denied_at_the_edge<B: PacketBytes + ?Sized, L: Lookups>(bytes: &B, lookups: &L) -> Option<Decision> {
     let mut denied = None;
-    edge(bytes, tables, |decision| denied.insert(*decision).verdict == Verdict::Deny);
+    drops_stranger(bytes, lookups, |decision| denied.insert(*decision).verdict == Verdict::Deny);
     denied
 }
 
 /// The destination port of a TCP connection's opening packet in its plainest shape: no IP options, no extension header, no fragment.
-/// Read in small pieces: the kernel's stack is small, and `decide` needs it.
+/// Read in small pieces, because the kernel's stack is small and `decide` needs it.
 #[inline(always)]
 fn opened_port<B: PacketBytes + ?Sized>(bytes: &B) -> Option<u16> {
     let [version, _] = bytes.at::<2>(0)?;
@@ -82,9 +90,12 @@ mod tests {
 
     use super::*;
     use crate::{
-        InForce,
-        abi::{CallerKey, CallerValue, FlowKey, PeerKey4, PeerKey6, PeerValue, Pinhole, PortKey, PortValue, V4_PREFIX},
-        parse,
+        abi::{
+            CallerKey, CallerValue, FlowKey, Generation, PeerKey4, PeerKey6, PeerValue, Pinhole, PortKey, PortValue,
+            V4_PREFIX,
+        },
+        in_force::RulesetSwitch,
+        packet::parse,
     };
 
     /// One guarded port of the node, 10250, one peer list; the first byte of an address says what it is.
@@ -96,10 +107,16 @@ mod tests {
         caller: bool,
     }
 
-    impl Tables for Node {
-        fn in_force(&self) -> InForce {
-            InForce { epoch: 7, generation: Some(1) }
+    impl RulesetSwitch for Node {
+        fn active(&self) -> u32 {
+            7
         }
+        fn generation(&self, number: u8) -> Generation {
+            Generation { epoch: if number == 1 { 7 } else { 0 }, ..Generation::default() }
+        }
+    }
+
+    impl Lookups for Node {
         fn is_guarded_number(&self, _: u8, port: u16) -> bool {
             port == 10_250
         }
@@ -182,11 +199,11 @@ mod tests {
                 let port = u16::from_be_bytes(decision.flow.destination_port);
                 prop_assert_eq!(decision.verdict, Verdict::Deny);
                 prop_assert!(!decision.audited && node.flags & PortValue::AUDIT == 0);
-                for scope in [Scope::Node, Scope::Unknown] {
+                for namespace in [Namespace::Node, Namespace::Unknown] {
                     for in_pods in [false, true] {
-                        let listener = Listener { scope, port, protocol: TCP, in_pods };
-                        let judged = decide(bytes.as_slice(), listener, &node);
-                        prop_assert_eq!(judged.verdict, Verdict::Deny, "{:?} {:02x?}", scope, bytes);
+                        let listener = Listener { namespace, port, protocol: TCP, in_pods };
+                        let judged = decide(bytes.as_slice(), listener, &RulesetInForce::read(&node), &node);
+                        prop_assert_eq!(judged.verdict, Verdict::Deny, "{:?} {:02x?}", namespace, bytes);
                         prop_assert!(matches!(judged.reason, Reason::NoSelector | Reason::Except));
                         prop_assert_eq!((judged.rule, judged.flow), (decision.rule, decision.flow));
                     }

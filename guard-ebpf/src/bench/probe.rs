@@ -1,5 +1,5 @@
-//! Owns the test-run entry points of the development object: the decision with a listener taken from a map.
-//! Called by tests through `BPF_PROG_TEST_RUN`, where the kernel gives a dummy socket that no `ingress` run would judge.
+//! Owns the test-run entry points of the development object: the decision about a listener that a map describes.
+//! Called by tests through `BPF_PROG_TEST_RUN`, where the kernel passes a dummy socket that `ingress` does not judge.
 //! Must never be in the object that the daemon loads.
 
 use aya_ebpf::{
@@ -12,48 +12,48 @@ use aya_ebpf::{
     programs::{SkBuffContext, TcContext, XdpContext},
 };
 use guard_common::{
-    Decision, Listener, PacketBytes, Scope, Tables, Verdict,
+    Decision, Listener, Lookups, Namespace, PacketBytes, RulesetInForce, Verdict,
     abi::{FlowKey, PeerKey4, PeerKey6, PeerValue, PortKey, PortValue, Probe, list_bytes},
     decide,
     packet::{TCP, mapped},
 };
 
 use crate::{
-    edge::{Frame, SkbFrame, XdpFrame, judge},
+    bytes::{EthernetFrame, SkbFrame, Window, XdpFrame},
+    edge::judge,
     maps::{ACTIVE, KernelTables},
     report::{count, report},
-    window::Window,
 };
 
 #[map]
 static PROBE: Array<Probe> = Array::with_max_entries(1, 0);
 
-/// Decides by direct access where the window allows.
+/// Decides by direct access where the packet allows it.
 #[cgroup_skb(ingress)]
 fn probe_direct(ctx: SkBuffContext) -> i32 {
     probe(&ctx, false)
 }
 
-/// Decides by helper loads alone.
+/// Decides by helper calls alone.
 #[cgroup_skb(ingress)]
 fn probe_helper(ctx: SkBuffContext) -> i32 {
     probe(&ctx, true)
 }
 
-/// What the edge would drop if there is a listener, by direct access.
+/// What the edge drops if there is a listener, by direct access.
 #[xdp(frags)]
 fn probe_edge(ctx: XdpContext) -> u32 {
     if probe_frame(&XdpFrame { ctx: &ctx }) { XDP_DROP } else { XDP_PASS }
 }
 
-/// The same by helper loads alone.
+/// The same by helper calls alone.
 #[classifier]
 fn probe_edge_tc(ctx: TcContext) -> i32 {
     if probe_frame(&SkbFrame { ctx: &ctx, helper_only: true }) { TCX_DROP } else { TCX_PASS }
 }
 
 #[inline(always)]
-fn probe_frame<F: Frame>(frame: &F) -> bool {
+fn probe_frame<F: EthernetFrame>(frame: &F) -> bool {
     judge(frame, |decision| {
         let Some(slot) = PROBE.get_ptr_mut(0) else { return false };
         // SAFETY: an array slot; tests run one packet at a time.
@@ -62,17 +62,22 @@ fn probe_frame<F: Frame>(frame: &F) -> bool {
     })
 }
 
-/// The cost of a test run that does nothing but take its question.
+/// The cost of an empty test run.
 #[cgroup_skb(ingress)]
 fn bench_empty(_ctx: SkBuffContext) -> i32 {
     1
 }
 
-/// All that `guard_ingress` does for a packet, the listener taken from the question.
+/// All that `guard_ingress` does for a packet; the listener is taken from the map.
 #[cgroup_skb(ingress)]
 fn bench_guard(ctx: SkBuffContext) -> i32 {
     let Some(listener) = question() else { return 0 };
-    let decision = decide(&Window { ctx: &ctx, helper_only: false }, listener, &KernelTables);
+    let decision = decide(
+        &Window { ctx: &ctx, helper_only: false },
+        listener,
+        &RulesetInForce::read(&KernelTables),
+        &KernelTables,
+    );
     report(&ctx, listener.port, &decision);
     match decision.verdict {
         Verdict::Allow => 1,
@@ -80,19 +85,19 @@ fn bench_guard(ctx: SkBuffContext) -> i32 {
     }
 }
 
-/// The look-ups that no program can do without for a packet that no rule names: which generation, is the port guarded?
+/// The look-ups that any program needs for a packet that no rule names: which generation, is the port guarded?
 #[cgroup_skb(ingress)]
 fn bench_floor_port(_ctx: SkBuffContext) -> i32 {
     floor_port().map_or(1, |_| 0)
 }
 
-/// The same for one that a pinhole admits: and is there a pinhole, and a counter?
+/// The same for a packet that a pinhole admits: also the pinhole and a counter.
 #[cgroup_skb(ingress)]
 fn bench_floor_pinhole(ctx: SkBuffContext) -> i32 {
     floor(&ctx, false)
 }
 
-/// The same for one that a prefix of the peer list admits or that nothing does: and is there a peer?
+/// The same for a packet that a prefix of the peer list admits, or that nothing admits: also the peer.
 #[cgroup_skb(ingress)]
 fn bench_floor_peer(ctx: SkBuffContext) -> i32 {
     floor(&ctx, true)
@@ -106,7 +111,7 @@ fn floor_port() -> Option<(PortValue, Listener, u8)> {
     KernelTables.port(&key).map(|port| (port, listener, generation))
 }
 
-/// The headers are read where they stand in a packet without options: nothing is checked.
+/// Headers are read at the offsets of a packet without options: nothing is checked.
 #[inline(always)]
 fn floor(ctx: &SkBuffContext, with_peer: bool) -> i32 {
     let Some((port, listener, generation)) = floor_port() else { return 1 };
@@ -138,12 +143,12 @@ fn floor(ctx: &SkBuffContext, with_peer: bool) -> i32 {
 #[inline(always)]
 fn question() -> Option<Listener> {
     let slot = PROBE.get(0)?;
-    let scope = match slot.scope {
-        0 => Scope::Node,
-        1 => Scope::Pod,
-        _ => Scope::Unknown,
+    let namespace = match slot.scope {
+        0 => Namespace::Node,
+        1 => Namespace::Pod,
+        _ => Namespace::Unknown,
     };
-    Some(Listener { scope, port: slot.port, protocol: slot.protocol, in_pods: slot.in_pods != 0 })
+    Some(Listener { namespace, port: slot.port, protocol: slot.protocol, in_pods: slot.in_pods != 0 })
 }
 
 #[inline(always)]
@@ -151,13 +156,13 @@ fn probe(ctx: &SkBuffContext, helper_only: bool) -> i32 {
     let Some(slot) = PROBE.get_ptr_mut(0) else { return 0 };
     // SAFETY: an array slot; tests run one packet at a time.
     let slot = unsafe { &mut *slot };
-    let scope = match slot.scope {
-        0 => Scope::Node,
-        1 => Scope::Pod,
-        _ => Scope::Unknown,
+    let namespace = match slot.scope {
+        0 => Namespace::Node,
+        1 => Namespace::Pod,
+        _ => Namespace::Unknown,
     };
-    let listener = Listener { scope, port: slot.port, protocol: slot.protocol, in_pods: slot.in_pods != 0 };
-    let decision = decide(&Window { ctx, helper_only }, listener, &KernelTables);
+    let listener = Listener { namespace, port: slot.port, protocol: slot.protocol, in_pods: slot.in_pods != 0 };
+    let decision = decide(&Window { ctx, helper_only }, listener, &RulesetInForce::read(&KernelTables), &KernelTables);
     answer(slot, &decision);
     match decision.verdict {
         Verdict::Allow => 1,
