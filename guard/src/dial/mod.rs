@@ -2,14 +2,19 @@
 //! Called by the tunnel's sessions.
 //! Must never connect without a permit.
 
-pub mod answer;
+mod answer;
 pub mod audit;
+mod backlog;
 pub mod budget;
 pub mod connections;
+mod failure;
 pub mod gate;
 pub mod hello;
 pub mod kubelet;
 pub mod limits;
 pub mod queue;
+mod reach;
 pub mod relay;
+pub mod routes;
 pub mod serve;
+mod target;

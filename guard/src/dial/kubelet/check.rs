@@ -8,7 +8,6 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    io,
     net::SocketAddr,
     os::unix::fs::MetadataExt,
     path::Path,
@@ -26,9 +25,12 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use crate::{
-    dial::kubelet::{
-        certificate,
-        certificate::{Shown, explain},
+    dial::{
+        kubelet::{
+            certificate,
+            certificate::{Shown, explain},
+        },
+        reach::ReachError,
     },
     kernel::cut::sock_diag,
     sys::lock::lock,
@@ -45,7 +47,7 @@ const REMEMBERED: usize = 256;
 #[derive(Debug)]
 pub enum CheckError {
     /// No TCP connection: the dial would have none either.
-    Unreachable(io::Error),
+    Unreachable(ReachError),
     /// TLS, or the certificate, is not as it should be.
     Refused(String),
 }
@@ -99,7 +101,7 @@ impl Certificates {
         &self,
         address: SocketAddr,
         demand: &Arc<CertificateDemand>,
-        connect: impl Future<Output = io::Result<TcpStream>>,
+        connect: impl Future<Output = Result<TcpStream, ReachError>>,
     ) -> Result<(), CheckError> {
         let key = (address, Arc::clone(demand));
         let slot = {

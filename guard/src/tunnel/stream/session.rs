@@ -2,31 +2,19 @@
 //! Called by `run`.
 //! Must never wait for a dial, for the wire or for a backend: only for a frame, and, within `Patience`, for room.
 
-use std::{
-    collections::HashMap,
-    error::Error,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{error::Error, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use tokio::{
-    sync::mpsc,
-    time::{Instant, timeout},
-};
+use tokio::time::{Instant, timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    dial::{
-        budget::Patience,
-        queue::Queue,
-        serve::{Dialer, Origin, Routes},
-    },
-    sys::{error_chain::with_causes, lock::lock},
+    dial::{budget::Patience, queue::Queue, routes::Origin, serve::Dialer},
+    sys::error_chain::with_causes,
     tunnel::stream::establish::{Stream, WINDOW},
     wire::{
         counts,
-        frames::{CloseRequest, Data, DialRequest, Frame, Packet, closed, drain as drain_frame},
+        frames::{CloseRequest, Data, DialRequest, Frame, closed, drain as drain_frame},
     },
 };
 
@@ -80,49 +68,19 @@ const REPLIES: u32 = 100;
 /// What is longer than any address is refused for its shape; no more of it is kept.
 const LONGEST: usize = 300;
 
-/// What the frames of one stream refer to.
-#[derive(Default)]
-struct Table {
-    /// Open dials by connection id.
-    open: Mutex<HashMap<i64, Queue>>,
-    /// Dials under way by their `random`; it may repeat, and ending one then ends all.
-    pending: Mutex<HashMap<i64, Vec<CancellationToken>>>,
-}
-
-impl Routes for Table {
-    fn opened(&self, id: i64, queue: Queue) {
-        lock(&self.open).insert(id, queue);
-    }
-
-    fn closed(&self, id: i64) {
-        lock(&self.open).remove(&id);
-    }
-
-    fn answered(&self, random: i64, dial: &CancellationToken) {
-        let mut pending = lock(&self.pending);
-        // Marks this one among those of the same `random`.
-        dial.cancel();
-        if let Some(dials) = pending.get_mut(&random) {
-            dials.retain(|dial| !dial.is_cancelled());
-            if dials.is_empty() {
-                pending.remove(&random);
-            }
-        }
-    }
-}
-
 /// Serves a stream until it ends; says why.
 pub(crate) async fn run(stream: Stream, dialer: Arc<Dialer>, terms: Terms) -> Ended {
     let Stream { mut inbound, outbound, server_id, .. } = stream;
     let Terms { drain, stop, dials } = terms;
     let mut session = Session {
         dialer,
-        table: Arc::default(),
+        origin: Origin {
+            outbound,
+            server_id: server_id.into(),
+            lost: CancellationToken::new(),
+            routes: Arc::default(),
+        },
         dials: dials.clone(),
-        under_way: Arc::new(()),
-        lost: CancellationToken::new(),
-        outbound,
-        server_id: server_id.into(),
         patience: Patience::new(Instant::now()),
         traffic: Traffic::default(),
         replies: Replies { left: REPLIES, since: Instant::now() },
@@ -136,7 +94,7 @@ pub(crate) async fn run(stream: Stream, dialer: Arc<Dialer>, terms: Terms) -> En
             () = &mut idle => break Ended::Done,
             () = drain.cancelled(), if !asked_to_drain => {
                 asked_to_drain = true;
-                let outbound = session.outbound.clone();
+                let outbound = session.origin.outbound.clone();
                 session.dials.spawn(async move { drop(outbound.send(drain_frame()).await) });
                 continue;
             }
@@ -152,7 +110,7 @@ pub(crate) async fn run(stream: Stream, dialer: Arc<Dialer>, terms: Terms) -> En
             }
         }
     };
-    let Session { lost, outbound, .. } = session;
+    let Session { origin: Origin { lost, outbound, .. }, .. } = session;
     lost.cancel();
     dials.close();
     if timeout(WIND_UP, dials.wait()).await.is_err() {
@@ -182,13 +140,9 @@ async fn idle(drain: &CancellationToken, dials: &TaskTracker) {
 /// A stream that is being served.
 struct Session {
     dialer: Arc<Dialer>,
-    table: Arc<Table>,
+    /// What each of its dials gets.
+    origin: Origin,
     dials: TaskTracker,
-    /// Each dial under way holds one of these.
-    under_way: Arc<()>,
-    lost: CancellationToken,
-    outbound: mpsc::Sender<Packet>,
-    server_id: Arc<str>,
     patience: Patience,
     traffic: Traffic,
     replies: Replies,
@@ -200,8 +154,7 @@ impl Session {
             Frame::Data(Data { connect_id, data, .. }) => {
                 self.traffic.saw(connect_id, Instant::now());
                 self.patience.read(data.len(), WINDOW);
-                let queue = lock(&self.table.open).get(&connect_id).cloned();
-                match queue {
+                match self.origin.routes.queue(connect_id) {
                     Some(queue) => {
                         if let Err(data) = queue.push(data) {
                             self.hold(&queue, data).await;
@@ -214,16 +167,12 @@ impl Session {
             Frame::Dial(request) => self.dial(request),
             Frame::Close(CloseRequest { connect_id }) => {
                 self.traffic.saw(connect_id, Instant::now());
-                let queue = lock(&self.table.open).remove(&connect_id);
-                match queue {
+                match self.origin.routes.remove(connect_id) {
                     Some(queue) => queue.close(),
                     None => self.reply(connect_id, "Unknown connectID"),
                 }
             }
-            Frame::CloseDial(close) => {
-                let dials = lock(&self.table.pending).remove(&close.random);
-                dials.into_iter().flatten().for_each(|dial| dial.cancel());
-            }
+            Frame::CloseDial(close) => self.origin.routes.abandon(close.random),
             Frame::Other(kind) => tracing::debug!(kind, "a frame that is not for an agent"),
         }
     }
@@ -247,29 +196,19 @@ impl Session {
         queue.end();
     }
 
-    /// Starts a dial, or refuses it where too many are under way.
+    /// Starts a dial in a task of its own, unless it is refused at once.
     fn dial(&mut self, mut request: DialRequest) {
         shorten(&mut request.address);
         shorten(&mut request.protocol);
-        let origin = Origin {
-            outbound: self.outbound.clone(),
-            server_id: Arc::clone(&self.server_id),
-            abandoned: self.lost.child_token(),
-            lost: self.lost.clone(),
-            routes: Arc::clone(&self.table) as Arc<dyn Routes>,
-        };
-        if Arc::strong_count(&self.under_way) > self.dialer.budget.limits().dials_per_stream {
-            return self.dialer.refuse(&request, &origin);
+        if let Some(dial) = Arc::clone(&self.dialer).serve(request, self.origin.clone()) {
+            self.dials.spawn(dial);
         }
-        lock(&self.table.pending).entry(request.random).or_default().push(origin.abandoned.clone());
-        let (dialer, under_way) = (Arc::clone(&self.dialer), Arc::clone(&self.under_way));
-        self.dials.spawn(async move { dialer.serve(request, origin, under_way).await });
     }
 
     /// Tells the server that a connection is none. Only so often, and only where the wire has room: it may ask as fast as it likes.
     fn reply(&mut self, id: i64, error: &str) {
         if self.replies.one_more(Instant::now()) {
-            drop(self.outbound.try_send(closed(id, error.to_owned())));
+            drop(self.origin.outbound.try_send(closed(id, error.to_owned())));
         }
     }
 }
