@@ -1,5 +1,5 @@
-//! Owns a dial of the control plane, from its request to its record.
-//! Called by the tunnel's sessions.
+//! Owns a dial of the control plane, from its request to its record. `serve` is the walk.
+//! Called by the sessions of the tunnel.
 //! Must never connect without a permit.
 
 mod answer;

@@ -224,7 +224,7 @@ impl Dialer {
             checked.unwrap_or(Err(CheckError::Unreachable(ReachError::TimedOut))).map_err(|error| match error {
                 CheckError::Unreachable(cause) => Failure::Unreachable { address, cause },
                 CheckError::Refused(why) => {
-                    Failure::Refused { refusal: Refusal::KubeletCertificate, detail: Some(why) }
+                    Failure::Refused { refusal: Refusal::KubeletCertificate, detail: Some(why.words()) }
                 }
             })?;
         }

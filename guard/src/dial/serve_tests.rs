@@ -141,7 +141,8 @@ impl Rig {
         let address = match way {
             Way::Malformed => "127.0.0.1".to_owned(),
             Way::Unnamed => "127.0.0.2:80".to_owned(),
-            Way::NoSuchHost => "nobody.invalid:80".to_owned(),
+            // The node's own name, and the node has no address: no resolver is asked.
+            Way::NoSuchHost => "node-1:80".to_owned(),
             Way::Protocol
             | Way::StreamLimit
             | Way::ProcessLimit
@@ -156,7 +157,7 @@ impl Rig {
         let text = "apiVersion: nodeguard.dev/v1alpha1\nkind: NodeGuardPolicy\nmetadata: {name: t}\nspec: {mode: Enforce, guard: [], \
                     tunnel: {dial: [pods: {cidrs: [127.0.0.1/32], ports: [1-65535]}]}}\n";
         let ruleset = compile(&Source { path: "t".into(), text: text.to_owned() }, &NodeFacts::default()).unwrap().0;
-        let connections = Connections::new(NodeFacts::default());
+        let connections = Connections::new(NodeFacts { names: vec!["node-1".to_owned()], ..NodeFacts::default() });
         connections.publish(Some(Arc::new(ruleset)));
         let pinholes = Arc::new(FakePinholes { full: way == Way::NoPinhole, ..FakePinholes::default() });
         let dialer = Dialer::new(
@@ -267,6 +268,7 @@ async fn each_phase_that_fails_has_its_outcome_and_one_answer() {
         (Way::Protocol, "refused", "protocol", "only tcp"),
         (Way::Malformed, "refused", "malformed", "not host:port"),
         (Way::Unnamed, "refused", "loopback", "loopback addresses are not dialled"),
+        (Way::NoSuchHost, "failed", "no-such-host", "lookup node-1: no such host"),
         (Way::NoPinhole, "failed", "other", "connect: no pinhole in the kernel: element not found"),
         (Way::RefusedByBackend, "failed", "connection-refused", "connect: connection refused"),
         (Way::DeafBackend, "failed", "timeout", "i/o timeout"),

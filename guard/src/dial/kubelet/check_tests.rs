@@ -88,7 +88,7 @@ async fn check(
     let connect = async { Ok(TcpStream::connect(address).await?) };
     match certificates.check(address, demand, connect).await {
         Ok(()) => Ok(()),
-        Err(CheckError::Refused(why)) => Err(why),
+        Err(CheckError::Refused(why)) => Err(why.words()),
         Err(CheckError::Unreachable(ReachError::Socket(error))) => Err(format!("unreachable: {:?}", error.kind())),
         Err(CheckError::Unreachable(error)) => Err(format!("unreachable: {error}")),
     }

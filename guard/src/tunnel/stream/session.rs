@@ -1,12 +1,13 @@
-//! Owns one stream while it lasts: frames from the server to dials and their backends.
-//! Called by `run`.
-//! Must never wait for a dial, for the wire or for a backend: only for a frame, and, within `Patience`, for room.
+//! Owns one stream while it lasts: takes each frame of the server to its dial.
+//! Called by `tunnel/run`.
+//! Must never wait for a dial, the wire or a backend: only for a frame and, within `Patience`, for room in a queue.
 
 use std::{error::Error, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use tokio::time::{Instant, timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::Status;
 
 use crate::{
     dial::{budget::Patience, queue::Queue, routes::Origin, serve::Dialer},
@@ -18,57 +19,63 @@ use crate::{
     },
 };
 
-/// How long late dials are still served after the server was asked for no more: it may have sent some already.
+/// How long late dials are still served after DRAIN was sent: the server may have sent some already.
 pub(crate) const LINGER: Duration = Duration::from_millis(500);
 
 /// How long the dials of a lost stream may take to end.
 const WIND_UP: Duration = Duration::from_secs(5);
 
-/// How long the server may take to end a stream that we ended.
+/// How long the server may take to end its half of a stream that we ended.
 const GOODBYE: Duration = Duration::from_secs(2);
 
 /// On what terms a stream is served.
 pub(crate) struct Terms {
-    /// From here on the server is asked for no more dials; the stream ends once it carries none.
+    /// Cancelled to drain: the server is asked for no more dials, and the stream ends when it carries none.
     pub(crate) drain: CancellationToken,
-    /// The daemon ends.
+    /// Cancelled when the daemon ends.
     pub(crate) stop: CancellationToken,
-    /// The dials of the stream, counted.
+    /// The tasks of the stream's dials.
     pub(crate) dials: TaskTracker,
 }
 
 /// How a stream ended.
 #[derive(Debug)]
 pub(crate) enum Ended {
-    /// It was not needed any more, and carried nothing.
+    /// It was no longer needed and carried nothing.
     Done,
-    /// The server or the way to it ended it.
-    Broken(String),
+    /// The server closed it.
+    Closed,
+    /// The server or the network broke it.
+    Broken(Box<Status>),
+    /// Its task panicked.
+    Crashed,
 }
 
 impl Ended {
-    /// In words.
-    pub(crate) fn words(&self) -> &str {
+    /// In words, with the causes.
+    pub(crate) fn words(&self) -> String {
         match self {
-            Ended::Done => "it was not needed any more",
-            Ended::Broken(reason) => reason,
+            Ended::Done => "it was no longer needed".to_owned(),
+            Ended::Closed => "the server closed it".to_owned(),
+            Ended::Broken(status) => with_causes(format!("{} ({})", status.message(), status.code()), status.source()),
+            Ended::Crashed => "the session crashed".to_owned(),
         }
     }
 }
 
-/// How often the wait for room looks again: other connections may have given some back.
+/// How often a wait for room looks again: other connections may have freed some.
 const LOOK: Duration = Duration::from_millis(5);
 
-/// Who sent a frame within this time is being served.
+/// A connection counts as served for this long after a frame.
 const SERVED: Duration = Duration::from_secs(1);
 
-/// How many frames for connections that are none are answered in a second.
+/// How many frames for unknown connections are answered in a second.
 const REPLIES: u32 = 100;
 
-/// What is longer than any address is refused for its shape; no more of it is kept.
+/// Longer than any address. A longer text is cut here and then refused as malformed.
 const LONGEST: usize = 300;
 
-/// Serves a stream until it ends; says why.
+/// Serves a stream until it ends. Returns why it ended.
 pub(crate) async fn run(stream: Stream, dialer: Arc<Dialer>, terms: Terms) -> Ended {
     let Stream { mut inbound, outbound, server_id, .. } = stream;
     let Terms { drain, stop, dials } = terms;
@@ -102,11 +109,10 @@ pub(crate) async fn run(stream: Stream, dialer: Arc<Dialer>, terms: Terms) -> En
         };
         match message {
             Ok(Some(packet)) => session.take(Frame::from(packet)).await,
-            Ok(None) => break Ended::Broken("the server closed it".to_owned()),
+            Ok(None) => break Ended::Closed,
             Err(status) => {
                 counts::failed(status.code());
-                let said = format!("{} ({})", status.message(), status.code());
-                break Ended::Broken(with_causes(said, status.source()));
+                break Ended::Broken(Box::new(status));
             }
         }
     };
@@ -116,17 +122,17 @@ pub(crate) async fn run(stream: Stream, dialer: Arc<Dialer>, terms: Terms) -> En
     if timeout(WIND_UP, dials.wait()).await.is_err() {
         tracing::warn!(left = dials.len(), "dials of the lost stream are still ending");
     }
-    // The end of our messages goes out behind all of them; the server then ends the stream.
+    // The end of our half follows our last message; the server then ends the stream.
     drop(outbound);
     let rest = async { while let Ok(Some(_)) = inbound.message().await {} };
     let _ = timeout(GOODBYE, rest).await;
     ended
 }
 
-/// Until the stream is asked to drain and has carried nothing for a while: the server may have sent a dial before it heard of it.
+/// Waits until the stream drains and has carried nothing for a while: the server may have sent a dial before it received DRAIN.
 async fn idle(drain: &CancellationToken, dials: &TaskTracker) {
     drain.cancelled().await;
-    // Closed only to wait for: dials may still come.
+    // A tracker has to be closed to be waited for. Dials may still come.
     dials.close();
     loop {
         dials.wait().await;
@@ -173,14 +179,14 @@ impl Session {
                 }
             }
             Frame::CloseDial(close) => self.origin.routes.abandon(close.random),
-            Frame::Other(kind) => tracing::debug!(kind, "a frame that is not for an agent"),
+            Frame::Other(kind) => tracing::debug!(kind, "ignored a frame that is not for an agent"),
         }
     }
 
-    /// Waits for room for these bytes, the last resort: all of the stream waits. Where there is no time left for that, their connection ends.
+    /// Waits for room for these bytes while the whole stream waits, which is the last resort. If no patience is left, their connection ends.
     async fn hold(&mut self, queue: &Queue, mut bytes: Bytes) {
         let others = self.traffic.others_served(Instant::now());
-        // Once: it grows while time passes, and would never be used up.
+        // Asked once: patience grows with time and would never be used up.
         let mut left = self.patience.left(Instant::now(), others);
         while !left.is_zero() {
             let started = Instant::now();
@@ -205,7 +211,7 @@ impl Session {
         }
     }
 
-    /// Tells the server that a connection is none. Only so often, and only where the wire has room: it may ask as fast as it likes.
+    /// Tells the server that it used an unknown connection. Limited in rate, and only if the wire has room: it may ask as fast as it likes.
     fn reply(&mut self, id: i64, error: &str) {
         if self.replies.one_more(Instant::now()) {
             drop(self.origin.outbound.try_send(closed(id, error.to_owned())));
@@ -219,10 +225,10 @@ fn shorten(text: &mut String) {
     }
 }
 
-/// Whose frames come.
+/// Which connections are being served.
 #[derive(Default)]
 struct Traffic {
-    /// The connection of the latest frame, and when that came.
+    /// The connection of the latest frame, and when it came.
     latest: Option<(i64, Instant)>,
     /// When the latest frame of any other connection came.
     others: Option<Instant>,
@@ -238,7 +244,7 @@ impl Traffic {
         self.latest = Some((id, now));
     }
 
-    /// Whether anybody but the connection of the latest frame is being served.
+    /// Whether any connection but that of the latest frame is being served.
     fn others_served(&self, now: Instant) -> bool {
         self.others.is_some_and(|at| now - at < SERVED)
     }
