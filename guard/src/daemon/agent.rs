@@ -24,7 +24,7 @@ use crate::{
         state::Current,
     },
     dial::{connections::Connections, serve::Dialer},
-    kernel::pinholes::Pinholes,
+    kernel::pinholes::{PinholeError, Pinholes},
     report::{
         admin,
         admin::Snapshots,
@@ -58,7 +58,7 @@ const WEAK: &str =
 struct NoKernel;
 
 impl Pinholes for NoKernel {
-    fn register(&self, _cookie: u64) -> Result<(), String> {
+    fn register(&self, _cookie: u64) -> Result<(), PinholeError> {
         Ok(())
     }
     fn forget(&self, _cookie: u64) {}

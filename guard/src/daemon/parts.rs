@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     cli::config::TunnelHalfConfig,
     daemon::drain::drain,
-    dial::{audit::entry::Audit, connections::Connections, serve::Dialer},
+    dial::{audit::recorder::Audit, connections::Connections, serve::Dialer},
     kernel::pinholes::Pinholes,
     report::admin::{self, Snapshots},
     tunnel::{advertise, handle::Tunnel, identifiers::Identifiers},

@@ -1,71 +1,80 @@
 //! Owns the words of a dial that came to nothing: what the control plane and its users read.
-//! Called by `dial`, for the answer to the proxy-server.
-//! Must never let what somebody wrote in an address, a name or a path decide about the HTTP status.
+//! Called by `serve`, for the answer to the proxy-server.
+//! Must never let what somebody wrote in an address, a name or a path decide the HTTP status.
 //!
 //! The proxy-server (v0.36.0, `pkg/server/server.go`) looks for words in the text, in any case: `timeout` or `deadline exceeded` is 504,
 //! `too many open files` is 503, everything else 502.
 
-use std::{io, net::SocketAddr};
+use std::{error::Error, io};
 
 use guard_policy::refusal::Refusal;
 
-/// The reason of whatever took too long.
-pub(crate) const TIMEOUT: &str = "timeout";
+use crate::{
+    dial::{
+        failure::{Failure, LookupError},
+        reach::ReachError,
+    },
+    sys::error_chain::with_causes,
+};
 
-/// The words that mean something else than 502.
+/// The words that mean another status than 502, and what is written instead.
 const WORDS: [(&str, &str); 3] = [
     ("timeout", "time-out"),
     ("deadline exceeded", "deadline-exceeded"),
     ("too many open files", "too-many open files"),
 ];
 
-/// Why a backend was not reached.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Unreachable {
-    /// A stable word.
-    pub(crate) reason: &'static str,
-    /// In the words of Go, which the server and its users look for.
-    pub(crate) text: String,
-}
-
-/// A name that was not resolved.
-pub(crate) fn lookup(host: &str, why: &str) -> Unreachable {
-    let reason = if why.ends_with("timeout") { TIMEOUT } else { "no-such-host" };
-    Unreachable { reason, text: format!("dial tcp: lookup {}: {why}", quote(host)) }
-}
-
-/// A connection that was not made.
-#[expect(clippy::wildcard_enum_match_arm, reason = "every other error is told in the system's own words")]
-pub(crate) fn connect(address: SocketAddr, error: &io::Error) -> Unreachable {
-    let (reason, words) = match error.kind() {
-        io::ErrorKind::ConnectionRefused => ("connection-refused", "connect: connection refused".to_owned()),
-        io::ErrorKind::ConnectionReset => ("connection-reset", "connect: connection reset by peer".to_owned()),
-        io::ErrorKind::TimedOut => (TIMEOUT, "i/o timeout".to_owned()),
-        io::ErrorKind::NetworkUnreachable => ("network-unreachable", "connect: network is unreachable".to_owned()),
-        io::ErrorKind::HostUnreachable => ("no-route", "connect: no route to host".to_owned()),
-        _ if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => {
-            ("too-many-open-files", "socket: too many open files".to_owned())
+/// The answer to a dial that came to nothing, in the words of Go, which the server and its users look for. `None` if nobody waits for one.
+pub(crate) fn answer(requested: &str, failure: &Failure) -> Option<String> {
+    Some(match failure {
+        Failure::Refused { refusal, detail } => refused(requested, *refusal, detail.as_deref()),
+        Failure::Unresolved { host, cause } => {
+            let why = match cause {
+                LookupError::NoSuchHost => "no such host",
+                LookupError::TimedOut => "i/o timeout",
+            };
+            format!("dial tcp: lookup {}: {why}", quote(host))
         }
-        io::ErrorKind::PermissionDenied => ("not-permitted", format!("connect: {}", plain(&error.to_string()))),
-        _ => ("other", format!("connect: {}", plain(&error.to_string()))),
+        Failure::Unreachable { address, cause } => format!("dial tcp {address}: {}", unreachable(cause)),
+        Failure::GaveUp | Failure::TunnelLost => return None,
+    })
+}
+
+#[expect(clippy::wildcard_enum_match_arm, reason = "every other error is reported in the system's own words")]
+fn unreachable(cause: &ReachError) -> String {
+    let error = match cause {
+        ReachError::TimedOut => return "i/o timeout".to_owned(),
+        ReachError::Pinhole(error) => {
+            return format!("connect: {}", plain(&with_causes(error.to_string(), error.source())));
+        }
+        ReachError::Socket(error) => error,
     };
-    Unreachable { reason, text: format!("dial tcp {address}: {words}") }
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => "connect: connection refused".to_owned(),
+        io::ErrorKind::ConnectionReset => "connect: connection reset by peer".to_owned(),
+        io::ErrorKind::TimedOut => "i/o timeout".to_owned(),
+        io::ErrorKind::NetworkUnreachable => "connect: network is unreachable".to_owned(),
+        io::ErrorKind::HostUnreachable => "connect: no route to host".to_owned(),
+        _ if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => {
+            "socket: too many open files".to_owned()
+        }
+        _ => format!("connect: {}", plain(&error.to_string())),
+    }
 }
 
-/// A dial that is refused.
-pub(crate) fn refused(requested: &str, refusal: Refusal, more: Option<&str>) -> String {
-    let more = more.map(|more| format!(": {}", plain(more))).unwrap_or_default();
-    format!("nodeguard refuses {}: {refusal}{more}", quote(requested))
+fn refused(requested: &str, refusal: Refusal, detail: Option<&str>) -> String {
+    let detail = detail.map(|detail| format!(": {}", plain(detail))).unwrap_or_default();
+    format!("nodeguard refuses {}: {refusal}{detail}", quote(requested))
 }
 
-/// An address or a name as it was written, if nothing in it can be taken for something else.
+/// An address or a name as it was written, if the server can take nothing in it for something else.
 fn quote(written: &str) -> &str {
     let letters = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_' | b':' | b'[' | b']');
     let harmless = written.len() <= 300 && written.bytes().all(letters) && plain(written) == written;
     if harmless { written } else { "the address" }
 }
 
-/// A text without the words that mean something to the server.
+/// The text without the words that change the status.
 fn plain(text: &str) -> String {
     let mut text = text.to_owned();
     for (word, instead) in WORDS {
@@ -78,9 +87,11 @@ fn plain(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use aya::maps::MapError;
     use proptest::prelude::*;
 
     use super::*;
+    use crate::kernel::pinholes::PinholeError;
 
     /// As `pkg/server/server.go` of v0.36.0 maps an error to a status.
     fn status(text: &str) -> u16 {
@@ -100,7 +111,9 @@ mod tests {
     #[test]
     fn every_text_means_its_status() {
         let address = "10.0.0.1:80".parse().unwrap();
-        let os = |code| connect(address, &io::Error::from_raw_os_error(code));
+        let connect = |cause: ReachError| Failure::Unreachable { address, cause };
+        let os = |code| connect(io::Error::from_raw_os_error(code).into());
+        let lookup = |host: &str, cause| Failure::Unresolved { host: host.to_owned(), cause };
         let cases = [
             (os(libc::ECONNREFUSED), "connection-refused", 502, "dial tcp 10.0.0.1:80: connect: connection refused"),
             (os(libc::ECONNRESET), "connection-reset", 502, "dial tcp 10.0.0.1:80: connect: connection reset by peer"),
@@ -112,7 +125,12 @@ mod tests {
             ),
             (os(libc::EHOSTUNREACH), "no-route", 502, "dial tcp 10.0.0.1:80: connect: no route to host"),
             (os(libc::ETIMEDOUT), "timeout", 504, "dial tcp 10.0.0.1:80: i/o timeout"),
-            (connect(address, &io::ErrorKind::TimedOut.into()), "timeout", 504, "dial tcp 10.0.0.1:80: i/o timeout"),
+            (
+                connect(io::Error::from(io::ErrorKind::TimedOut).into()),
+                "timeout",
+                504,
+                "dial tcp 10.0.0.1:80: i/o timeout",
+            ),
             (os(libc::EMFILE), "too-many-open-files", 503, "dial tcp 10.0.0.1:80: socket: too many open files"),
             (os(libc::ENFILE), "too-many-open-files", 503, "dial tcp 10.0.0.1:80: socket: too many open files"),
             (
@@ -128,22 +146,31 @@ mod tests {
                 "dial tcp 10.0.0.1:80: connect: Cannot assign requested address (os error 99)",
             ),
             (
-                connect(address, &io::Error::other("no pinhole: Timeout")),
+                connect(io::Error::other("no pinhole: Timeout").into()),
                 "other",
                 502,
                 "dial tcp 10.0.0.1:80: connect: no pinhole: time-out",
             ),
-            (lookup("node-1", "no such host"), "no-such-host", 502, "dial tcp: lookup node-1: no such host"),
-            (lookup("node-1", "i/o timeout"), "timeout", 504, "dial tcp: lookup node-1: i/o timeout"),
+            (connect(ReachError::TimedOut), "timeout", 504, "dial tcp 10.0.0.1:80: i/o timeout"),
             (
-                lookup("timeout.example", "no such host"),
+                connect(ReachError::Pinhole(PinholeError { cookie: 7, source: MapError::ElementNotFound })),
+                "other",
+                502,
+                "dial tcp 10.0.0.1:80: connect: no pinhole in the kernel: element not found",
+            ),
+            (lookup("node-1", LookupError::NoSuchHost), "no-such-host", 502, "dial tcp: lookup node-1: no such host"),
+            (lookup("node-1", LookupError::TimedOut), "timeout", 504, "dial tcp: lookup node-1: i/o timeout"),
+            (
+                lookup("timeout.example", LookupError::NoSuchHost),
                 "no-such-host",
                 502,
                 "dial tcp: lookup the address: no such host",
             ),
         ];
         for (failed, reason, want, text) in cases {
-            assert_eq!((failed.reason, status(&failed.text), failed.text.as_str()), (reason, want, text));
+            let answer = answer("node-1:80", &failed).unwrap();
+            assert_eq!((failed.reason(), status(&answer), answer.as_str()), (reason, want, text));
+            assert_eq!(failed.timed_out(), want == 504, "{text}");
         }
     }
 
@@ -172,7 +199,8 @@ mod tests {
             for refusal in Refusal::ALL {
                 prop_assert_eq!(status(&refused(&written, refusal, Some(&written))), 502);
             }
-            prop_assert_eq!(status(&lookup(&written, "no such host").text), 502);
+            let lookup = Failure::Unresolved { host: written, cause: LookupError::NoSuchHost };
+            prop_assert_eq!(status(&answer("", &lookup).unwrap()), 502);
         }
     }
 }

@@ -1,10 +1,10 @@
-//! Owns the bytes that wait for backends: how many there are, and how many more one of them may have.
-//! Called by `queue` for every message, and by `session` when there is no room.
+//! Owns how many bytes wait for all backends together, and how many more may wait for one of them.
+//! Called by `queue` for every message, and by `session` if there is no room.
 //! Must never let all queues together hold more than the memory budget.
 //!
-//! The protocol has no flow control of its own for a connection: what has no room is stored, or holds up the whole stream, or ends its
-//! connection. So a queue may always have the connection budget, and more only while its backend reads and there is memory: as much as is
-//! still free. Where that is used up, the stream is held for as long as [`Patience`] has left. Then the connection ends.
+//! The protocol has no flow control for a connection: bytes without room are stored, hold up the whole stream, or end their connection. So a
+//! queue may always hold the connection budget, and more only while its backend reads and memory is free. If that is used up, the stream is
+//! held for as long as [`Patience`] has left. Then the connection ends.
 
 use std::{
     sync::{
@@ -17,11 +17,11 @@ use std::{
 use tokio::time::Instant;
 
 use crate::{
-    dial::{limits::Limits, queue::Shared},
+    dial::{backlog::Backlog, limits::Limits},
     sys::lock::lock,
 };
 
-/// From this many bytes on a queue is one that may be ended to make room for others.
+/// From this many bytes on, a queue may be ended to make room for others.
 pub(crate) const LARGE: usize = 1 << 20;
 
 /// The bytes of all queues.
@@ -30,7 +30,7 @@ pub struct Budget {
     used: AtomicUsize,
     most: AtomicUsize,
     /// Queues that once held more than [`LARGE`] bytes, and still may.
-    large: Mutex<Vec<Weak<Shared>>>,
+    large: Mutex<Vec<Weak<Backlog>>>,
 }
 
 impl Budget {
@@ -39,17 +39,17 @@ impl Budget {
         Arc::new(Budget { limits, used: AtomicUsize::new(0), most: AtomicUsize::new(0), large: Mutex::default() })
     }
 
-    /// What it keeps to.
+    /// The limits that it keeps.
     pub fn limits(&self) -> &Limits {
         &self.limits
     }
 
-    /// How many bytes wait now, and how many did at most.
+    /// How many bytes wait now, and the most that ever waited.
     pub fn used(&self) -> (usize, usize) {
         (self.used.load(Ordering::Relaxed), self.most.load(Ordering::Relaxed))
     }
 
-    /// Takes room for bytes in a queue that holds `queued`; whether there was.
+    /// Takes room for bytes in a queue that holds `queued`. Returns whether there was room.
     pub(crate) fn take(&self, queued: usize, cost: usize, reads: bool) -> bool {
         let used = || self.used.load(Ordering::Relaxed);
         while used() + cost > self.limits.memory && self.end_the_largest(queued + cost) {}
@@ -66,20 +66,22 @@ impl Budget {
         self.used.fetch_sub(cost, Ordering::Relaxed);
     }
 
-    /// A queue became large, or is gone.
-    pub(crate) fn enlarged(&self, queue: Weak<Shared>) {
+    /// A queue became large.
+    pub(crate) fn enlarged(&self, queue: &Arc<Backlog>) {
+        let queue = Arc::downgrade(queue);
         let mut large = lock(&self.large);
         large.retain(|other| other.strong_count() > 0 && !other.ptr_eq(&queue));
         large.push(queue);
     }
 
-    /// All memory is in use: ends the largest queue, one whose backend does not read first, if it is larger than the one that needs room.
+    /// All memory is in use: ends the largest queue if it is larger than the one that needs room. Queues whose backend does not read come
+    /// first.
     fn end_the_largest(&self, than: usize) -> bool {
-        let large: Vec<Arc<Shared>> = lock(&self.large).iter().filter_map(Weak::upgrade).collect();
+        let large: Vec<Arc<Backlog>> = lock(&self.large).iter().filter_map(Weak::upgrade).collect();
         let sizes = large.iter().filter_map(|queue| queue.size().map(|(reads, bytes)| (!reads, bytes, queue)));
         let largest = sizes.filter(|(_, bytes, _)| *bytes > than).max_by_key(|(stuck, bytes, _)| (*stuck, *bytes));
         largest.is_some_and(|(_, _, queue)| {
-            queue.end();
+            self.give(queue.end());
             true
         })
     }
@@ -88,13 +90,13 @@ impl Budget {
 /// Whether a queue of `queued` bytes may take `cost` more while all together hold `used`.
 fn admits(limits: &Limits, used: usize, queued: usize, cost: usize, reads: bool) -> bool {
     let free = limits.memory.saturating_sub(used);
-    // What is taken for a backend that does not read is most likely taken for nothing, and costs the others their time on the wire.
+    // A backend that does not read most likely never takes these bytes, and they cost the others time on the wire.
     let more = if reads { free } else { 0 };
     cost <= free && queued + cost <= limits.connection.max(more)
 }
 
 /// How long one stream may be held up for a connection that has no room: a twentieth of the time while others are served, so that they keep
-/// their throughput; and never so that a dial that comes now, behind what is on its way already, waits longer than a second.
+/// their throughput, and never so long that a new dial, behind what is already on its way, waits for more than a second.
 #[derive(Debug)]
 pub(crate) struct Patience {
     /// Left while others are served too.
@@ -132,7 +134,7 @@ impl Patience {
         if others { self.shared.min(self.alone) } else { self.alone }
     }
 
-    /// It was held.
+    /// Counts a hold.
     pub(crate) fn spend(&mut self, held: Duration, others: bool) {
         self.alone = self.alone.saturating_sub(held);
         if others {

@@ -1,5 +1,5 @@
-//! Owns the dials: which ruleset judges them, which are open, what became of the others.
-//! Called by `dial` (every phase), by `app` (a new ruleset), by `drain` (are any left) and by `status`.
+//! Owns the register of dials: the ruleset that judges them, the open ones, and counts of all others.
+//! Called by `serve` (every phase), by `daemon` (a new ruleset, the drain) and by `report`.
 //! Must never have a dial open that the ruleset in force refuses.
 
 use std::{
@@ -36,22 +36,22 @@ pub enum CloseReason {
     BackendReset,
     /// The control plane closed, and all its bytes were written.
     ControlPlaneClosed,
-    /// The backend stopped reading for too long with bytes waiting for it.
+    /// Bytes waited for the backend, and it read none for too long.
     Stalled,
-    /// The policy wants TLS, and one of the two sides began with something else, or with nothing.
+    /// The policy requires TLS, and one of the two sides began with something else or not at all.
     NotTls,
-    /// The backend reads, but more came for it than the budgets hold, and others would have had to wait.
+    /// The backend reads, but more bytes came for it than the budgets hold, and others would have had to wait.
     OverBudget,
     /// The ruleset in force refuses the destination.
     PolicyChanged,
     /// The stream that carried the dial ended.
     TunnelLost,
-    /// The guard ended, and the drain's time was over.
+    /// The guard ended, and the deadline of the drain had passed.
     Drained,
 }
 
 impl CloseReason {
-    /// The stable name: a word in the audit line.
+    /// The stable name in records.
     pub fn name(self) -> &'static str {
         match self {
             CloseReason::BackendClosed => "backend-closed",
@@ -67,7 +67,7 @@ impl CloseReason {
     }
 }
 
-/// Tells a relay to end at once. The first reason stands.
+/// Ends a relay from outside. The first reason counts.
 #[derive(Clone, Debug, Default)]
 pub struct Ending {
     token: CancellationToken,
@@ -75,18 +75,18 @@ pub struct Ending {
 }
 
 impl Ending {
-    /// Ends it.
+    /// Ends the relay.
     pub fn end(&self, reason: CloseReason) {
         let _ = self.reason.set(reason);
         self.token.cancel();
     }
 
-    /// Why it was ended, if it was.
+    /// Why the relay was ended, if it was.
     pub fn reason(&self) -> Option<CloseReason> {
         self.reason.get().copied()
     }
 
-    /// Waits until it is ended.
+    /// Waits until the relay is ended.
     pub async fn ended(&self) -> CloseReason {
         self.token.cancelled().await;
         self.reason.get().copied().unwrap_or(CloseReason::TunnelLost)
@@ -125,7 +125,8 @@ pub struct Counts {
     pub open: u64,
 }
 
-struct Entry {
+/// An open dial, as the register has it.
+struct Registered {
     permit: Permit,
     ending: Ending,
 }
@@ -134,7 +135,7 @@ struct Entry {
 pub struct Connections {
     node: NodeFacts,
     ruleset: ArcSwapOption<Ruleset>,
-    open: Mutex<HashMap<i64, Entry>>,
+    open: Mutex<HashMap<i64, Registered>>,
     closed: Notify,
     next: AtomicI64,
     admitted: AtomicU64,
@@ -144,12 +145,12 @@ pub struct Connections {
     last_refused: Mutex<VecDeque<RefusedDial>>,
 }
 
-/// An open dial; it is no longer one when this is dropped.
+/// An open dial. Dropping it removes it from the register.
 pub struct Open {
     connections: Arc<Connections>,
     /// The connection id: positive, unique in this process, never used again.
     pub id: i64,
-    /// Ends it from outside.
+    /// Ends the dial from outside.
     pub ending: Ending,
     /// What admits it.
     pub permit: Permit,
@@ -163,9 +164,9 @@ impl Drop for Open {
 }
 
 impl Connections {
-    /// No dials, and no ruleset: everything is refused until one is published.
+    /// No dials and no ruleset: every dial is refused until a ruleset is published.
     pub fn new(node: NodeFacts) -> Arc<Connections> {
-        // The server keys connections by agent and id: two processes of one agent must not give out the same ids.
+        // The server keys connections by agent and id: two processes of one agent must not use the same ids.
         let first = (rand::random::<u64>() >> 2) as i64;
         Arc::new(Connections {
             node,
@@ -181,27 +182,27 @@ impl Connections {
         })
     }
 
-    /// What the node knows of itself.
+    /// The node's own names and addresses.
     pub fn node(&self) -> &NodeFacts {
         &self.node
     }
 
-    /// Makes a ruleset the one that judges, and closes every open dial that it refuses. Returns how many those were.
+    /// Puts a ruleset in force and ends every open dial that it refuses. Returns how many it ended.
     pub fn publish(&self, ruleset: Option<Arc<Ruleset>>) -> usize {
-        // Stored before the lock: a dial that opens meanwhile is judged by the new ruleset or found below.
+        // Stored before the lock: a dial that opens at the same time is judged by the new ruleset or found below.
         self.ruleset.store(ruleset);
         let current = self.ruleset.load_full();
         let open = lock(&self.open);
-        let goes_on = |entry: &&Entry| {
+        let goes_on = |entry: &&Registered| {
             let now = authorize(current.as_deref(), &self.node, entry.permit.address());
-            // What is asked of a connection is asked at its beginning.
+            // What a policy demands of a connection is checked when the connection begins.
             now.is_ok_and(|now| !now.demands().exceed(entry.permit.demands()))
         };
         let refused = open.values().filter(|entry| !goes_on(entry));
         refused.map(|entry| entry.ending.end(CloseReason::PolicyChanged)).count()
     }
 
-    /// What judges now.
+    /// The ruleset in force.
     pub fn ruleset(&self) -> Option<Arc<Ruleset>> {
         self.ruleset.load_full()
     }
@@ -211,19 +212,19 @@ impl Connections {
         authorize(self.ruleset.load().as_deref(), &self.node, address)
     }
 
-    /// Enters a connected dial, judged once more: the ruleset may have changed since the permit was given.
+    /// Enters a connected dial and judges it once more: the ruleset may have changed since the permit was made.
     pub fn open(self: &Arc<Connections>, permit: Permit) -> Result<Open, Refusal> {
         let mut open = lock(&self.open);
         let checked = permit;
         let permit = self.authorize(checked.address())?;
-        // What is asked for since then was not looked at. That it be TLS is looked at from now on.
+        // A demand that is newer than the permit was not checked. TLS is an exception: it is checked from now on.
         let certificates = |permit: &Permit| Demands { tls: false, ..permit.demands().clone() };
         if certificates(&permit).exceed(&certificates(&checked)) {
             return Err(Refusal::KubeletCertificate);
         }
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let ending = Ending::default();
-        open.insert(id, Entry { permit: permit.clone(), ending: ending.clone() });
+        open.insert(id, Registered { permit: permit.clone(), ending: ending.clone() });
         self.admitted.fetch_add(1, Ordering::Relaxed);
         Ok(Open { connections: Arc::clone(self), id, ending, permit })
     }

@@ -1,6 +1,6 @@
-//! Owns the beginning of a dial that a policy wants to be TLS (`tls: Required`): a ClientHello first, then the backend's answer to it.
-//! Called by `dial`, before `relay`.
-//! Must never pass a byte of the control plane's on before they are a whole ClientHello, nor a byte of the backend's that is no answer to it.
+//! Owns the beginning of a dial for which the policy requires TLS (`tls: Required`): a ClientHello, then the backend's answer to it.
+//! Called by `serve`, before `relay`.
+//! Must never pass on a byte to the backend before a whole ClientHello has come, nor a byte from the backend that is not an answer to it.
 
 use std::{io, mem::MaybeUninit, time::Duration};
 
@@ -20,10 +20,10 @@ use crate::dial::{
 
 /// How long a side may take to begin.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How often the first bytes of an answer are looked at while there are too few: they come together nearly always.
+/// How often an incomplete answer is looked at again: its first bytes nearly always come together.
 const AGAIN: Duration = Duration::from_millis(5);
 
-/// Waits until both sides have begun with TLS. The backend then has the ClientHello; its answer is still to be read.
+/// Waits until both sides have begun with TLS. The backend then has the ClientHello, and its answer is still in the socket.
 pub(crate) async fn gate(backend: &mut TcpStream, queued: &mut Queued, ending: &Ending) -> Result<(), CloseReason> {
     tokio::select! {
         biased;
@@ -45,7 +45,7 @@ async fn begun(backend: &mut TcpStream, queued: &mut Queued, patience: Duration)
     timeout(patience, passed_on).await.map_err(|_elapsed| CloseReason::NotTls)?
 }
 
-/// Collects the ClientHello, and whatever came in one piece with its end.
+/// Collects the ClientHello, and the bytes that came in one piece with its end.
 async fn hello(backend: &TcpStream, queued: &mut Queued) -> Result<BytesMut, CloseReason> {
     let (mut reader, mut held) = (ClientHello::default(), BytesMut::new());
     let mut first = [0];
@@ -60,7 +60,7 @@ async fn hello(backend: &TcpStream, queued: &mut Queued) -> Result<BytesMut, Clo
             }),
         };
         let told = reader.push(&bytes);
-        // Copied: a piece may be one byte of a buffer that it would keep.
+        // Copied: a piece of one byte may keep a whole buffer.
         held.extend_from_slice(&bytes);
         match told {
             Told::NotYet => {}
@@ -71,7 +71,7 @@ async fn hello(backend: &TcpStream, queued: &mut Queued) -> Result<BytesMut, Clo
             Told::Tls => break,
         }
     }
-    // What the backend said before it was asked is not TLS either. It lies in the socket by now.
+    // A backend that speaks first does not speak TLS either. Its bytes are in the socket by now.
     match SockRef::from(backend).peek(&mut [MaybeUninit::uninit()]) {
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(held),
         Err(_) => Err(CloseReason::BackendReset),

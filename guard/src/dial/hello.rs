@@ -1,38 +1,38 @@
-//! Owns telling TLS from anything else by its first bytes: the client's, as they come in pieces, and the server's answer.
-//! Called by `gate`, for dials that a policy wants to be TLS. Pure.
-//! Must never call something TLS that a TLS server would not take for a ClientHello, and never hold more than one of the largest.
+//! Owns the judgement whether first bytes are TLS: the client's, which come in pieces, and the server's answer. Pure.
+//! Called by `gate`, for dials for which the policy requires TLS.
+//! Must never accept what a TLS server would not accept as a ClientHello, nor hold more bytes than the longest ClientHello has.
 //!
-//! RFC 8446, sections 4.1.2 and 5.1; RFC 5246, section 7.4.1.2. Versions from TLS 1.0 on: SSL 2 and 3 are none.
+//! RFC 8446, sections 4.1.2 and 5.1; RFC 5246, section 7.4.1.2. TLS 1.0 and later; SSL 2 and 3 are refused.
 
-/// The longest ClientHello that is waited for, bytes: those with post-quantum keys have about 2,000.
+/// The longest accepted ClientHello, bytes. One with post-quantum keys has about 2,000.
 pub const LONGEST: usize = 16 << 10;
-/// How many bytes of an answer tell what it is.
+/// How many bytes of an answer are enough to judge it.
 pub const ANSWER: usize = 7;
 
-/// A record holds at most so many bytes.
+/// The most bytes in a record.
 const RECORD: usize = 1 << 14;
 const HANDSHAKE: u8 = 22;
 const ALERT: u8 = 21;
 const CLIENT_HELLO: u8 = 1;
 const SERVER_HELLO: u8 = 2;
 
-/// What the bytes so far are.
+/// The judgement on the bytes so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Told {
     /// The beginning of TLS; more is needed.
     NotYet,
     /// TLS.
     Tls,
-    /// Not TLS, whatever comes; and why.
+    /// Not TLS, whatever follows, and why.
     Not(&'static str),
 }
 
 /// Reads a ClientHello in pieces.
 #[derive(Clone, Debug, Default)]
 pub struct ClientHello {
-    /// The header of the record that begins.
+    /// The header of the current record.
     header: Vec<u8>,
-    /// How many bytes of the record are still to come.
+    /// How many bytes of the current record are missing.
     rest: usize,
     /// The handshake message so far, over all records.
     message: Vec<u8>,
@@ -40,7 +40,7 @@ pub struct ClientHello {
 }
 
 impl ClientHello {
-    /// Takes the next bytes. What is told once stays so; bytes after the end of the hello are not looked at.
+    /// Takes the next bytes. A judgement is final; bytes after the end of the hello are ignored.
     pub fn push(&mut self, bytes: &[u8]) -> Told {
         for byte in bytes {
             if let Some(told) = self.told {
@@ -84,11 +84,11 @@ impl ClientHello {
                 } else if body.len() < length {
                     Told::NotYet
                 } else if self.rest > 0 {
-                    Told::Not("a record that goes on behind the ClientHello")
+                    Told::Not("bytes behind the ClientHello in its record")
                 } else if is_body(body) {
                     Told::Tls
                 } else {
-                    Told::Not("a ClientHello that does not hold together")
+                    Told::Not("a malformed ClientHello")
                 }
             }
             _ => Told::NotYet,
@@ -96,7 +96,7 @@ impl ClientHello {
     }
 }
 
-/// What the first bytes of the backend's answer are: a ServerHello (a HelloRetryRequest is one, too) or an alert.
+/// Judges the first bytes of the backend's answer. TLS is a ServerHello (a HelloRetryRequest is one, too) or an alert.
 pub fn answer(bytes: &[u8]) -> Told {
     match *bytes {
         [] => Told::NotYet,
@@ -105,7 +105,7 @@ pub fn answer(bytes: &[u8]) -> Told {
         [_, _, minor, ..] if minor > 3 => Told::Not("not a version of TLS"),
         [ALERT, _, _, high, low, level, _, ..] => match (u16::from_be_bytes([high, low]), level) {
             (2, 1 | 2) => Told::Tls,
-            _ => Told::Not("an alert that is none"),
+            _ => Told::Not("a malformed alert"),
         },
         [HANDSHAKE, _, _, high, low, kind, _, ..] => match (usize::from(u16::from_be_bytes([high, low])), kind) {
             (4..=RECORD, SERVER_HELLO) => Told::Tls,
@@ -115,7 +115,7 @@ pub fn answer(bytes: &[u8]) -> Told {
     }
 }
 
-/// Whether every field of a ClientHello's body lies inside it and they fill it.
+/// Whether the fields of a ClientHello fill its body exactly.
 fn is_body(body: &[u8]) -> bool {
     let mut fields = Fields(body);
     let mut read = || -> Option<bool> {
@@ -129,7 +129,7 @@ fn is_body(body: &[u8]) -> bool {
             && suites.len() >= 2
             && suites.len().is_multiple_of(2)
             && compressions.contains(&0);
-        // TLS 1.2 may do without extensions, and without their length then.
+        // In TLS 1.2 the extensions are optional, including their length.
         if fields.0.is_empty() {
             return Some(head);
         }
@@ -147,7 +147,7 @@ fn is_body(body: &[u8]) -> bool {
     read().unwrap_or(false)
 }
 
-/// What is left to read.
+/// The unread rest.
 struct Fields<'a>(&'a [u8]);
 
 impl<'a> Fields<'a> {
@@ -161,13 +161,13 @@ impl<'a> Fields<'a> {
         self.take(2).and_then(|bytes| bytes.try_into().ok()).map(u16::from_be_bytes)
     }
 
-    /// Bytes behind a length of one byte.
+    /// The bytes that follow a length of one byte.
     fn short(&mut self) -> Option<&'a [u8]> {
         let length = *self.take(1)?.first()?;
         self.take(usize::from(length))
     }
 
-    /// Bytes behind a length of two bytes.
+    /// The bytes that follow a length of two bytes.
     fn long(&mut self) -> Option<&'a [u8]> {
         let length = self.number()?;
         self.take(usize::from(length))

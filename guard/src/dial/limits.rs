@@ -1,5 +1,5 @@
-//! Owns the limits of the tunnel half: flags, defaults, and what they mean together.
-//! Called by `args` (the flags), `config` (resolves them), `budget`, `dial` and `session` (keep to them).
+//! Owns the limits of dials and their defaults.
+//! Called by `cli` (the flags), and by `budget`, `serve` and `session`, which keep them.
 //! Must never be unlimited by default: the control plane, or whoever took it over, decides how much comes.
 
 use std::time::Duration;
@@ -7,19 +7,19 @@ use std::time::Duration;
 /// What the control plane may use of this process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Bytes that may wait for one backend whatever it does.
+    /// Bytes that may wait for one backend, even if it does not read.
     pub connection: usize,
     /// Bytes that may wait for all backends together.
     pub memory: usize,
-    /// How long bytes may wait for a backend that takes none.
+    /// How long bytes may wait for a backend that reads none.
     pub stall: Duration,
-    /// Dials under way at once, of all streams.
+    /// Pending dials of all streams together.
     pub dials: usize,
-    /// Dials under way at once, of one stream.
+    /// Pending dials of one stream.
     pub dials_per_stream: usize,
-    /// How long a dial may take, its name's resolution included.
+    /// How long a dial may take, including the look-up of its name.
     pub dial: Duration,
-    /// Connections open at once.
+    /// Open connections.
     pub connections: usize,
 }
 

@@ -1,15 +1,20 @@
-//! Owns a dial of the control plane, from its request to its record.
-//! Called by the tunnel's sessions.
+//! Owns a dial of the control plane, from its request to its record. `serve` is the walk.
+//! Called by the sessions of the tunnel.
 //! Must never connect without a permit.
 
-pub mod answer;
+mod answer;
 pub mod audit;
+mod backlog;
 pub mod budget;
 pub mod connections;
+mod failure;
 pub mod gate;
 pub mod hello;
 pub mod kubelet;
 pub mod limits;
 pub mod queue;
+mod reach;
 pub mod relay;
+pub mod routes;
 pub mod serve;
+mod target;

@@ -1,79 +1,49 @@
-//! Owns what waits for one backend: the bytes, their order, and whether more are taken.
+//! Owns the two ends of what waits for one backend: one takes bytes in, the other writes them.
 //! Called by `session`, which fills it and never waits for it, and by `relay`, which empties it.
-//! Must never hold bytes that the budget does not know of, nor give them out of order.
+//! Must never hold bytes that the budget does not count.
 
 use std::{
     collections::VecDeque,
     io::{self, IoSlice},
-    sync::{Arc, Mutex},
+    sync::Arc,
     time::Duration,
 };
 
-use bytes::{Buf, Bytes};
-use tokio::{sync::Notify, time::Instant};
+use bytes::Bytes;
+use tokio::time::Instant;
 
 use crate::{
     dial::{
+        backlog::{Backlog, OVERHEAD, Phase},
         budget::{Budget, LARGE},
-        connections::{CloseReason, Ending},
+        connections::Ending,
     },
     sys::lock::lock,
 };
 
-/// What a message costs beside its bytes.
-const OVERHEAD: usize = 128;
-/// A message below this is copied: it would hold the whole buffer that it came in, which has a place for two of the largest.
+/// A message below this size is copied: it would keep the whole buffer that it came in, which has room for two of the largest.
 const COPIED: usize = 24 << 10;
 /// How many messages one write takes at most.
 const AT_ONCE: usize = 16;
-/// A backend that took something within this time is one that reads.
-const READS: Duration = Duration::from_millis(100);
-
-/// The queue, from both ends.
-pub(crate) struct Shared {
-    state: Mutex<State>,
-    /// There is something to write, or there will be nothing more.
-    more: Notify,
-    /// Something was written, or nothing more is taken.
-    room: Notify,
-    budget: Arc<Budget>,
-    ending: Ending,
-}
-
-struct State {
-    chunks: VecDeque<Bytes>,
-    cost: usize,
-    written: u64,
-    phase: Phase,
-    /// When the backend last took something, or the first byte began to wait.
-    progress: Instant,
-    /// Whether the budget knows this as a large one.
-    large: bool,
-    /// Whether somebody waits for room.
-    wanted: bool,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Phase {
-    Open,
-    /// What is queued is still written, then comes a FIN.
-    Closing(Instant),
-    /// Nobody writes any more.
-    Gone,
-}
 
 /// The session's end.
 #[derive(Clone)]
-pub struct Queue(Arc<Shared>);
+pub struct Queue {
+    backlog: Arc<Backlog>,
+    budget: Arc<Budget>,
+}
 
-/// The relay's end; without it nothing more is taken.
-pub struct Queued(Arc<Shared>);
+/// The relay's end. Once it is dropped nothing more is accepted.
+pub struct Queued {
+    backlog: Arc<Backlog>,
+    budget: Arc<Budget>,
+}
 
 /// What the relay has to do.
 pub(crate) enum Next {
     /// Some bytes were written; there may be more.
     Wrote,
-    /// The socket has no room. What waits must go out until then.
+    /// The socket has no room. What waits must be written by then.
     Blocked(Instant),
     /// Nothing waits.
     Empty,
@@ -83,44 +53,28 @@ pub(crate) enum Next {
 
 /// A queue for one backend.
 pub fn queue(budget: &Arc<Budget>, ending: Ending) -> (Queue, Queued) {
-    let state = State {
-        chunks: VecDeque::new(),
-        cost: 0,
-        written: 0,
-        phase: Phase::Open,
-        progress: Instant::now(),
-        large: false,
-        wanted: false,
-    };
-    let shared = Shared {
-        state: Mutex::new(state),
-        more: Notify::new(),
-        room: Notify::new(),
-        budget: Arc::clone(budget),
-        ending,
-    };
-    let shared = Arc::new(shared);
-    (Queue(Arc::clone(&shared)), Queued(shared))
+    let (backlog, budget) = (Arc::new(Backlog::new(ending)), Arc::clone(budget));
+    (Queue { backlog: Arc::clone(&backlog), budget: Arc::clone(&budget) }, Queued { backlog, budget })
 }
 
 impl Queue {
-    /// Queues bytes. They come back where neither this queue nor all of them together may have more.
+    /// Queues bytes. They come back if this queue, or all queues together, may not hold more.
     pub fn push(&self, bytes: Bytes) -> Result<(), Bytes> {
         let (queued, reads) = {
-            let state = lock(&self.0.state);
+            let state = lock(&self.backlog.state);
             if state.phase != Phase::Open || bytes.is_empty() {
                 return Ok(());
             }
             (state.cost, state.reads())
         };
         let cost = bytes.len() + OVERHEAD;
-        if !self.0.budget.take(queued, cost, reads) {
+        if !self.budget.take(queued, cost, reads) {
             return Err(bytes);
         }
         let bytes = if bytes.len() < COPIED { Bytes::copy_from_slice(&bytes) } else { bytes };
-        let mut state = lock(&self.0.state);
+        let mut state = lock(&self.backlog.state);
         if state.phase != Phase::Open {
-            self.0.budget.give(cost);
+            self.budget.give(cost);
             return Ok(());
         }
         if state.chunks.is_empty() {
@@ -132,55 +86,55 @@ impl Queue {
         state.large |= enlarged;
         drop(state);
         if enlarged {
-            self.0.budget.enlarged(Arc::downgrade(&self.0));
+            self.budget.enlarged(&self.backlog);
         }
-        self.0.more.notify_one();
+        self.backlog.more.notify_one();
         Ok(())
     }
 
-    /// Waits until something was written or nothing more is taken.
+    /// Waits until something was written or nothing more is accepted.
     pub(crate) async fn room(&self) {
-        lock(&self.0.state).wanted = true;
-        self.0.room.notified().await;
+        lock(&self.backlog.state).wanted = true;
+        self.backlog.room.notified().await;
     }
 
     /// There is no room and no time left to wait for it: the connection ends, and what waits is dropped.
     pub(crate) fn end(&self) {
-        self.0.end();
+        self.budget.give(self.backlog.end());
     }
 
     /// The control plane closed: what is queued is written, then the backend gets a FIN.
     pub fn close(&self) {
-        self.0.close();
+        self.backlog.close();
     }
 }
 
 impl Queued {
-    /// Nothing more is taken; what is queued is still written.
+    /// Accepts nothing more; what is queued is still written.
     pub(crate) fn close(&self) {
-        self.0.close();
+        self.backlog.close();
     }
 
-    /// Nothing more is taken, and nothing written.
+    /// Accepts nothing more, and drops what waits.
     pub(crate) fn discard(&self) {
-        self.0.gone();
+        self.budget.give(self.backlog.discard());
     }
 
-    /// How many bytes the backend got.
+    /// How many bytes the backend received.
     pub(crate) fn written(&self) -> u64 {
-        lock(&self.0.state).written
+        lock(&self.backlog.state).written
     }
 
-    /// The next bytes, whose place in the budget is free again; none where nothing waits and nothing more will come.
+    /// The next bytes, which the budget no longer counts; `None` if nothing waits and nothing more will come.
     pub(crate) async fn next(&mut self) -> Option<Bytes> {
         loop {
             {
-                let mut state = lock(&self.0.state);
+                let mut state = lock(&self.backlog.state);
                 if let Some(bytes) = state.chunks.pop_front() {
                     let cost = bytes.len() + OVERHEAD;
                     state.cost -= cost;
                     state.progress = Instant::now();
-                    self.0.budget.give(cost);
+                    self.budget.give(cost);
                     return Some(bytes);
                 }
                 if state.phase != Phase::Open {
@@ -191,30 +145,30 @@ impl Queued {
         }
     }
 
-    /// The backend got bytes beside [`Queued::write`].
+    /// Counts bytes that the backend received in another way than [`Queued::write`].
     pub(crate) fn wrote(&self, count: usize) {
-        lock(&self.0.state).written += count as u64;
+        lock(&self.backlog.state).written += count as u64;
     }
 
     /// Waits until nothing more will come.
     pub(crate) async fn closed(&self) {
-        while lock(&self.0.state).phase == Phase::Open {
+        while lock(&self.backlog.state).phase == Phase::Open {
             self.more().await;
         }
     }
 
     /// Waits until there may be something to do.
     pub(crate) async fn more(&self) {
-        self.0.more.notified().await;
+        self.backlog.more.notified().await;
     }
 
-    /// Writes what waits, many messages at once. `flush` is how long all of it may take once nothing more comes.
+    /// Writes what waits, many messages at once. `flush` limits how long all of it may take once nothing more comes.
     pub(crate) fn write(
         &self,
         flush: Duration,
         write: impl FnOnce(&[IoSlice<'_>]) -> io::Result<usize>,
     ) -> io::Result<Next> {
-        let mut state = lock(&self.0.state);
+        let mut state = lock(&self.backlog.state);
         if state.chunks.is_empty() {
             return Ok(if state.phase == Phase::Open { Next::Empty } else { Next::Over });
         }
@@ -228,7 +182,7 @@ impl Queued {
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
             Ok(count) => count,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                let deadline = state.progress + self.0.budget.limits().stall;
+                let deadline = state.progress + self.budget.limits().stall;
                 return Ok(Next::Blocked(match state.phase {
                     Phase::Closing(since) => deadline.min(since + flush),
                     Phase::Open | Phase::Gone => deadline,
@@ -245,9 +199,9 @@ impl Queued {
             state.chunks = VecDeque::new();
         }
         drop(state);
-        self.0.budget.give(cost);
+        self.budget.give(cost);
         if wanted {
-            self.0.room.notify_one();
+            self.backlog.room.notify_one();
         }
         Ok(Next::Wrote)
     }
@@ -255,63 +209,7 @@ impl Queued {
 
 impl Drop for Queued {
     fn drop(&mut self) {
-        self.0.gone();
-    }
-}
-
-impl Shared {
-    /// Whether the backend reads, and what waits for it; none where nothing more is taken.
-    pub(crate) fn size(&self) -> Option<(bool, usize)> {
-        let state = lock(&self.state);
-        (state.phase != Phase::Gone).then(|| (state.reads(), state.cost))
-    }
-
-    /// Ends the connection to have its memory back at once.
-    pub(crate) fn end(&self) {
-        let reads = lock(&self.state).reads();
-        self.ending.end(if reads { CloseReason::OverBudget } else { CloseReason::Stalled });
-        self.gone();
-    }
-
-    fn close(&self) {
-        let mut state = lock(&self.state);
-        if state.phase == Phase::Open {
-            state.phase = Phase::Closing(Instant::now());
-        }
-        drop(state);
-        self.more.notify_one();
-    }
-
-    fn gone(&self) {
-        let mut state = lock(&self.state);
-        state.phase = Phase::Gone;
-        let (chunks, cost) = (std::mem::take(&mut state.chunks), std::mem::take(&mut state.cost));
-        drop(state);
-        drop(chunks);
-        self.budget.give(cost);
-        self.room.notify_one();
-        self.more.notify_one();
-    }
-}
-
-impl State {
-    fn reads(&self) -> bool {
-        self.chunks.is_empty() || self.progress.elapsed() < READS
-    }
-
-    /// Takes written bytes out of the queue; returns what they had cost.
-    fn advance(&mut self, mut count: usize) -> usize {
-        let mut cost = count;
-        while let Some(first) = self.chunks.front_mut() {
-            if count < first.len() {
-                first.advance(count);
-                break;
-            }
-            count -= first.len();
-            cost += OVERHEAD;
-            self.chunks.pop_front();
-        }
-        cost
+        self.budget.give(self.backlog.discard());
     }
 }
 
@@ -320,7 +218,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::dial::limits::Limits;
+    use crate::dial::{backlog::READS, connections::CloseReason, limits::Limits};
 
     fn small() -> Arc<Budget> {
         Budget::new(Limits { connection: 2 << 20, memory: 4 << 20, stall: STALL, ..Limits::default() })
@@ -384,7 +282,7 @@ mod tests {
         // The second has the most; together they leave little.
         let all: Vec<_> = (0..3).map(open).collect();
         for (((queue, _), _), kib) in all.iter().zip([1100, 1500, 1100]) {
-            while queue.0.size().unwrap().1 < kib << 10 {
+            while queue.backlog.size().unwrap().1 < kib << 10 {
                 assert!(queue.push(chunk()).is_ok());
             }
         }

@@ -1,5 +1,5 @@
-//! Owns the bytes of an open dial, both ways, and its end: nothing is lost on a close, and what is lost is seen.
-//! Called by `dial` once the backend is connected; `session` fills the queue that this empties.
+//! Owns the bytes of an open dial, both ways, and its end: a close loses no byte, and a loss is visible.
+//! Called by `serve` once the dial is answered; `session` fills the queue that this empties.
 //! Must never end a connection whose bytes were dropped with a clean FIN.
 
 use std::{
@@ -32,19 +32,19 @@ use crate::{
     wire::frames::{MAX_DATA, Packet, closed, data},
 };
 
-/// How much memory is taken at once to read into: all connections of a thread share it, and most of them are idle.
+/// The size of the read buffer. All connections of a thread share it, because most of them are idle.
 const BLOCK: usize = 2 * MAX_DATA;
 /// How long the bytes of a closed connection may take to be written, however steadily the backend reads.
 const FLUSH: Duration = Duration::from_secs(300);
 /// How long a backend may take to close after it got the FIN. Closing our end first would answer its last bytes with a RST.
 const LINGER: Duration = Duration::from_secs(5);
-/// How long the control plane may take to take the news that a connection was ended.
+/// How long the message that a connection was ended may wait for room on the wire.
 const NEWS: Duration = Duration::from_secs(2);
 
 /// What a relay did.
 #[derive(Clone, Copy, Debug)]
 pub struct Relayed {
-    /// Bytes that the backend got.
+    /// Bytes that the backend received.
     pub to_backend: u64,
     /// Bytes that were sent to the control plane.
     pub to_control_plane: u64,
@@ -52,7 +52,7 @@ pub struct Relayed {
     pub reason: CloseReason,
 }
 
-/// Relays until both sides are done or the dial is ended from outside, and tells the control plane.
+/// Relays until both sides are done or the dial is ended from outside, then sends CLOSE_RSP to the control plane.
 pub async fn relay(
     mut backend: TcpStream,
     queued: Queued,
@@ -72,7 +72,7 @@ pub async fn relay(
         Ok(reason) => return relayed(reason),
         Err(reason) => reason,
     };
-    // Bytes may be missing: a RST says so, a FIN would not.
+    // Bytes may be missing: a RST shows that, a FIN would not.
     queued.discard();
     reset(&backend);
     drop(backend);
@@ -82,8 +82,8 @@ pub async fn relay(
     relayed(reason)
 }
 
-/// Until the backend is done (then what is queued for it is still written) or the control plane is (then the backend gets a FIN). An error is
-/// the reason why bytes were dropped.
+/// Relays until the backend is done (what is queued for it is still written) or the control plane is (the backend then gets a FIN). An error
+/// is the reason why bytes were dropped.
 async fn both_ways(
     backend: &mut TcpStream,
     queued: &Queued,
@@ -105,7 +105,7 @@ async fn both_ways(
             written = &mut upload, if uploading => match written {
                 Ok(()) => break CloseReason::ControlPlaneClosed,
                 Err(error) if error.kind() == io::ErrorKind::TimedOut => return Err(CloseReason::Stalled),
-                // The backend reads no more, but may still have something to say. What comes for it is dropped.
+                // The backend reads no more but may still send. Bytes for it are dropped.
                 Err(_) => {
                     queued.discard();
                     uploading = false;
@@ -134,7 +134,7 @@ async fn both_ways(
     Ok(reason)
 }
 
-/// Writes what is queued until the queue ends, then sends a FIN. A backend that takes nothing for too long is an error.
+/// Writes what is queued until the queue ends, then sends a FIN. A backend that reads nothing for too long is an error.
 async fn upload(mut backend: WriteHalf<'_>, queued: &Queued) -> io::Result<()> {
     loop {
         match queued.write(FLUSH, |slices| backend.try_write_vectored(slices))? {
@@ -149,8 +149,8 @@ async fn upload(mut backend: WriteHalf<'_>, queued: &Queued) -> io::Result<()> {
     backend.shutdown().await
 }
 
-/// Sends what the backend says, until its end. What is read has its place on the way to the wire: a server that does not read makes nobody's
-/// memory grow.
+/// Sends what the backend sends, until its end. Bytes are read only when there is room on the wire for them, so a server that does not read
+/// makes no memory grow.
 async fn download(
     backend: &mut ReadHalf<'_>,
     id: i64,
@@ -165,7 +165,7 @@ async fn download(
         } else {
             Some(outbound.reserve().await.map_err(|_| io::ErrorKind::BrokenPipe)?)
         };
-        // Once: where there was nothing after all, the place is given back while this waits.
+        // Polled once: if there is nothing to read after all, the reserved room is given back before waiting again.
         let bytes = match poll_fn(|context| Poll::Ready(read(backend, context))).await {
             Poll::Ready(bytes) => bytes?,
             Poll::Pending => continue,
@@ -180,7 +180,7 @@ async fn download(
     }
 }
 
-/// What the backend said, as much as one message takes; nothing at its end.
+/// Bytes of the backend, at most one message; empty at its end.
 fn read(backend: &mut ReadHalf<'_>, context: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
     thread_local! {
         static BUFFER: RefCell<BytesMut> = RefCell::new(BytesMut::new());
@@ -197,7 +197,7 @@ fn read(backend: &mut ReadHalf<'_>, context: &mut Context<'_>) -> Poll<io::Resul
 /// Makes the close of this socket a RST.
 pub fn reset(backend: &TcpStream) {
     if let Err(error) = socket2::SockRef::from(backend).set_linger(Some(Duration::ZERO)) {
-        tracing::debug!(%error, "SO_LINGER");
+        tracing::debug!(%error, "cannot set SO_LINGER");
     }
 }
 

@@ -18,11 +18,22 @@ use crate::{
     sys::lock::lock,
 };
 
+/// Why a socket was not registered.
+#[derive(Debug, thiserror::Error)]
+#[error("no pinhole in the kernel")]
+pub struct PinholeError {
+    /// The cookie of the socket.
+    pub cookie: u64,
+    /// What the table says; usually that it is full.
+    #[source]
+    pub source: MapError,
+}
+
 /// Lets a socket through the kernel half of this node, and takes that back.
 pub trait Pinholes: Send + Sync + 'static {
-    /// Before the socket with this cookie connects. An error refuses the dial.
-    fn register(&self, cookie: u64) -> Result<(), String>;
-    /// The socket did not connect.
+    /// Registers a socket before it connects. Without a registration the dial fails.
+    fn register(&self, cookie: u64) -> Result<(), PinholeError>;
+    /// Takes the registration of a socket back that did not connect.
     fn forget(&self, cookie: u64);
 }
 
@@ -32,8 +43,8 @@ pub struct KernelPinholes {
 }
 
 impl KernelPinholes {
-    /// Takes over the table. What an earlier daemon left in it is dropped: cookies are never given out twice, and the sockets
-    /// behind them are gone.
+    /// Takes over the table and removes what an earlier daemon left in it: the kernel never gives a cookie out twice, and those sockets are
+    /// gone.
     pub fn new(mut cookies: HashMap<MapData, u64, Pinhole>) -> Result<KernelPinholes, MapError> {
         let left: Vec<u64> = cookies.keys().flatten().collect();
         for cookie in left {
@@ -43,7 +54,7 @@ impl KernelPinholes {
     }
 }
 
-/// The pinholes that are open, for whoever has to open one without a socket.
+/// The open pinholes, for callers that have to open one without a socket.
 pub struct OpenPinholes {
     flows: HashMap<MapData, FlowKey, Pinhole>,
     openers: Array<MapData, u8>,
@@ -64,27 +75,27 @@ impl OpenPinholes {
         Ok(OpenPinholes { flows: map("PINHOLES")?.try_into()?, openers: map("OPENERS")?.try_into()? })
     }
 
-    /// Opens one. Fails where the table is full.
+    /// Opens one. Fails if the table is full.
     pub fn insert(&mut self, flow: FlowKey, pinhole: Pinhole) -> Result<(), MapError> {
         self.openers.set(opener_slot(&flow.source), 1, 0)?;
         self.flows.insert(flow, pinhole, 0)
     }
 
-    /// Closes one. Fails where it is not open.
+    /// Closes one. Fails if it is not open.
     pub fn remove(&mut self, flow: &FlowKey) -> Result<(), MapError> {
         self.flows.remove(flow)
     }
 }
 
 impl Pinholes for KernelPinholes {
-    /// Fails where the table is full: then the dial is refused.
-    fn register(&self, cookie: u64) -> Result<(), String> {
+    /// Fails if the table is full.
+    fn register(&self, cookie: u64) -> Result<(), PinholeError> {
         let pinhole = Pinhole::of(Pinhole::TUNNEL);
         let mut cookies = lock(&self.cookies);
-        cookies.insert(cookie, pinhole, 0).map_err(|error| format!("no pinhole in the kernel: {error}"))
+        cookies.insert(cookie, pinhole, 0).map_err(|source| PinholeError { cookie, source })
     }
 
-    /// Used up by the connection in the usual case, so that nothing is there any more.
+    /// The connection usually used the registration up, and nothing is left to remove.
     fn forget(&self, cookie: u64) {
         let removed = lock(&self.cookies).remove(&cookie);
         if let Err(error) = removed {

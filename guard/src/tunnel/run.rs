@@ -103,7 +103,7 @@ impl Tunnel {
                 Some(ended) = run.sessions.join_next_with_id() => {
                     let (id, ended) = match ended {
                         Ok((id, ended)) => (id, ended),
-                        Err(error) => (error.id(), Ended::Broken("the session crashed".to_owned())),
+                        Err(error) => (error.id(), Ended::Crashed),
                     };
                     run.ended(id, ended, drain.is_cancelled() || stop.is_cancelled());
                 }
@@ -288,16 +288,19 @@ impl Run<'_> {
         let mut set = lock(&self.tunnel.set);
         let held = set.streams.get(&number).cloned();
         let live = set.live().any(|(live, _)| live == number);
-        set.ended(number, ended.words(), Instant::now());
+        let reason = ended.words();
+        set.ended(number, &reason, Instant::now());
         drop(set);
         let Some(held) = held else { return };
         let server = self.tunnel.config.at(held.place);
         match ended {
-            Ended::Done => tracing::debug!(server, "a stream that was not needed any more has ended"),
-            Ended::Broken(reason) if live && !ending => {
+            Ended::Done => tracing::debug!(server, "a stream that was no longer needed has ended"),
+            Ended::Closed | Ended::Broken(_) | Ended::Crashed if live && !ending => {
                 tracing::warn!(server, server_id = held.server, reason, "tunnel lost");
             }
-            Ended::Broken(reason) => tracing::info!(server, reason, "a stream has ended"),
+            Ended::Closed | Ended::Broken(_) | Ended::Crashed => {
+                tracing::info!(server, reason, "a stream has ended");
+            }
         }
         self.look_again();
     }

@@ -1,6 +1,6 @@
-//! Owns the audit file: JSON lines, a file that rotates, a thread of its own that writes.
-//! Called by `audit` with each record.
-//! Must never make a dial wait for a disk: what does not fit in the queue, or cannot be written, is counted as lost and told.
+//! Owns the audit file: JSON lines, rotation, and the thread that writes it.
+//! Called by `recorder` with each record.
+//! Must never make a dial wait for the disk: a record that does not fit in the queue or cannot be written is counted as lost and reported.
 
 use std::{
     fs::{File, OpenOptions},
@@ -23,17 +23,17 @@ use crate::{dial::audit::record::Record, sys::lock::lock};
 const WAITING: usize = 4096;
 /// How much is written at once.
 const BATCH: usize = 256 << 10;
-/// How often a file that cannot be written is told again.
+/// How often a file that cannot be written is logged again.
 const TELL: Duration = Duration::from_secs(30);
 /// How long the end of the daemon waits for the disk.
 const GOODBYE: Duration = Duration::from_secs(2);
 
-/// Where, and how much.
+/// Where the audit file is and how large it may get.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileConfig {
     /// The file.
     pub path: PathBuf,
-    /// How large it may get before it is moved to `path.1`, bytes.
+    /// The size from which it is moved to `path.1`, bytes.
     pub max_size: u64,
     /// How many moved files are kept.
     pub max_backups: u32,
@@ -54,7 +54,7 @@ pub struct FileState {
 }
 
 impl FileState {
-    /// What is wrong, a sentence each.
+    /// What to report if records are missing or the file cannot be written.
     pub fn weakened(&self) -> Option<String> {
         let FileState { path, lost, error, .. } = self;
         match (error, lost) {
@@ -67,41 +67,43 @@ impl FileState {
     }
 }
 
+/// What the thread is asked to do.
 enum Order {
     Line(Vec<u8>),
     Reopen,
     Finish(SyncSender<()>),
 }
 
+/// What both ends count.
 #[derive(Default)]
-struct Shared {
+struct FileCounts {
     written: AtomicU64,
     lost: AtomicU64,
     error: Mutex<Option<String>>,
 }
 
-/// The daemon's end of it.
+/// The daemon's end of the queue to the thread.
 pub struct AuditFile {
     path: PathBuf,
     orders: SyncSender<Order>,
-    shared: Arc<Shared>,
+    counts: Arc<FileCounts>,
 }
 
 impl AuditFile {
-    /// Starts the thread that writes. A file that cannot be opened is told, as one that cannot be written later.
+    /// Starts the thread. A file that cannot be opened is reported like one that cannot be written later.
     pub fn start(config: FileConfig) -> io::Result<AuditFile> {
         let (orders, received) = sync_channel(WAITING);
-        let shared = Arc::<Shared>::default();
+        let counts = Arc::<FileCounts>::default();
         let path = config.path.clone();
-        let mut writer = Writer { config, open: None, shared: Arc::clone(&shared), told: None };
+        let mut writer = Writer { config, open: None, counts: Arc::clone(&counts), told: None };
         if let Err(error) = writer.open() {
             writer.failed(&error);
         }
         std::thread::Builder::new().name("audit file".to_owned()).spawn(move || writer.run(&received))?;
-        Ok(AuditFile { path, orders, shared })
+        Ok(AuditFile { path, orders, counts })
     }
 
-    /// Hands a record over.
+    /// Queues a record.
     pub fn write(&self, record: &Record) {
         let Ok(mut line) = serde_json::to_vec(record) else { return self.lose("a record cannot be encoded") };
         line.push(b'\n');
@@ -112,13 +114,13 @@ impl AuditFile {
         }
     }
 
-    /// Opens the file anew before the next record.
+    /// Reopens the file before the next record.
     pub fn reopen(&self) {
-        // A full queue is written soon, and each write looks whether the file is still the one of that name.
+        // If the queue is full, a write comes soon, and each write checks that the open file still has this name.
         let _ = self.orders.try_send(Order::Reopen);
     }
 
-    /// Waits until what was handed over is written.
+    /// Waits until the queued records are written, for at most `GOODBYE`.
     pub fn finish(&self) {
         let (done, written) = sync_channel(1);
         if self.orders.try_send(Order::Finish(done)).is_ok() {
@@ -126,34 +128,34 @@ impl AuditFile {
         }
     }
 
-    /// How it does.
+    /// The state of the file.
     pub fn state(&self) -> FileState {
         FileState {
             path: self.path.display().to_string(),
-            written: self.shared.written.load(Ordering::Relaxed),
-            lost: self.shared.lost.load(Ordering::Relaxed),
-            error: lock(&self.shared.error).clone(),
+            written: self.counts.written.load(Ordering::Relaxed),
+            lost: self.counts.lost.load(Ordering::Relaxed),
+            error: lock(&self.counts.error).clone(),
         }
     }
 
     fn lose(&self, why: &str) {
-        if self.shared.lost.fetch_add(1, Ordering::Relaxed).is_multiple_of(1000) {
+        if self.counts.lost.fetch_add(1, Ordering::Relaxed).is_multiple_of(1000) {
             tracing::error!(path = %self.path.display(), why, "records of dials are missing from the audit file");
         }
     }
 }
 
-/// The thread's end.
+/// The thread's end of the queue.
 struct Writer {
     config: FileConfig,
-    open: Option<Open>,
-    shared: Arc<Shared>,
+    open: Option<OpenFile>,
+    counts: Arc<FileCounts>,
     told: Option<Instant>,
 }
 
-struct Open {
+struct OpenFile {
     file: File,
-    /// Device and inode: another file may have taken the name.
+    /// Device and inode. Another file may take the name.
     id: (u64, u64),
     size: u64,
 }
@@ -184,7 +186,7 @@ impl Writer {
                 match self.write(&batch) {
                     Ok(()) => self.succeeded(lines),
                     Err(error) => {
-                        self.shared.lost.fetch_add(lines, Ordering::Relaxed);
+                        self.counts.lost.fetch_add(lines, Ordering::Relaxed);
                         self.failed(&error);
                     }
                 }
@@ -195,10 +197,10 @@ impl Writer {
         }
     }
 
-    /// Writes all of it or none: what a full disk cuts off is taken back.
+    /// Writes all bytes or none: a partial write on a full disk is undone.
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.open()?;
-        let too_large = |open: &Open| open.size > 0 && open.size + bytes.len() as u64 > self.config.max_size;
+        let too_large = |open: &OpenFile| open.size > 0 && open.size + bytes.len() as u64 > self.config.max_size;
         if self.open.as_ref().is_some_and(too_large) {
             self.rotate()?;
             self.open()?;
@@ -217,26 +219,26 @@ impl Writer {
         }
     }
 
-    /// Opens the file, also where somebody moved or removed the one that was open.
+    /// Opens the file, again if another program moved or removed the open one.
     fn open(&mut self) -> io::Result<()> {
         let here = std::fs::metadata(&self.config.path).ok().map(|about| (about.dev(), about.ino()));
         if self.open.as_ref().is_some_and(|open| here == Some(open.id)) {
             return Ok(());
         }
         self.open = None;
-        // Without O_NONBLOCK, a pipe of that name would be waited for.
+        // Without O_NONBLOCK, opening a pipe would block.
         let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
         let options = OpenOptions::new().append(true).create(true).mode(0o600).custom_flags(flags).clone();
         let file = options.open(&self.config.path)?;
         let about = file.metadata()?;
         if !about.is_file() {
-            return Err(io::Error::other("it is no regular file"));
+            return Err(io::Error::other("it is not a regular file"));
         }
-        self.open = Some(Open { file, id: (about.dev(), about.ino()), size: about.len() });
+        self.open = Some(OpenFile { file, id: (about.dev(), about.ino()), size: about.len() });
         Ok(())
     }
 
-    /// `audit.log` becomes `audit.log.1`, that `audit.log.2`; the oldest goes.
+    /// Moves `audit.log` to `audit.log.1`, that to `audit.log.2`, and removes the oldest.
     fn rotate(&mut self) -> io::Result<()> {
         self.open = None;
         let path = &self.config.path;
@@ -253,19 +255,19 @@ impl Writer {
     }
 
     fn succeeded(&mut self, lines: u64) {
-        self.shared.written.fetch_add(lines, Ordering::Relaxed);
-        if lock(&self.shared.error).take().is_some() {
+        self.counts.written.fetch_add(lines, Ordering::Relaxed);
+        if lock(&self.counts.error).take().is_some() {
             self.told = None;
-            let lost = self.shared.lost.load(Ordering::Relaxed);
-            tracing::warn!(path = %self.config.path.display(), lost, "the audit file is written again");
+            let lost = self.counts.lost.load(Ordering::Relaxed);
+            tracing::warn!(path = %self.config.path.display(), lost, "the audit file can be written again");
         }
     }
 
     fn failed(&mut self, error: &io::Error) {
-        *lock(&self.shared.error) = Some(error.to_string());
+        *lock(&self.counts.error) = Some(error.to_string());
         if self.told.is_none_or(|told| told.elapsed() > TELL) {
             self.told = Some(Instant::now());
-            let lost = self.shared.lost.load(Ordering::Relaxed);
+            let lost = self.counts.lost.load(Ordering::Relaxed);
             tracing::error!(path = %self.config.path.display(), %error, lost, "the audit file cannot be written; dials go on");
         }
     }

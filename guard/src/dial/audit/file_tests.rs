@@ -1,6 +1,6 @@
 //! Owns the tests of the audit file: rotation, a file that is moved, one that cannot be written, a full disk, a queue that is full.
 
-use crate::dial::audit::{file::*, record::Verdict};
+use crate::dial::audit::{file::*, record::Outcome};
 
 fn record(requested: &str) -> Record {
     Record {
@@ -10,7 +10,7 @@ fn record(requested: &str) -> Record {
         service: None,
         dialled: Some("10.0.0.1:80".parse().unwrap()),
         rule: None,
-        verdict: Verdict::Refused,
+        outcome: Outcome::Refused,
         reason: "loopback",
         message: None,
         to_backend: 0,
@@ -111,7 +111,7 @@ fn a_file_that_cannot_be_written_is_told_and_nothing_waits() {
 fn a_queue_that_is_full_loses_records_and_never_waits() {
     let directory = tempfile::tempdir().unwrap();
     let (orders, received) = sync_channel(2);
-    let file = AuditFile { path: directory.path().join("a"), orders, shared: Arc::default() };
+    let file = AuditFile { path: directory.path().join("a"), orders, counts: Arc::default() };
     for _ in 0..5 {
         file.write(&record("1:80"));
     }
@@ -142,7 +142,7 @@ fn a_full_disk_leaves_whole_lines_only() {
         let mut writer = Writer {
             config: FileConfig { path: path.clone(), max_size: 1 << 20, max_backups: 1 },
             open: None,
-            shared: Arc::default(),
+            counts: Arc::default(),
             told: None,
         };
         let mut line = serde_json::to_vec(&record("1:80")).unwrap();

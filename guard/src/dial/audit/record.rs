@@ -1,5 +1,5 @@
 //! Owns the record of a dial: one line of the log and of the audit file.
-//! Called by `entry`, which fills it, by `file` and `totals`.
+//! Called by `recorder`, which fills it, and by `file` and `totals`.
 //! Must never be written twice for one dial.
 
 use std::net::SocketAddr;
@@ -9,25 +9,25 @@ use serde::Serialize;
 /// What became of a dial.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Verdict {
+pub enum Outcome {
     /// It was open.
     Admitted,
-    /// By policy or shape.
+    /// The policy, a limit or the shape of the request refused it.
     Refused,
-    /// Admitted, and the backend could not be reached.
+    /// The policy allows it, but the backend could not be reached.
     Failed,
-    /// The control plane or the stream was gone before there was an answer.
+    /// The control plane gave up or the stream ended before there was an answer.
     Abandoned,
 }
 
-impl Verdict {
+impl Outcome {
     /// The stable name.
     pub fn name(self) -> &'static str {
         match self {
-            Verdict::Admitted => "admitted",
-            Verdict::Refused => "refused",
-            Verdict::Failed => "failed",
-            Verdict::Abandoned => "abandoned",
+            Outcome::Admitted => "admitted",
+            Outcome::Refused => "refused",
+            Outcome::Failed => "failed",
+            Outcome::Abandoned => "abandoned",
         }
     }
 }
@@ -36,28 +36,29 @@ impl Verdict {
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Record {
-    /// RFC 3339: when it was asked for.
+    /// When it was requested (RFC 3339).
     pub time: String,
-    /// What the proxy-server that asked calls itself.
+    /// The id that the proxy-server gives itself.
     pub server: String,
-    /// What was asked for.
+    /// The requested address.
     pub requested: String,
-    /// The address that was judged last, if it came to that; with `admitted`, the one that was dialled.
+    /// The address that was judged last, if one was; for `admitted`, the address that was dialled.
     pub dialled: Option<SocketAddr>,
-    /// The Service that was asked for, where it is an endpoint of one.
+    /// The requested Service, if the address is an endpoint of one.
     pub service: Option<String>,
     /// The entry of the policy that admits it.
     pub rule: Option<String>,
-    /// What became of it.
-    pub verdict: Verdict,
-    /// A stable word: why it was closed, refused, or failed.
+    /// What became of it. The key in the file is older than this name.
+    #[serde(rename = "verdict")]
+    pub outcome: Outcome,
+    /// Why it was closed, was refused or failed: a stable word.
     pub reason: &'static str,
-    /// The answer to the control plane, where it was an error.
+    /// The answer to the control plane, if it is an error.
     pub message: Option<String>,
-    /// Bytes that the backend got.
+    /// Bytes that the backend received.
     pub to_backend: u64,
     /// Bytes that were sent to the control plane.
     pub to_control_plane: u64,
-    /// From the request to the end.
+    /// Time from the request to the end.
     pub milliseconds: u64,
 }

@@ -10,7 +10,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    dial::audit::record::{Record, Verdict},
+    dial::audit::record::{Outcome, Record},
     sys::metrics_text::family,
 };
 
@@ -77,7 +77,7 @@ impl Default for Totals {
 
 impl Totals {
     pub(crate) fn opened(&mut self, took: Duration) {
-        add(&mut self.dials, Verdict::Admitted, "open");
+        add(&mut self.dials, Outcome::Admitted, "open");
         self.dial_seconds.observe(took);
     }
 
@@ -87,10 +87,10 @@ impl Totals {
         self.to_control_plane += record.to_control_plane;
         match open {
             Some(open) => {
-                add(&mut self.closed, record.verdict, record.reason);
+                add(&mut self.closed, record.outcome, record.reason);
                 self.open_seconds.observe(open);
             }
-            None => add(&mut self.dials, record.verdict, record.reason),
+            None => add(&mut self.dials, record.outcome, record.reason),
         }
     }
 
@@ -168,8 +168,8 @@ impl Histogram {
     }
 }
 
-fn add(counts: &mut Vec<Count>, verdict: Verdict, reason: &'static str) {
-    let verdict = verdict.name();
+fn add(counts: &mut Vec<Count>, outcome: Outcome, reason: &'static str) {
+    let verdict = outcome.name();
     match counts.iter_mut().find(|count| count.verdict == verdict && count.reason == reason) {
         Some(count) => count.count += 1,
         None => counts.push(Count { verdict: verdict.to_owned(), reason: reason.to_owned(), count: 1 }),

@@ -1,11 +1,12 @@
-//! Owns what rustls is told to check of kubelet's certificate, and what is said where it does not hold.
-//! Called by `kubelet`, for each handshake.
+//! Owns what rustls checks of kubelet's certificate, and why a certificate or its handshake is refused.
+//! Called by `check`, for each handshake.
 //! Must never skip the proof that the other side has the certificate's key: a certificate alone is public.
 
 use std::{
+    error::Error,
     io,
     net::SocketAddr,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex},
 };
 
@@ -13,23 +14,97 @@ use guard_policy::{pin::Pin, ruleset::CertificateDemand};
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
     client::{
-        Resumption, WebPkiServerVerifier,
+        Resumption, VerifierBuilderError, WebPkiServerVerifier,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     },
     crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature},
-    pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject},
+    pki_types::{
+        CertificateDer, ServerName, UnixTime,
+        pem::{self, PemObject},
+    },
     server::ParsedCertificate,
 };
 
-use crate::sys::lock::lock;
+use crate::sys::{error_chain::with_causes, lock::lock};
+
+/// Why what listens is not taken for kubelet.
+#[derive(Debug, thiserror::Error)]
+pub enum CertificateRefusal {
+    /// The CA file of the policy cannot be used.
+    #[error("the CA file {} is not usable", path.display())]
+    CaFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: CaFileError,
+    },
+    /// Its key is not pinned.
+    #[error("its public key is none of the pins")]
+    NotPinned,
+    /// No chain to a CA of the file, or no CA at all in the policy.
+    #[error("its certificate does not come from a CA in {}", ca.as_deref().unwrap_or(Path::new("the policy")).display())]
+    UnknownIssuer {
+        /// The file.
+        ca: Option<PathBuf>,
+    },
+    /// It was valid.
+    #[error("its certificate has expired")]
+    Expired,
+    /// It will be valid.
+    #[error("its certificate is not valid yet")]
+    NotValidYet,
+    /// It is another one's.
+    #[error("its certificate is not for `{name}`")]
+    WrongName {
+        /// The name that the policy asks for.
+        name: String,
+    },
+    /// Anything else is wrong with it.
+    #[error("its certificate is refused: {0}")]
+    Certificate(CertificateError),
+    /// What came is not TLS.
+    #[error("it does not speak TLS")]
+    NotTls,
+    /// The connection ended in the handshake.
+    #[error("it ends the TLS handshake")]
+    Ended,
+    /// The connection failed in the handshake.
+    #[error("the TLS handshake fails: {0}")]
+    Connection(io::ErrorKind),
+    /// The handshake failed.
+    #[error("the TLS handshake fails")]
+    Handshake(#[source] rustls::Error),
+}
+
+/// Why a CA file cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum CaFileError {
+    /// It cannot be read, or is not PEM.
+    #[error(transparent)]
+    Pem(#[from] pem::Error),
+    /// It holds something that is not a certificate.
+    #[error(transparent)]
+    Certificate(#[from] rustls::Error),
+    /// It holds no CA.
+    #[error(transparent)]
+    Verifier(#[from] VerifierBuilderError),
+}
 
 /// What a handshake showed.
 pub(crate) struct Shown {
     pub(crate) sha256: Option<[u8; 32]>,
-    pub(crate) error: Option<String>,
+    pub(crate) refusal: Option<CertificateRefusal>,
 }
 
-/// Checks what a demand asks for, and notes the certificate.
+impl CertificateRefusal {
+    /// With its causes, in words for the control plane, the log and `status`.
+    pub fn words(&self) -> String {
+        with_causes(self.to_string(), self.source())
+    }
+}
+
+/// Checks what a demand asks for, and remembers the certificate.
 #[derive(Debug)]
 pub(crate) struct Verifier {
     chain: Option<Arc<WebPkiServerVerifier>>,
@@ -44,10 +119,14 @@ impl Verifier {
     }
 }
 
-/// A client that checks this. It has no certificate of its own: kubelet asks for one and does without.
-pub(crate) fn client(demand: &CertificateDemand) -> Result<(Arc<Verifier>, ClientConfig), String> {
+/// A client that checks a demand. It has no certificate of its own: kubelet asks for one but does not require it.
+pub(crate) fn client(demand: &CertificateDemand) -> Result<(Arc<Verifier>, ClientConfig), CertificateRefusal> {
     let provider = Arc::new(aws_lc_rs::default_provider());
-    let chain = demand.ca.as_deref().map(|ca| chain(ca, &provider)).transpose()?;
+    let chain = demand
+        .ca
+        .as_deref()
+        .map(|ca| chain(ca, &provider).map_err(|source| CertificateRefusal::CaFile { path: ca.to_owned(), source }))
+        .transpose()?;
     let verifier = Arc::new(Verifier {
         chain,
         pins: demand.pins.clone(),
@@ -56,7 +135,7 @@ pub(crate) fn client(demand: &CertificateDemand) -> Result<(Arc<Verifier>, Clien
     });
     let mut config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
-        .map_err(|error| error.to_string())?
+        .map_err(CertificateRefusal::Handshake)?
         .dangerous()
         .with_custom_certificate_verifier(Arc::clone(&verifier) as Arc<dyn ServerCertVerifier>)
         .with_no_client_auth();
@@ -65,15 +144,12 @@ pub(crate) fn client(demand: &CertificateDemand) -> Result<(Arc<Verifier>, Clien
     Ok((verifier, config))
 }
 
-fn chain(ca: &Path, provider: &Arc<CryptoProvider>) -> Result<Arc<WebPkiServerVerifier>, String> {
-    let unusable = |error: &dyn std::fmt::Display| format!("the CA file {} is not usable: {error}", ca.display());
+fn chain(ca: &Path, provider: &Arc<CryptoProvider>) -> Result<Arc<WebPkiServerVerifier>, CaFileError> {
     let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_file_iter(ca).map_err(|error| unusable(&error))? {
-        let certificate = certificate.map_err(|error| unusable(&error))?;
-        roots.add(certificate).map_err(|error| unusable(&error))?;
+    for certificate in CertificateDer::pem_file_iter(ca)? {
+        roots.add(certificate?)?;
     }
-    let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(provider)).build();
-    verifier.map_err(|error| unusable(&error))
+    Ok(WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(provider)).build()?)
 }
 
 impl ServerCertVerifier for Verifier {
@@ -124,36 +200,33 @@ impl ServerCertVerifier for Verifier {
     }
 }
 
-/// Why a handshake failed, in words that mean the same to the proxy-server as to people.
-#[expect(clippy::wildcard_enum_match_arm, reason = "every other error is told in the library's own words")]
-pub(crate) fn explain(error: &io::Error, demand: &CertificateDemand, address: SocketAddr) -> String {
-    let name = demand.name.clone().unwrap_or_else(|| address.ip().to_string());
+/// Why a handshake failed.
+#[expect(clippy::wildcard_enum_match_arm, reason = "every other error is reported in the library's own words")]
+pub(crate) fn explain(error: &io::Error, demand: &CertificateDemand, address: SocketAddr) -> CertificateRefusal {
     let Some(tls) = error.get_ref().and_then(|error| error.downcast_ref::<rustls::Error>()) else {
         return match error.kind() {
-            io::ErrorKind::UnexpectedEof => "it ends the TLS handshake".to_owned(),
-            other => format!("the TLS handshake fails: {other}"),
+            io::ErrorKind::UnexpectedEof => CertificateRefusal::Ended,
+            other => CertificateRefusal::Connection(other),
         };
     };
     match tls {
         rustls::Error::InvalidCertificate(certificate) => match certificate {
-            CertificateError::ApplicationVerificationFailure => "its public key is none of the pins".to_owned(),
+            CertificateError::ApplicationVerificationFailure => CertificateRefusal::NotPinned,
             CertificateError::UnknownIssuer | CertificateError::BadSignature => {
-                let ca = demand.ca.as_deref().unwrap_or(Path::new("the policy"));
-                format!("its certificate does not come from a CA in {}", ca.display())
+                CertificateRefusal::UnknownIssuer { ca: demand.ca.clone() }
             }
-            CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
-                "its certificate has expired".to_owned()
-            }
+            CertificateError::Expired | CertificateError::ExpiredContext { .. } => CertificateRefusal::Expired,
             CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
-                "its certificate is not valid yet".to_owned()
+                CertificateRefusal::NotValidYet
             }
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
-                format!("its certificate is not for `{name}`")
+                let name = demand.name.clone().unwrap_or_else(|| address.ip().to_string());
+                CertificateRefusal::WrongName { name }
             }
-            other => format!("its certificate is refused: {other}"),
+            other => CertificateRefusal::Certificate(other.clone()),
         },
-        rustls::Error::InvalidMessage(_) => "it does not speak TLS".to_owned(),
-        other => format!("the TLS handshake fails: {other}"),
+        rustls::Error::InvalidMessage(_) => CertificateRefusal::NotTls,
+        other => CertificateRefusal::Handshake(other.clone()),
     }
 }
 

@@ -1,14 +1,13 @@
-//! Owns the check of kubelet's serving certificate: a TLS handshake of our own before a dial to it is made.
-//! Called by `dial`, for addresses whose entry in the policy has a `certificate`.
+//! Owns the check of kubelet's serving certificate: a TLS handshake of our own before a dial to kubelet.
+//! Called by `serve`, for addresses whose entry in the policy has a `certificate`.
 //! Must never let a dial pass on a check that is older than the listener that it reaches, or than `HELD`.
 //!
-//! In TLS 1.3 nobody but the two ends sees the certificate of a connection, so what is promised is this: the last handshake with the same
-//! listening sockets, not longer ago than `HELD`, showed a certificate that the policy asks for. A kubelet that starts anew, another
-//! process that takes its port, another CA file: each makes the next dial wait for a new handshake.
+//! In TLS 1.3 only the two ends see the certificate of a connection, so the promise is this: the last handshake with the same listening
+//! sockets, at most `HELD` ago, showed a certificate that the policy asks for. A restarted kubelet, another process on its port or a changed
+//! CA file makes the next dial wait for a new handshake.
 
 use std::{
     collections::{BTreeSet, HashMap},
-    io,
     net::SocketAddr,
     os::unix::fs::MetadataExt,
     path::Path,
@@ -26,17 +25,20 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use crate::{
-    dial::kubelet::{
-        certificate,
-        certificate::{Shown, explain},
+    dial::{
+        kubelet::{
+            certificate,
+            certificate::{CertificateRefusal, Shown, explain},
+        },
+        reach::ReachError,
     },
     kernel::cut::sock_diag,
     sys::lock::lock,
 };
 
-/// How long a check that held counts, as long as the listener is the same.
+/// How long a check that held is valid while the listener is the same.
 const HELD: Duration = Duration::from_secs(30);
-/// How long a check that did not hold counts: a flood of dials makes no flood of handshakes.
+/// How long a check that did not hold is valid: a flood of dials causes no flood of handshakes.
 const REFUSED: Duration = Duration::from_secs(1);
 /// How many addresses are remembered.
 const REMEMBERED: usize = 256;
@@ -45,9 +47,9 @@ const REMEMBERED: usize = 256;
 #[derive(Debug)]
 pub enum CheckError {
     /// No TCP connection: the dial would have none either.
-    Unreachable(io::Error),
-    /// TLS, or the certificate, is not as it should be.
-    Refused(String),
+    Unreachable(ReachError),
+    /// The TLS handshake or the certificate is not what the policy asks for.
+    Refused(Arc<CertificateRefusal>),
 }
 
 /// What `status` says of a checked certificate.
@@ -76,14 +78,17 @@ struct Stamp {
 struct Checked {
     at: Instant,
     stamp: Option<Stamp>,
-    state: CertificateState,
+    /// RFC 3339: when.
+    time: String,
+    sha256: Option<[u8; 32]>,
+    refusal: Option<Arc<CertificateRefusal>>,
 }
 
 type Key = (SocketAddr, Arc<CertificateDemand>);
-/// Held by whoever checks: the others wait for what comes out of it.
+/// Locked during a check: other dials wait for its result.
 type Slot = Arc<tokio::sync::Mutex<()>>;
 
-/// The certificates that were seen.
+/// The certificates that were checked.
 #[derive(Default)]
 pub struct Certificates {
     slots: Mutex<HashMap<Key, Slot>>,
@@ -94,12 +99,12 @@ pub struct Certificates {
 }
 
 impl Certificates {
-    /// Passes where the certificate at an address is what is asked for. `connect` is only waited for where a new handshake is needed.
+    /// Passes if the certificate at an address is what the policy asks for. `connect` only runs if a new handshake is needed.
     pub async fn check(
         &self,
         address: SocketAddr,
         demand: &Arc<CertificateDemand>,
-        connect: impl Future<Output = io::Result<TcpStream>>,
+        connect: impl Future<Output = Result<TcpStream, ReachError>>,
     ) -> Result<(), CheckError> {
         let key = (address, Arc::clone(demand));
         let slot = {
@@ -115,39 +120,43 @@ impl Certificates {
         if let Some(before) = &before
             && is_fresh(before, stamp.as_ref())
         {
-            return result(&before.state);
+            return before.result();
         }
         let stream = connect.await.map_err(|error| {
             self.unreachable.fetch_add(1, Ordering::Relaxed);
             CheckError::Unreachable(error)
         })?;
         let shown = handshake(stream, address, demand).await;
-        let count = if shown.error.is_none() { &self.held } else { &self.refused };
+        let count = if shown.refusal.is_none() { &self.held } else { &self.refused };
         count.fetch_add(1, Ordering::Relaxed);
-        tell(address, before.as_ref().map(|before| &before.state), &shown);
-        let state = CertificateState {
-            address,
-            checked: format!("{:.3}", jiff::Timestamp::now()),
-            sha256: shown.sha256.map(hex),
-            error: shown.error,
+        report(address, before.as_ref(), &shown);
+        let now = Checked {
+            at: Instant::now(),
+            stamp,
+            time: format!("{:.3}", jiff::Timestamp::now()),
+            sha256: shown.sha256,
+            refusal: shown.refusal.map(Arc::new),
         };
-        let passed = result(&state);
+        let result = now.result();
         let mut checked = lock(&self.checked);
         if checked.len() >= REMEMBERED && !checked.contains_key(&key) {
             checked.clear();
         }
-        checked.insert(key, Checked { at: Instant::now(), stamp, state });
-        passed
+        checked.insert(key, now);
+        result
     }
 
-    /// What was seen of the certificates that a ruleset asks for, by address.
+    /// The last check of each certificate that a ruleset asks for, by address.
     pub fn states(&self, ruleset: Option<&Ruleset>) -> Vec<CertificateState> {
         let demanded = |demand: &Arc<CertificateDemand>| {
             ruleset.is_some_and(|ruleset| ruleset.dial.iter().any(|rule| rule.demands.certificates.contains(demand)))
         };
         let checked = lock(&self.checked);
-        let mut states: Vec<CertificateState> =
-            checked.iter().filter(|((_, demand), _)| demanded(demand)).map(|(_, seen)| seen.state.clone()).collect();
+        let mut states: Vec<CertificateState> = checked
+            .iter()
+            .filter(|((_, demand), _)| demanded(demand))
+            .map(|((address, _), seen)| seen.state(*address))
+            .collect();
         states.sort_by_key(|state| state.address);
         states
     }
@@ -160,29 +169,40 @@ impl Certificates {
 }
 
 impl CertificateState {
-    /// A sentence, if it is refused.
+    /// What to report if the certificate is refused.
     pub fn weakened(&self) -> Option<String> {
         let error = self.error.as_ref()?;
         Some(format!("what listens on {} is not taken for kubelet ({error}): dials to it are refused", self.address))
     }
 }
 
-fn result(state: &CertificateState) -> Result<(), CheckError> {
-    state.error.clone().map_or(Ok(()), |error| Err(CheckError::Refused(error)))
+impl Checked {
+    fn result(&self) -> Result<(), CheckError> {
+        self.refusal.as_ref().map_or(Ok(()), |refusal| Err(CheckError::Refused(Arc::clone(refusal))))
+    }
+
+    fn state(&self, address: SocketAddr) -> CertificateState {
+        CertificateState {
+            address,
+            checked: self.time.clone(),
+            sha256: self.sha256.map(hex),
+            error: self.refusal.as_ref().map(|refusal| refusal.words()),
+        }
+    }
 }
 
 fn is_fresh(before: &Checked, stamp: Option<&Stamp>) -> bool {
     let age = before.at.elapsed();
-    if before.state.error.is_some() {
+    if before.refusal.is_some() {
         return age < REFUSED && before.stamp.as_ref() == stamp;
     }
-    // Where the kernel does not say who listens, every dial has its own check.
+    // If the kernel does not say who listens, every dial has its own check.
     age < HELD && stamp.is_some() && before.stamp.as_ref() == stamp
 }
 
 fn stamp(address: SocketAddr, demand: &CertificateDemand) -> Option<Stamp> {
     let listeners = sock_diag::listeners(address.port());
-    let listeners = listeners.inspect_err(|error| tracing::debug!(%error, "who listens is not known")).ok()?;
+    let listeners = listeners.inspect_err(|error| tracing::debug!(%error, "cannot tell which sockets listen")).ok()?;
     Some(Stamp { listeners, ca: demand.ca.as_deref().and_then(file_stamp) })
 }
 
@@ -191,7 +211,7 @@ fn file_stamp(path: &Path) -> Option<(u64, u64, u64, i64, i64)> {
     Some((about.dev(), about.ino(), about.size(), about.mtime(), about.mtime_nsec()))
 }
 
-/// A handshake, and no byte more. Nothing is sent after it: kubelet sees a connection that ends.
+/// A handshake, and not a byte more: kubelet sees a connection that ends after it.
 async fn handshake(stream: TcpStream, address: SocketAddr, demand: &CertificateDemand) -> Shown {
     let name = match &demand.name {
         Some(name) => ServerName::try_from(name.clone()).unwrap_or(ServerName::IpAddress(address.ip().into())),
@@ -199,27 +219,29 @@ async fn handshake(stream: TcpStream, address: SocketAddr, demand: &CertificateD
     };
     let (verifier, config) = match certificate::client(demand) {
         Ok(client) => client,
-        Err(error) => return Shown { sha256: None, error: Some(error) },
+        Err(refusal) => return Shown { sha256: None, refusal: Some(refusal) },
     };
-    let error = match TlsConnector::from(Arc::new(config)).connect(name, stream).await {
+    let refusal = match TlsConnector::from(Arc::new(config)).connect(name, stream).await {
         Ok(_stream) => None,
         Err(error) => Some(explain(&error, demand, address)),
     };
-    Shown { sha256: verifier.seen(), error }
+    Shown { sha256: verifier.seen(), refusal }
 }
 
-/// What changed since the last check is told once.
-fn tell(address: SocketAddr, before: Option<&CertificateState>, shown: &Shown) {
+/// Logs what changed since the last check, once.
+fn report(address: SocketAddr, before: Option<&Checked>, shown: &Shown) {
     let sha256 = shown.sha256.map(hex);
-    match (&shown.error, before) {
-        (Some(error), before) if before.is_none_or(|before| before.error.as_ref() != Some(error)) => {
+    let error = shown.refusal.as_ref().map(CertificateRefusal::words);
+    let before = before.map(|before| before.state(address));
+    match (&error, before) {
+        (Some(error), before) if before.as_ref().is_none_or(|before| before.error.as_ref() != Some(error)) => {
             tracing::error!(%address, sha256, error, "the serving certificate is not what the policy asks for: dials to it are refused");
         }
         (None, Some(before)) if before.error.is_some() => {
             tracing::warn!(%address, sha256, "the serving certificate holds again")
         }
         (None, Some(before)) if before.sha256 != sha256 => {
-            tracing::info!(%address, sha256, "another serving certificate, which holds")
+            tracing::info!(%address, sha256, "a new serving certificate, which holds")
         }
         (None, None) => tracing::info!(%address, sha256, "the serving certificate holds"),
         (Some(_), _) | (None, Some(_)) => {}

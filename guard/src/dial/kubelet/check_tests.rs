@@ -85,10 +85,12 @@ async fn check(
     address: SocketAddr,
     demand: &Arc<CertificateDemand>,
 ) -> Result<(), String> {
-    match certificates.check(address, demand, TcpStream::connect(address)).await {
+    let connect = async { Ok(TcpStream::connect(address).await?) };
+    match certificates.check(address, demand, connect).await {
         Ok(()) => Ok(()),
-        Err(CheckError::Refused(why)) => Err(why),
-        Err(CheckError::Unreachable(error)) => Err(format!("unreachable: {:?}", error.kind())),
+        Err(CheckError::Refused(why)) => Err(why.words()),
+        Err(CheckError::Unreachable(ReachError::Socket(error))) => Err(format!("unreachable: {:?}", error.kind())),
+        Err(CheckError::Unreachable(error)) => Err(format!("unreachable: {error}")),
     }
 }
 

@@ -1,128 +1,93 @@
-//! Owns one stream while it lasts: frames from the server to dials and their backends.
-//! Called by `run`.
-//! Must never wait for a dial, for the wire or for a backend: only for a frame, and, within `Patience`, for room.
+//! Owns one stream while it lasts: takes each frame of the server to its dial.
+//! Called by `tunnel/run`.
+//! Must never wait for a dial, the wire or a backend: only for a frame and, within `Patience`, for room in a queue.
 
-use std::{
-    collections::HashMap,
-    error::Error,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{error::Error, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use tokio::{
-    sync::mpsc,
-    time::{Instant, timeout},
-};
+use tokio::time::{Instant, timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::Status;
 
 use crate::{
-    dial::{
-        budget::Patience,
-        queue::Queue,
-        serve::{Dialer, Origin, Routes},
-    },
-    sys::{error_chain::with_causes, lock::lock},
+    dial::{budget::Patience, queue::Queue, routes::Origin, serve::Dialer},
+    sys::error_chain::with_causes,
     tunnel::stream::establish::{Stream, WINDOW},
     wire::{
         counts,
-        frames::{CloseRequest, Data, DialRequest, Frame, Packet, closed, drain as drain_frame},
+        frames::{CloseRequest, Data, DialRequest, Frame, closed, drain as drain_frame},
     },
 };
 
-/// How long late dials are still served after the server was asked for no more: it may have sent some already.
+/// How long late dials are still served after DRAIN was sent: the server may have sent some already.
 pub(crate) const LINGER: Duration = Duration::from_millis(500);
 
 /// How long the dials of a lost stream may take to end.
 const WIND_UP: Duration = Duration::from_secs(5);
 
-/// How long the server may take to end a stream that we ended.
+/// How long the server may take to end its half of a stream that we ended.
 const GOODBYE: Duration = Duration::from_secs(2);
 
 /// On what terms a stream is served.
 pub(crate) struct Terms {
-    /// From here on the server is asked for no more dials; the stream ends once it carries none.
+    /// Cancelled to drain: the server is asked for no more dials, and the stream ends when it carries none.
     pub(crate) drain: CancellationToken,
-    /// The daemon ends.
+    /// Cancelled when the daemon ends.
     pub(crate) stop: CancellationToken,
-    /// The dials of the stream, counted.
+    /// The tasks of the stream's dials.
     pub(crate) dials: TaskTracker,
 }
 
 /// How a stream ended.
 #[derive(Debug)]
 pub(crate) enum Ended {
-    /// It was not needed any more, and carried nothing.
+    /// It was no longer needed and carried nothing.
     Done,
-    /// The server or the way to it ended it.
-    Broken(String),
+    /// The server closed it.
+    Closed,
+    /// The server or the network broke it.
+    Broken(Box<Status>),
+    /// Its task panicked.
+    Crashed,
 }
 
 impl Ended {
-    /// In words.
-    pub(crate) fn words(&self) -> &str {
+    /// In words, with the causes.
+    pub(crate) fn words(&self) -> String {
         match self {
-            Ended::Done => "it was not needed any more",
-            Ended::Broken(reason) => reason,
+            Ended::Done => "it was no longer needed".to_owned(),
+            Ended::Closed => "the server closed it".to_owned(),
+            Ended::Broken(status) => with_causes(format!("{} ({})", status.message(), status.code()), status.source()),
+            Ended::Crashed => "the session crashed".to_owned(),
         }
     }
 }
 
-/// How often the wait for room looks again: other connections may have given some back.
+/// How often a wait for room looks again: other connections may have freed some.
 const LOOK: Duration = Duration::from_millis(5);
 
-/// Who sent a frame within this time is being served.
+/// A connection counts as served for this long after a frame.
 const SERVED: Duration = Duration::from_secs(1);
 
-/// How many frames for connections that are none are answered in a second.
+/// How many frames for unknown connections are answered in a second.
 const REPLIES: u32 = 100;
 
-/// What is longer than any address is refused for its shape; no more of it is kept.
+/// Longer than any address. A longer text is cut here and then refused as malformed.
 const LONGEST: usize = 300;
 
-/// What the frames of one stream refer to.
-#[derive(Default)]
-struct Table {
-    /// Open dials by connection id.
-    open: Mutex<HashMap<i64, Queue>>,
-    /// Dials under way by their `random`; it may repeat, and ending one then ends all.
-    pending: Mutex<HashMap<i64, Vec<CancellationToken>>>,
-}
-
-impl Routes for Table {
-    fn opened(&self, id: i64, queue: Queue) {
-        lock(&self.open).insert(id, queue);
-    }
-
-    fn closed(&self, id: i64) {
-        lock(&self.open).remove(&id);
-    }
-
-    fn answered(&self, random: i64, dial: &CancellationToken) {
-        let mut pending = lock(&self.pending);
-        // Marks this one among those of the same `random`.
-        dial.cancel();
-        if let Some(dials) = pending.get_mut(&random) {
-            dials.retain(|dial| !dial.is_cancelled());
-            if dials.is_empty() {
-                pending.remove(&random);
-            }
-        }
-    }
-}
-
-/// Serves a stream until it ends; says why.
+/// Serves a stream until it ends. Returns why it ended.
 pub(crate) async fn run(stream: Stream, dialer: Arc<Dialer>, terms: Terms) -> Ended {
     let Stream { mut inbound, outbound, server_id, .. } = stream;
     let Terms { drain, stop, dials } = terms;
     let mut session = Session {
         dialer,
-        table: Arc::default(),
+        origin: Origin {
+            outbound,
+            server_id: server_id.into(),
+            lost: CancellationToken::new(),
+            routes: Arc::default(),
+        },
         dials: dials.clone(),
-        under_way: Arc::new(()),
-        lost: CancellationToken::new(),
-        outbound,
-        server_id: server_id.into(),
         patience: Patience::new(Instant::now()),
         traffic: Traffic::default(),
         replies: Replies { left: REPLIES, since: Instant::now() },
@@ -136,7 +101,7 @@ pub(crate) async fn run(stream: Stream, dialer: Arc<Dialer>, terms: Terms) -> En
             () = &mut idle => break Ended::Done,
             () = drain.cancelled(), if !asked_to_drain => {
                 asked_to_drain = true;
-                let outbound = session.outbound.clone();
+                let outbound = session.origin.outbound.clone();
                 session.dials.spawn(async move { drop(outbound.send(drain_frame()).await) });
                 continue;
             }
@@ -144,31 +109,30 @@ pub(crate) async fn run(stream: Stream, dialer: Arc<Dialer>, terms: Terms) -> En
         };
         match message {
             Ok(Some(packet)) => session.take(Frame::from(packet)).await,
-            Ok(None) => break Ended::Broken("the server closed it".to_owned()),
+            Ok(None) => break Ended::Closed,
             Err(status) => {
                 counts::failed(status.code());
-                let said = format!("{} ({})", status.message(), status.code());
-                break Ended::Broken(with_causes(said, status.source()));
+                break Ended::Broken(Box::new(status));
             }
         }
     };
-    let Session { lost, outbound, .. } = session;
+    let Session { origin: Origin { lost, outbound, .. }, .. } = session;
     lost.cancel();
     dials.close();
     if timeout(WIND_UP, dials.wait()).await.is_err() {
         tracing::warn!(left = dials.len(), "dials of the lost stream are still ending");
     }
-    // The end of our messages goes out behind all of them; the server then ends the stream.
+    // The end of our half follows our last message; the server then ends the stream.
     drop(outbound);
     let rest = async { while let Ok(Some(_)) = inbound.message().await {} };
     let _ = timeout(GOODBYE, rest).await;
     ended
 }
 
-/// Until the stream is asked to drain and has carried nothing for a while: the server may have sent a dial before it heard of it.
+/// Waits until the stream drains and has carried nothing for a while: the server may have sent a dial before it received DRAIN.
 async fn idle(drain: &CancellationToken, dials: &TaskTracker) {
     drain.cancelled().await;
-    // Closed only to wait for: dials may still come.
+    // A tracker has to be closed to be waited for. Dials may still come.
     dials.close();
     loop {
         dials.wait().await;
@@ -182,13 +146,9 @@ async fn idle(drain: &CancellationToken, dials: &TaskTracker) {
 /// A stream that is being served.
 struct Session {
     dialer: Arc<Dialer>,
-    table: Arc<Table>,
+    /// What each of its dials gets.
+    origin: Origin,
     dials: TaskTracker,
-    /// Each dial under way holds one of these.
-    under_way: Arc<()>,
-    lost: CancellationToken,
-    outbound: mpsc::Sender<Packet>,
-    server_id: Arc<str>,
     patience: Patience,
     traffic: Traffic,
     replies: Replies,
@@ -200,8 +160,7 @@ impl Session {
             Frame::Data(Data { connect_id, data, .. }) => {
                 self.traffic.saw(connect_id, Instant::now());
                 self.patience.read(data.len(), WINDOW);
-                let queue = lock(&self.table.open).get(&connect_id).cloned();
-                match queue {
+                match self.origin.routes.queue(connect_id) {
                     Some(queue) => {
                         if let Err(data) = queue.push(data) {
                             self.hold(&queue, data).await;
@@ -214,24 +173,20 @@ impl Session {
             Frame::Dial(request) => self.dial(request),
             Frame::Close(CloseRequest { connect_id }) => {
                 self.traffic.saw(connect_id, Instant::now());
-                let queue = lock(&self.table.open).remove(&connect_id);
-                match queue {
+                match self.origin.routes.remove(connect_id) {
                     Some(queue) => queue.close(),
                     None => self.reply(connect_id, "Unknown connectID"),
                 }
             }
-            Frame::CloseDial(close) => {
-                let dials = lock(&self.table.pending).remove(&close.random);
-                dials.into_iter().flatten().for_each(|dial| dial.cancel());
-            }
-            Frame::Other(kind) => tracing::debug!(kind, "a frame that is not for an agent"),
+            Frame::CloseDial(close) => self.origin.routes.abandon(close.random),
+            Frame::Other(kind) => tracing::debug!(kind, "ignored a frame that is not for an agent"),
         }
     }
 
-    /// Waits for room for these bytes, the last resort: all of the stream waits. Where there is no time left for that, their connection ends.
+    /// Waits for room for these bytes while the whole stream waits, which is the last resort. If no patience is left, their connection ends.
     async fn hold(&mut self, queue: &Queue, mut bytes: Bytes) {
         let others = self.traffic.others_served(Instant::now());
-        // Once: it grows while time passes, and would never be used up.
+        // Asked once: patience grows with time and would never be used up.
         let mut left = self.patience.left(Instant::now(), others);
         while !left.is_zero() {
             let started = Instant::now();
@@ -247,29 +202,19 @@ impl Session {
         queue.end();
     }
 
-    /// Starts a dial, or refuses it where too many are under way.
+    /// Starts a dial in a task of its own, unless it is refused at once.
     fn dial(&mut self, mut request: DialRequest) {
         shorten(&mut request.address);
         shorten(&mut request.protocol);
-        let origin = Origin {
-            outbound: self.outbound.clone(),
-            server_id: Arc::clone(&self.server_id),
-            abandoned: self.lost.child_token(),
-            lost: self.lost.clone(),
-            routes: Arc::clone(&self.table) as Arc<dyn Routes>,
-        };
-        if Arc::strong_count(&self.under_way) > self.dialer.budget.limits().dials_per_stream {
-            return self.dialer.refuse(&request, &origin);
+        if let Some(dial) = Arc::clone(&self.dialer).serve(request, self.origin.clone()) {
+            self.dials.spawn(dial);
         }
-        lock(&self.table.pending).entry(request.random).or_default().push(origin.abandoned.clone());
-        let (dialer, under_way) = (Arc::clone(&self.dialer), Arc::clone(&self.under_way));
-        self.dials.spawn(async move { dialer.serve(request, origin, under_way).await });
     }
 
-    /// Tells the server that a connection is none. Only so often, and only where the wire has room: it may ask as fast as it likes.
+    /// Tells the server that it used an unknown connection. Limited in rate, and only if the wire has room: it may ask as fast as it likes.
     fn reply(&mut self, id: i64, error: &str) {
         if self.replies.one_more(Instant::now()) {
-            drop(self.outbound.try_send(closed(id, error.to_owned())));
+            drop(self.origin.outbound.try_send(closed(id, error.to_owned())));
         }
     }
 }
@@ -280,10 +225,10 @@ fn shorten(text: &mut String) {
     }
 }
 
-/// Whose frames come.
+/// Which connections are being served.
 #[derive(Default)]
 struct Traffic {
-    /// The connection of the latest frame, and when that came.
+    /// The connection of the latest frame, and when it came.
     latest: Option<(i64, Instant)>,
     /// When the latest frame of any other connection came.
     others: Option<Instant>,
@@ -299,7 +244,7 @@ impl Traffic {
         self.latest = Some((id, now));
     }
 
-    /// Whether anybody but the connection of the latest frame is being served.
+    /// Whether any connection but that of the latest frame is being served.
     fn others_served(&self, now: Instant) -> bool {
         self.others.is_some_and(|at| now - at < SERVED)
     }

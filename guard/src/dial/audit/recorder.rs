@@ -1,6 +1,6 @@
-//! Owns the record of every dial: one for each, to the log, to a file on request, and into the totals.
-//! Called by `dial`, which begins an entry with each DIAL_REQ; `metrics` and `status` read the totals.
-//! Must never hold up a dial: what cannot be written is counted and told.
+//! Owns where the record of a dial goes when it ends: to the log, to the audit file if there is one, and into the totals.
+//! Called by `serve`, which begins a record with each DIAL_REQ; `report` reads the totals.
+//! Must never write two records for a dial, nor none.
 
 use std::{
     io,
@@ -16,7 +16,7 @@ use crate::{
     dial::{
         audit::{
             file::{AuditFile, FileConfig, FileState},
-            record::{Record, Verdict},
+            record::{Outcome, Record},
             totals::Totals,
         },
         relay::Relayed,
@@ -24,7 +24,7 @@ use crate::{
     sys::lock::lock,
 };
 
-/// How much of what the control plane wrote is kept.
+/// How many bytes of a text of the control plane are kept.
 const REQUESTED: usize = 300;
 
 /// Where records go.
@@ -34,7 +34,7 @@ pub struct Audit {
 }
 
 impl Audit {
-    /// With a file, if one is wanted.
+    /// Starts the audit file if one is configured.
     pub fn start(file: Option<FileConfig>) -> io::Result<Arc<Audit>> {
         Ok(Audit::new(file.map(AuditFile::start).transpose()?))
     }
@@ -44,8 +44,8 @@ impl Audit {
         Arc::new(Audit { totals: Mutex::default(), file })
     }
 
-    /// A dial was asked for. Whatever becomes of the entry, it is written once.
-    pub fn begin(self: &Arc<Audit>, server: &str, requested: &str) -> Entry {
+    /// Begins the record of a dial that was requested. Whatever becomes of the dial, its record is written once.
+    pub(crate) fn begin(self: &Arc<Audit>, server: &str, requested: &str) -> Recorder {
         let record = Record {
             time: format!("{:.3}", jiff::Timestamp::now()),
             server: cut(server).to_owned(),
@@ -53,14 +53,14 @@ impl Audit {
             dialled: None,
             service: None,
             rule: None,
-            verdict: Verdict::Abandoned,
+            outcome: Outcome::Abandoned,
             reason: "ended",
             message: None,
             to_backend: 0,
             to_control_plane: 0,
             milliseconds: 0,
         };
-        Entry { audit: Arc::clone(self), record, started: Instant::now(), opened: None }
+        Recorder { audit: Arc::clone(self), record, started: Instant::now(), opened: None, written: false }
     }
 
     /// The totals so far.
@@ -68,12 +68,12 @@ impl Audit {
         lock(&self.totals).clone()
     }
 
-    /// How the file does, if there is one.
+    /// The state of the audit file, if there is one.
     pub fn file(&self) -> Option<FileState> {
         self.file.as_ref().map(AuditFile::state)
     }
 
-    /// Opens the file anew with each SIGHUP, as tools expect that moved it away.
+    /// Reopens the file on SIGHUP, as logrotate expects.
     pub async fn follow_hangups(self: Arc<Audit>) -> io::Result<()> {
         let mut hangups = signal(SignalKind::hangup())?;
         while hangups.recv().await.is_some() {
@@ -84,7 +84,7 @@ impl Audit {
         Ok(())
     }
 
-    /// Writes what is under way; for a bounded time.
+    /// Waits until the queued records are written, for a bounded time.
     pub fn finish(&self) {
         if let Some(file) = &self.file {
             file.finish();
@@ -92,60 +92,63 @@ impl Audit {
     }
 }
 
-/// The record of a dial under way. Dropping it writes it.
-pub struct Entry {
+/// The record of a dial that has not ended. Dropping it writes it, unless it is written already.
+pub(crate) struct Recorder {
     audit: Arc<Audit>,
     record: Record,
     started: Instant,
     opened: Option<Instant>,
+    written: bool,
 }
 
-impl Entry {
+impl Recorder {
     /// An address was judged.
-    pub fn judged(&mut self, address: SocketAddr, rule: Option<&str>) {
+    pub(crate) fn judged(&mut self, address: SocketAddr, rule: Option<&str>) {
         self.record.dialled = Some(address);
         self.record.rule = rule.map(str::to_owned);
     }
 
-    /// The address that was judged is an endpoint of this Service, or of none.
-    pub fn behind(&mut self, service: Option<&Name>) {
+    /// The judged address is an endpoint of this Service, or of none.
+    pub(crate) fn behind(&mut self, service: Option<&Name>) {
         self.record.service = service.map(Name::to_string);
     }
 
-    /// What was asked for, as far as it is kept.
-    pub fn requested(&self) -> &str {
+    /// What was requested, as far as it is kept.
+    pub(crate) fn requested(&self) -> &str {
         &self.record.requested
     }
 
     /// The address that was judged last.
-    pub fn address(&self) -> Option<SocketAddr> {
+    pub(crate) fn address(&self) -> Option<SocketAddr> {
         self.record.dialled
     }
 
-    /// The dial is open: it counts as admitted from now on.
-    pub fn open(&mut self) {
-        self.record.verdict = Verdict::Admitted;
+    /// The dial is open. It counts as admitted from now on.
+    pub(crate) fn opened(&mut self) {
+        self.record.outcome = Outcome::Admitted;
         self.opened = Some(Instant::now());
         lock(&self.audit.totals).opened(self.started.elapsed());
     }
 
-    /// It was open, and has ended.
-    pub fn closed(mut self, relayed: &Relayed) {
+    /// The dial was open and has ended.
+    pub(crate) fn closed(&mut self, relayed: &Relayed) {
         self.record.to_backend = relayed.to_backend;
         self.record.to_control_plane = relayed.to_control_plane;
         self.record.reason = relayed.reason.name();
     }
 
-    /// It came to nothing; `message` is the answer, if there was one.
-    pub fn ended(mut self, verdict: Verdict, reason: &'static str, message: Option<&str>) {
-        self.record.verdict = verdict;
+    /// The dial came to nothing; `message` is the answer, if there is one. Written at once: whoever reads the answer finds the record.
+    pub(crate) fn failed(&mut self, outcome: Outcome, reason: &'static str, message: Option<&str>) {
+        self.record.outcome = outcome;
         self.record.reason = reason;
         self.record.message = message.map(str::to_owned);
+        self.write();
     }
-}
 
-impl Drop for Entry {
-    fn drop(&mut self) {
+    fn write(&mut self) {
+        if std::mem::replace(&mut self.written, true) {
+            return;
+        }
         self.record.milliseconds = milliseconds(self.started.elapsed());
         let record = &self.record;
         lock(&self.audit.totals).ended(record, self.opened.map(|opened| opened.elapsed()));
@@ -153,15 +156,15 @@ impl Drop for Entry {
             record;
         let (dialled, rule) = (dialled.map(|address| address.to_string()), rule.as_deref());
         let service = service.as_deref();
-        let (verdict, milliseconds, message) = (record.verdict.name(), record.milliseconds, message.as_deref());
-        match record.verdict {
-            Verdict::Admitted | Verdict::Abandoned => {
+        let (verdict, milliseconds, message) = (record.outcome.name(), record.milliseconds, message.as_deref());
+        match record.outcome {
+            Outcome::Admitted | Outcome::Abandoned => {
                 tracing::info!(target: "audit", verdict, server, requested, dialled, service, rule, to_backend, to_control_plane, milliseconds, reason, "dial closed");
             }
-            Verdict::Refused => {
+            Outcome::Refused => {
                 tracing::warn!(target: "audit", verdict, server, requested, dialled, service, reason, message, milliseconds, "dial refused");
             }
-            Verdict::Failed => {
+            Outcome::Failed => {
                 tracing::warn!(target: "audit", verdict, server, requested, dialled, service, rule, reason, message, milliseconds, "dial failed");
             }
         }
@@ -171,11 +174,17 @@ impl Drop for Entry {
     }
 }
 
+impl Drop for Recorder {
+    fn drop(&mut self) {
+        self.write();
+    }
+}
+
 fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// The beginning of a text, on a character's boundary.
+/// The beginning of a text, cut at a character boundary.
 fn cut(text: &str) -> &str {
     text.get(..text.floor_char_boundary(REQUESTED)).unwrap_or_default()
 }
@@ -191,13 +200,14 @@ mod tests {
         drop(audit.begin("s", "a:1"));
         let mut open = audit.begin("s", "a:1");
         open.judged("10.0.0.1:1".parse().unwrap(), Some("tunnel.dial[0]"));
-        open.open();
+        open.opened();
         open.closed(&Relayed { to_backend: 3, to_control_plane: 4, reason: CloseReason::Stalled });
+        drop(open);
         let mut cut_off = audit.begin("s", "a:1");
-        cut_off.open();
+        cut_off.opened();
         drop(cut_off);
-        audit.begin("s", "a:1").ended(Verdict::Refused, "loopback", Some("no"));
-        audit.begin("s", "a:1").ended(Verdict::Failed, "timeout", Some("i/o timeout"));
+        audit.begin("s", "a:1").failed(Outcome::Refused, "loopback", Some("no"));
+        audit.begin("s", "a:1").failed(Outcome::Failed, "timeout", Some("i/o timeout"));
         let totals = audit.totals();
         let count = |verdict, reason| totals.count(verdict, reason);
         assert_eq!(count("admitted", "open"), 2);
