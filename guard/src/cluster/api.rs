@@ -24,11 +24,12 @@ use tokio::{io::BufReader, net::TcpStream, time::timeout};
 use tokio_rustls::TlsConnector;
 
 use crate::net::{
-    hosts::Host,
+    host_port::HostPort,
     http_connect,
-    http_connect::ProxyFailed,
-    http_proxy::{Environment, HttpProxy},
-    tls::{Contents, Manner, TlsError},
+    http_connect::ConnectProxyError,
+    http_proxy::{HttpProxy, ProxyEnvironment},
+    remote_host::RemoteHost,
+    tls::{CredentialBytes, TlsError, TlsOptions},
 };
 
 /// What a pod gets.
@@ -56,7 +57,7 @@ pub(crate) enum ApiError {
     Io(#[from] io::Error),
     /// No way through the HTTP proxy.
     #[error(transparent)]
-    Proxy(#[from] ProxyFailed),
+    Proxy(#[from] ConnectProxyError),
     /// Nothing in time.
     #[error("the API server gave no answer within {PATIENCE:?}")]
     Patience,
@@ -78,7 +79,7 @@ pub(crate) enum ApiError {
 /// Where the API server is, and as whom it is asked; the files are read for each request.
 #[derive(Clone, Debug)]
 pub(crate) struct Api {
-    host: Host,
+    host: RemoteHost,
     name: String,
     prefix: String,
     ca: Source,
@@ -166,10 +167,10 @@ struct User {
 
 impl Api {
     /// As a kubeconfig says, or as a pod asks; through the HTTP proxy that it names, or that the environment does.
-    pub(crate) fn new(kubeconfig: Option<&Path>, environment: &Environment) -> Result<Api, ApiError> {
+    pub(crate) fn new(kubeconfig: Option<&Path>, environment: &ProxyEnvironment) -> Result<Api, ApiError> {
         let mut api = Api::direct(kubeconfig)?;
-        if api.host.through.is_none() {
-            api.host.through = environment.proxy_for(&api.host).map(Arc::new);
+        if api.host.http_proxy.is_none() {
+            api.host.http_proxy = environment.proxy_for(&api.host.at).map(Arc::new);
         }
         Ok(api)
     }
@@ -196,7 +197,7 @@ impl Api {
         let port = variable("KUBERNETES_SERVICE_PORT").and_then(|port| port.parse().ok()).unwrap_or(443);
         let file = |name: &str| Source::File(Path::new(SERVICE_ACCOUNT).join(name));
         Ok(Api {
-            host: Host { name: name.clone(), port, through: None },
+            host: RemoteHost { at: HostPort { name: name.clone(), port }, http_proxy: None },
             name,
             prefix: String::new(),
             ca: file("ca.crt"),
@@ -223,10 +224,11 @@ impl Api {
         }
         let rest = cluster.server.strip_prefix("https://").ok_or("`server` does not begin with https://")?;
         let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
-        let mut host = Host::parse(authority, 443)?;
+        let at = HostPort::parse(authority, 443).map_err(|error| error.to_string())?;
+        let mut host = RemoteHost { at, http_proxy: None };
         if let Some(url) = cluster.proxy_url.filter(|url| !url.is_empty()) {
             let proxy = HttpProxy::parse(&url, PROXY_PORT).map_err(|_| "its proxy-url is none of an HTTP proxy")?;
-            host.through = Some(Arc::new(proxy));
+            host.http_proxy = Some(Arc::new(proxy));
         }
         let source = |file: Option<PathBuf>, data: Option<String>| match (data, file) {
             (Some(data), _) => BASE64_NOPAD
@@ -251,7 +253,7 @@ impl Api {
             );
         }
         Ok(Api {
-            name: cluster.tls_server_name.unwrap_or_else(|| host.name.clone()),
+            name: cluster.tls_server_name.unwrap_or_else(|| host.at.name.clone()),
             prefix: if path.is_empty() { String::new() } else { format!("/{}", path.trim_end_matches('/')) },
             host,
             ca,
@@ -302,13 +304,13 @@ impl Api {
             None => None,
         };
         let token = self.token.as_ref().map(|token| token.read("token")).transpose()?;
-        let contents = Contents {
+        let contents = CredentialBytes {
             ca: self.ca.read("certificate-authority")?,
             identity,
             token: token.map(|token| String::from_utf8_lossy(&token).trim().to_owned()),
             crl: None,
         };
-        let mut client = contents.client(&Manner::default())?;
+        let mut client = contents.client(&TlsOptions::default())?;
         client.alpn_protocols = vec![b"http/1.1".to_vec()];
         let name = ServerName::try_from(self.name.clone())
             .map_err(|_| ApiError::Config(format!("`{}` is neither a DNS name nor an address", self.name)))?;
@@ -325,13 +327,13 @@ impl Api {
             headers.insert(header::AUTHORIZATION, bearer);
         }
 
-        let stream = match &self.host.through {
+        let stream = match &self.host.http_proxy {
             Some(proxy) => {
-                let mut stream = BufReader::new(http_connect::reach(proxy).await?);
-                http_connect::ask(&mut stream, proxy, &self.host).await?;
+                let mut stream = BufReader::new(http_connect::connect_to_proxy(proxy).await?);
+                http_connect::request_connect(&mut stream, proxy, &self.host.at).await?;
                 stream
             }
-            None => BufReader::new(TcpStream::connect((self.host.name.as_str(), self.host.port)).await?),
+            None => BufReader::new(TcpStream::connect((self.host.at.name.as_str(), self.host.at.port)).await?),
         };
         let probes = socket2::TcpKeepalive::new().with_time(PROBES).with_interval(PROBES).with_retries(3);
         socket2::SockRef::from(stream.get_ref()).set_tcp_keepalive(&probes)?;
@@ -372,10 +374,10 @@ users:
         assert!(matches!(certificate, Source::Inline(bytes) if bytes == b"abc"));
         assert!(matches!(key, Source::File(path) if path == Path::new("/etc/k/k")));
         assert!(matches!(api.token, Some(Source::File(path)) if path == Path::new("/t")));
-        assert!(api.host.through.is_none());
+        assert!(api.host.http_proxy.is_none());
         let with = CONFIG.replace("tls-server-name", "proxy-url: 'http://proxy.example', tls-server-name");
         let api = Api::read(&with, Path::new("/etc/k")).unwrap();
-        assert_eq!(api.host.through.map(|proxy| proxy.to_string()).as_deref(), Some("proxy.example:80"));
+        assert_eq!(api.host.http_proxy.map(|proxy| proxy.to_string()).as_deref(), Some("proxy.example:80"));
     }
 
     #[test]

@@ -19,7 +19,7 @@ use tokio::sync::Notify;
 
 use crate::{
     cluster::api::{Api, ApiError},
-    net::http_proxy::Environment,
+    net::http_proxy::ProxyEnvironment,
     sys::{lock::lock, metrics_text::family},
 };
 
@@ -32,7 +32,7 @@ pub struct LeaseConfig {
     /// How to reach the API server; as a pod does, without one.
     pub kubeconfig: Option<PathBuf>,
     /// The HTTP proxy on the way there, if any.
-    pub environment: Environment,
+    pub environment: ProxyEnvironment,
     /// Their namespace.
     pub namespace: String,
     /// Their label, as a selector.

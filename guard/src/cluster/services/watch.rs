@@ -31,7 +31,7 @@ use crate::{
         api,
         services::{
             feed::Feed,
-            known::Known,
+            known::{Known, Services},
             objects,
             view::{Change, Name},
         },
@@ -42,8 +42,9 @@ use crate::{
 /// How long an answer may go on: the API server ends a watch after 290 seconds, as it is asked to.
 const LONGEST: Duration = Duration::from_secs(330);
 
-/// Listens for good.
-pub(crate) async fn follow(known: &Known) {
+/// Keeps the Services current. Never ends.
+pub async fn follow(services: &Services) {
+    let Some(known) = services.known() else { return std::future::pending().await };
     tokio::join!(
         kind(known, &known.services, objects::service, |change| lock(&known.view).service(change)),
         kind(known, &known.slices, objects::slice, |change| lock(&known.view).slice(change)),
