@@ -16,7 +16,7 @@ use crate::{
         args::{AgentArgs, AuditArgs, RunArgs},
         upstream_flags::UpstreamArgs,
     },
-    cluster::{api, leases::LeaseConfig, services::known::Services},
+    cluster::{api_server, leases::LeaseConfig, services::known::Services},
     dial::{audit::file::FileConfig, limits::Limits},
     kernel::{
         cgroups::{root, root::CgroupError},
@@ -213,7 +213,7 @@ fn resolve_tunnel(
     let alpn = agent.alpn();
     let leases = LeaseConfig {
         kubeconfig: given(agent.kubeconfig),
-        environment: self::environment(api::PROXY_PORT)?,
+        environment: self::environment(api_server::PROXY_PORT)?,
         namespace: agent.lease_namespace,
         label: agent.lease_label,
         every: agent.sync_interval_cap * LEASES_EVERY,
@@ -253,7 +253,7 @@ fn services(watched: bool, kubeconfig: PathBuf, node: &NodeFacts) -> Result<Serv
     if !watched {
         return Ok(Services::unwatched());
     }
-    Ok(Services::watched(given(kubeconfig), environment(api::PROXY_PORT)?, node.names.clone()))
+    Ok(Services::watched(given(kubeconfig), environment(api_server::PROXY_PORT)?, node.names.clone()))
 }
 
 /// What this process's variables say of HTTP proxies; the port is that of one that is named without.
