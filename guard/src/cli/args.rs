@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::{
     cli::{limit_args::LimitArgs, upstream_flags::UpstreamArgs},
-    sys::units::duration,
+    sys::units::{duration, file_size},
 };
 
 /// Keeps a Kubernetes node closed to everyone but the control plane that comes through its Konnectivity tunnel, and the peers that
@@ -189,23 +189,11 @@ pub struct AuditArgs {
     #[arg(long)]
     pub audit_file: Option<PathBuf>,
     /// How large the file may get before it is moved to FILE.1, as in `100Mi`; at least 1Mi.
-    #[arg(long, value_parser = size, default_value = "100Mi", value_name = "SIZE")]
+    #[arg(long, value_parser = file_size, default_value = "100Mi", value_name = "SIZE")]
     pub audit_file_max_size: u64,
     /// How many moved files are kept.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(0..=1000))]
     pub audit_file_max_backups: u32,
-}
-
-/// Bytes as Kubernetes writes them.
-fn size(text: &str) -> Result<u64, String> {
-    const UNITS: [(&str, u64); 3] = [("Ki", 1 << 10), ("Mi", 1 << 20), ("Gi", 1 << 30)];
-    let unit = UNITS.iter().find_map(|(suffix, unit)| Some((text.strip_suffix(suffix)?, *unit)));
-    let (number, unit) = unit.unwrap_or((text, 1));
-    let digits = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
-    let bytes = digits.then(|| number.parse::<u64>().ok()?.checked_mul(unit)).flatten();
-    bytes
-        .filter(|bytes| *bytes >= 1 << 20)
-        .ok_or_else(|| format!("`{text}` is no size of at least 1Mi; write it as in `100Mi`"))
 }
 
 #[cfg(test)]
@@ -228,6 +216,7 @@ mod tests {
 
     #[test]
     fn sizes_are_those_of_kubernetes() {
+        let size = file_size;
         assert_eq!((size("100Mi"), size("1048576"), size("2Gi")), (Ok(100 << 20), Ok(1 << 20), Ok(2 << 30)));
         for text in ["", "Mi", "1", "1023Ki", "1M", "-1Mi", "1.5Mi", "99999999999999Gi", "+2Mi"] {
             assert!(size(text).is_err(), "{text}");

@@ -16,17 +16,18 @@ use crate::{
         args::{AgentArgs, AuditArgs, RunArgs},
         upstream_flags::UpstreamArgs,
     },
-    cluster::{api, leases::LeaseConfig, services::known::Services},
+    cluster::{api_server, leases::LeaseConfig, services::known::Services},
     dial::{audit::file::FileConfig, limits::Limits},
     kernel::{
         cgroups::{root, root::CgroupError},
         pins::Location,
     },
     net::{
-        hosts::Host,
-        http_proxy::{Environment, ProxyError},
-        tls::{Files, Manner},
-        verify::Demands,
+        host_port::{HostPort, HostPortError},
+        http_proxy::{ProxyEnvironment, ProxyError},
+        remote_host::RemoteHost,
+        tls::{CredentialFiles, TlsOptions},
+        verify::CertificateConstraints,
     },
     sys::node_facts,
     tunnel::{
@@ -94,8 +95,8 @@ pub enum ConfigError {
     #[error(transparent)]
     Identifiers(#[from] IdentifierError),
     /// Not a server.
-    #[error("--proxy-server-host: {0}")]
-    Host(String),
+    #[error("--proxy-server-host")]
+    Host(#[source] HostPortError),
     /// Not an HTTP proxy.
     #[error(transparent)]
     Proxy(#[from] ProxyError),
@@ -199,10 +200,10 @@ fn resolve_tunnel(
     let environment = environment(PROXY_PORT)?;
     let mut hosts = Vec::new();
     for text in agent.proxy_server_host.iter().map(|text| text.trim()) {
-        let mut host = Host::parse(text, agent.proxy_server_port).map_err(ConfigError::Host)?;
-        host.through = environment.proxy_for(&host).map(Arc::new);
-        if let Some(proxy) = &host.through {
-            tracing::info!(server = %host, %proxy, "the tunnel goes through the HTTP proxy of HTTPS_PROXY; NO_PROXY would keep this server from it");
+        let at = HostPort::parse(text, agent.proxy_server_port).map_err(ConfigError::Host)?;
+        let host = RemoteHost { http_proxy: environment.proxy_for(&at).map(Arc::new), at };
+        if let Some(proxy) = &host.http_proxy {
+            tracing::info!(server = %host, %proxy, "the tunnel goes through the HTTP proxy of HTTPS_PROXY; NO_PROXY can exclude this server");
         }
         if !hosts.contains(&host) {
             hosts.push(host);
@@ -212,7 +213,7 @@ fn resolve_tunnel(
     let alpn = agent.alpn();
     let leases = LeaseConfig {
         kubeconfig: given(agent.kubeconfig),
-        environment: self::environment(api::PROXY_PORT)?,
+        environment: self::environment(api_server::PROXY_PORT)?,
         namespace: agent.lease_namespace,
         label: agent.lease_label,
         every: agent.sync_interval_cap * LEASES_EVERY,
@@ -224,14 +225,14 @@ fn resolve_tunnel(
     };
     let tunnel = TunnelConfig {
         hosts,
-        files: Files {
+        files: CredentialFiles {
             ca,
             identity,
             token: given(agent.service_account_token_path),
             crl: agent.trust.crl_file.and_then(given),
         },
-        manner: Manner {
-            demands: Demands { pins: agent.trust.server_spki_pin, names: agent.trust.server_san },
+        tls: TlsOptions {
+            constraints: CertificateConstraints { pins: agent.trust.server_spki_pin, names: agent.trust.server_san },
             only_tls13: agent.trust.tls_min_version.ends_with('3'),
             alpn,
         },
@@ -252,12 +253,12 @@ fn services(watched: bool, kubeconfig: PathBuf, node: &NodeFacts) -> Result<Serv
     if !watched {
         return Ok(Services::unwatched());
     }
-    Ok(Services::watched(given(kubeconfig), environment(api::PROXY_PORT)?, node.names.clone()))
+    Ok(Services::watched(given(kubeconfig), environment(api_server::PROXY_PORT)?, node.names.clone()))
 }
 
 /// What this process's variables say of HTTP proxies; the port is that of one that is named without.
-fn environment(port: u16) -> Result<Environment, ProxyError> {
-    Environment::read(|name| std::env::var(name).ok(), port)
+fn environment(port: u16) -> Result<ProxyEnvironment, ProxyError> {
+    ProxyEnvironment::read(|name| std::env::var(name).ok(), port)
 }
 
 fn audit_file(args: AuditArgs) -> Option<FileConfig> {
@@ -330,7 +331,7 @@ mod tests {
     fn servers_are_a_list_with_or_without_ports() {
         let hosts = |more: &[&str]| {
             let all: Vec<&str> = ["--ca-cert", "ca.crt"].iter().chain(more).copied().collect();
-            config(&all).map(|config| config.half.tunnel.hosts.iter().map(Host::to_string).collect::<Vec<_>>())
+            config(&all).map(|config| config.half.tunnel.hosts.iter().map(RemoteHost::to_string).collect::<Vec<_>>())
         };
         assert_eq!(hosts(&[]).unwrap(), ["127.0.0.1:8091"]);
         let more = [

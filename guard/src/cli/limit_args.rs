@@ -8,7 +8,7 @@ use clap::Args;
 
 use crate::{
     dial::limits::Limits,
-    sys::units::{duration, size},
+    sys::units::{buffer_size, duration},
 };
 
 /// The limits as flags.
@@ -16,10 +16,10 @@ use crate::{
 #[command(next_help_heading = "Limits of the tunnel")]
 pub struct LimitArgs {
     /// How many bytes may wait for one backend in any case. One that reads may have more while --memory-budget has room.
-    #[arg(long, value_parser = size, default_value = "8MiB", value_name = "SIZE")]
+    #[arg(long, value_parser = buffer_size, default_value = "8MiB", value_name = "SIZE")]
     pub connection_budget: usize,
     /// How many bytes may wait for all backends together.
-    #[arg(long, value_parser = size, default_value = "256MiB", value_name = "SIZE")]
+    #[arg(long, value_parser = buffer_size, default_value = "256MiB", value_name = "SIZE")]
     pub memory_budget: usize,
     /// How long bytes may wait for a backend that takes none of them. Then its connection is reset, and no other.
     #[arg(long, value_parser = duration, default_value = "30s", value_name = "TIME")]

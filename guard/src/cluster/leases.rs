@@ -1,6 +1,6 @@
-//! Owns counting the proxy-servers by their leases in the API server.
-//! Called by `Tunnel::run`, beside the set.
-//! Must never count a lease that is over, and never take "cannot ask" for "there are none": the last count stays.
+//! Owns the number of proxy-servers according to their leases in the API server.
+//! Called by `Tunnel::run`, beside the streams.
+//! Must never count an expired lease, and never take "cannot ask" for "there are none": the last count stays.
 
 use std::{
     collections::BTreeMap,
@@ -13,31 +13,42 @@ use std::{
     time::{Duration, Instant},
 };
 
+use http_body_util::Limited;
 use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
+use kube::{
+    Api,
+    api::{ListParams, ObjectList},
+};
 use serde_json::Value;
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::timeout};
 
 use crate::{
-    cluster::api::{Api, ApiError},
-    net::http_proxy::Environment,
+    cluster::{
+        api_server,
+        api_server::{ApiServerError, PATIENCE, explain},
+    },
+    net::http_proxy::ProxyEnvironment,
     sys::{lock::lock, metrics_text::family},
 };
 
-/// A server that claims to be one of more is not believed.
+/// The largest server count that is accepted; a higher claim is ignored.
 pub(crate) const MOST_SERVERS: u32 = 128;
+/// The largest list of leases, bytes.
+const MOST_BYTES: usize = 4 << 20;
 
 /// Which leases count.
 #[derive(Clone, Debug)]
 pub struct LeaseConfig {
-    /// How to reach the API server; as a pod does, without one.
+    /// How to reach the API server; without one, as a pod does.
     pub kubeconfig: Option<PathBuf>,
     /// The HTTP proxy on the way there, if any.
-    pub environment: Environment,
-    /// Their namespace.
+    pub environment: ProxyEnvironment,
+    /// The namespace of the leases.
     pub namespace: String,
-    /// Their label, as a selector.
+    /// The label selector of the leases.
     pub label: String,
-    /// How often they are counted. A list out of the API server's cache costs it little; upstream's watch gets each renewal of each lease.
+    /// How often they are counted. A list from the API server's cache is cheap; upstream's watch receives each renewal of each lease.
     pub every: Duration,
 }
 
@@ -120,53 +131,46 @@ impl Leases {
         serde_json::json!({ "count": self.count(), "lastError": *lock(&self.error) })
     }
 
-    /// Counts for good; tells whoever waits when the number is another.
+    /// Counts the leases regularly and notifies about a new number. Never ends.
     pub(crate) async fn watch(&self, changed: &Notify) {
-        let LeaseConfig { namespace, label, every, .. } = &self.config;
-        let path = format!(
-            "/apis/coordination.k8s.io/v1/namespaces/{}/leases?labelSelector={}&resourceVersion=0",
-            escaped(namespace),
-            escaped(label)
-        );
+        let LeaseConfig { kubeconfig, environment, namespace, label, every } = &self.config;
+        let client = api_server::client(kubeconfig.clone(), environment.clone(), PATIENCE, |answer| {
+            answer.map(|body| Limited::new(body, MOST_BYTES))
+        });
+        let leases = Api::namespaced(client, namespace);
+        // Version 0: from the API server's cache.
+        let parameters = ListParams::default().labels(label).at("0");
         loop {
-            self.list(&path, changed).await;
+            self.list(&leases, &parameters, changed).await;
             tokio::time::sleep(every.mul_f64(1.0 + 0.1 * rand::random::<f64>())).await;
         }
     }
 
-    async fn list(&self, path: &str, changed: &Notify) {
+    async fn list(&self, leases: &Api<Lease>, parameters: &ListParams, changed: &Notify) {
         let started = Instant::now();
-        let answer = match Api::new(self.config.kubeconfig.as_deref(), &self.config.environment) {
-            Ok(api) => api.get(path).await,
-            Err(error) => Err(error),
-        };
+        let no_answer = |_| Err(kube::Error::Service(Box::new(ApiServerError::Timeout)));
+        let answer = timeout(PATIENCE, leases.list(parameters)).await.unwrap_or_else(no_answer);
         let seconds = started.elapsed().as_secs_f64();
-        match &answer {
-            Ok(_) => lock(&ANSWERED).count(200, "", seconds),
-            Err(ApiError::Status { code, reason, .. }) => lock(&ANSWERED).count(*code, reason, seconds),
-            Err(
-                ApiError::Config(_)
-                | ApiError::Tls(_)
-                | ApiError::Io(_)
-                | ApiError::Proxy(_)
-                | ApiError::Patience
-                | ApiError::Answer(_),
-            ) => {}
+        if answer.is_ok() {
+            lock(&ANSWERED).count(200, "", seconds);
+        } else if let Err(kube::Error::Api(status)) = &answer {
+            lock(&ANSWERED).count(status.code, &status.reason, seconds);
         }
-        match answer.map_err(|error| error.to_string()).and_then(|list| count(&list, Timestamp::now())) {
-            Ok(count) => {
+        match answer {
+            Ok(list) => {
+                let count = count(&list, Timestamp::now());
                 *lock(&self.error) = None;
                 let before = self.count.swap(count, Ordering::Relaxed);
                 if before != count {
-                    tracing::info!(before, count, "another number of server leases");
+                    tracing::info!(before, count, "the number of server leases has changed");
                     changed.notify_one();
                 }
             }
             Err(error) => {
-                let count = self.count();
+                let (error, count) = (explain(&error), self.count());
                 let mut last = lock(&self.error);
                 if last.as_ref() != Some(&error) {
-                    tracing::error!(error, count, "the server leases cannot be counted; the count from before stays");
+                    tracing::error!(error, count, "cannot count the server leases; the previous count stays");
                 }
                 *last = Some(error);
             }
@@ -174,31 +178,18 @@ impl Leases {
     }
 }
 
-/// How many leases of a list are in force; at least one server is assumed.
-fn count(list: &Value, now: Timestamp) -> Result<u32, String> {
-    let items = list.get("items").and_then(Value::as_array).ok_or("the answer is no list of leases")?;
-    let valid = items.iter().filter_map(|lease| lease.get("spec")).filter(|spec| is_valid(spec, now)).count();
-    Ok(u32::try_from(valid).unwrap_or(MOST_SERVERS).clamp(1, MOST_SERVERS))
+/// The number of valid leases; at least one server is assumed.
+fn count(list: &ObjectList<Lease>, now: Timestamp) -> u32 {
+    let valid = list.iter().filter_map(|lease| lease.spec.as_ref()).filter(|spec| is_valid(spec, now)).count();
+    u32::try_from(valid).unwrap_or(MOST_SERVERS).clamp(1, MOST_SERVERS)
 }
 
-fn is_valid(spec: &Value, now: Timestamp) -> bool {
-    let time = |name: &str| spec.get(name).and_then(Value::as_str).and_then(|text| text.parse::<Timestamp>().ok());
-    let seconds = spec.get("leaseDurationSeconds").and_then(Value::as_i64);
-    let renewed = time("renewTime").or_else(|| time("acquireTime"));
+fn is_valid(spec: &LeaseSpec, now: Timestamp) -> bool {
+    let renewed = spec.renew_time.as_ref().or(spec.acquire_time.as_ref());
     let until = renewed
-        .zip(seconds)
-        .and_then(|(renewed, seconds)| renewed.checked_add(SignedDuration::from_secs(seconds)).ok());
+        .zip(spec.lease_duration_seconds)
+        .and_then(|(renewed, seconds)| renewed.0.checked_add(SignedDuration::from_secs(i64::from(seconds))).ok());
     until.is_some_and(|until| until > now)
-}
-
-/// As a part of a URL.
-fn escaped(text: &str) -> String {
-    text.bytes()
-        .map(|byte| match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => char::from(byte).to_string(),
-            _ => format!("%{byte:02X}"),
-        })
-        .collect()
 }
 
 #[cfg(test)]
@@ -220,14 +211,18 @@ mod tests {
         ];
         for (item, valid) in &items {
             let spec = item.get("spec").cloned().unwrap_or_default();
-            assert_eq!(is_valid(&spec, now), *valid, "{item}");
+            // The API server cannot return a lease that the type refuses.
+            let spec = serde_json::from_value::<LeaseSpec>(spec);
+            assert_eq!(spec.is_ok_and(|spec| is_valid(&spec, now)), *valid, "{item}");
         }
-        let all: Vec<&Value> = items.iter().map(|(item, _)| item).collect();
-        assert_eq!(count(&serde_json::json!({ "items": all }), now), Ok(2));
-        assert_eq!(count(&serde_json::json!({ "items": [] }), now), Ok(1));
-        let many: Vec<&Value> = (0..1000).map(|_| &items[0].0).collect();
-        assert_eq!(count(&serde_json::json!({ "items": many }), now), Ok(MOST_SERVERS));
-        assert!(count(&serde_json::json!({"kind": "Status"}), now).is_err());
+        let read = |list: Value| serde_json::from_value::<ObjectList<Lease>>(list);
+        let list = |items: Vec<&Value>| read(serde_json::json!({ "metadata": {}, "items": items })).unwrap();
+        let lease = |item: &&Value| serde_json::from_value::<Lease>((*item).clone()).is_ok();
+        let all: Vec<&Value> = items.iter().map(|(item, _)| item).filter(lease).collect();
+        assert_eq!((all.len(), count(&list(all), now)), (5, 2));
+        assert_eq!(count(&list(vec![]), now), 1);
+        assert_eq!(count(&list((0..1000).map(|_| &items[0].0).collect()), now), MOST_SERVERS);
+        assert!(read(serde_json::json!({"kind": "Status"})).is_err());
     }
 
     #[test]
@@ -255,6 +250,10 @@ mod tests {
 
     #[test]
     fn a_selector_is_escaped() {
-        assert_eq!(escaped("k8s-app=konnectivity-server,a in (b)"), "k8s-app%3Dkonnectivity-server%2Ca%20in%20%28b%29");
+        let parameters = ListParams::default().labels("k8s-app=konnectivity-server,a in (b)").at("0");
+        let request = kube::core::Request::new("/leases").list(&parameters).unwrap();
+        let query = request.uri().query().unwrap();
+        assert!(query.contains("labelSelector=k8s-app%3Dkonnectivity-server%2Ca+in+%28b%29"), "{query}");
+        assert!(query.contains("resourceVersion=0"), "{query}");
     }
 }

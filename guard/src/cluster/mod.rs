@@ -1,7 +1,7 @@
-//! Owns what the API server says: leases of proxy-servers, Services and their endpoints.
+//! Owns what the API server knows: the leases of proxy-servers, Services and their endpoints.
 //! Called by `dial` and `tunnel`.
 //! Must never admit anything: what it learns is judged.
 
-pub mod api;
+pub mod api_server;
 pub mod leases;
 pub mod services;

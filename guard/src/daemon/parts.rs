@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     cli::config::TunnelHalfConfig,
+    cluster::services::watch,
     daemon::drain::drain,
     dial::{audit::recorder::Audit, connections::Connections, serve::Dialer},
     kernel::pinholes::Pinholes,
@@ -103,7 +104,7 @@ impl Parts {
             );
         }
         let dialer = Arc::clone(&half.dialer);
-        parts.spawn("watch on Services", async move { dialer.services.watch().await });
+        parts.spawn("watch on Services", async move { watch::follow(&dialer.services).await });
         parts.spawn_fallible("audit file", Arc::clone(&half.audit).follow_hangups());
         let (tunnel, draining, stop) = (Arc::clone(&half.tunnel), parts.draining.clone(), parts.stop.clone());
         parts.spawn(TUNNEL, async move { tunnel.run(draining, stop).await });

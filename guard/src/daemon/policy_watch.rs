@@ -10,7 +10,7 @@ use guard_policy::{
 };
 use tokio::sync::mpsc;
 
-use crate::sys::file_watch::Changes;
+use crate::sys::file_watch::FileWatch;
 
 /// How long the directory has to be quiet before the file is read: an editor's write is several events.
 const QUIET: Duration = Duration::from_millis(5);
@@ -18,7 +18,7 @@ const QUIET: Duration = Duration::from_millis(5);
 /// Watches the file until the receiver is dropped. `last` is what was loaded before; only what differs from it is sent.
 pub async fn watch(path: PathBuf, node: NodeFacts, last: Edit, edits: mpsc::Sender<Edit>) {
     let mut last = text_of(&last);
-    let mut changes = Changes::of(&[&path]);
+    let mut changes = FileWatch::start(&[&path]);
     while !edits.is_closed() {
         changes.next(QUIET).await;
         let (path, node) = (path.clone(), node.clone());

@@ -1,6 +1,6 @@
-//! Owns the way to a host as far as its TLS: a TCP connection to it, or to an HTTP proxy that is asked to CONNECT.
-//! Called by `connect` for each stream, and by `kube` for each list.
-//! Must never tell the proxy anything but where to, and what its own URL says of a user.
+//! Owns CONNECT: a TCP connection to an HTTP proxy, and the request that makes it a connection to a host.
+//! Called by `tunnel/stream/establish` for each stream and by `cluster/api_server` for each request.
+//! Must never send the proxy more than the host's name and the user that the proxy's own URL names.
 
 use std::{
     io,
@@ -14,69 +14,73 @@ use tokio::{
     time::timeout,
 };
 
-use crate::net::{hosts::Host, http_proxy::HttpProxy};
+use crate::net::{host_port::HostPort, http_proxy::HttpProxy};
 
-/// For all addresses of a proxy together.
+/// The time for all addresses of a proxy together.
 const PATIENCE: Duration = Duration::from_secs(8);
-/// How long the head of an answer may be.
+/// The largest response head, bytes.
 const HEAD: usize = 16 << 10;
-/// How much of a refusal is told.
-const TOLD: usize = 100;
+/// How much of a status line an error shows.
+const SHOWN: usize = 100;
 
-/// Why an HTTP proxy is no way.
+/// Why there is no connection through an HTTP proxy.
 #[derive(Debug, thiserror::Error)]
-pub enum ProxyFailed {
-    /// It is not there.
-    #[error("cannot connect to the HTTP proxy {proxy}: {error}; {HOW}")]
+pub enum ConnectProxyError {
+    /// No TCP connection to it.
+    #[error("cannot connect to the HTTP proxy {proxy}: {error}; {HINT}")]
     Unreachable {
-        /// Which.
+        /// The proxy.
         proxy: String,
         /// What is wrong.
         error: io::Error,
     },
-    /// It refuses.
-    #[error("the HTTP proxy {proxy} refuses to connect to {host}: {said}{}; {HOW}", hint(said))]
+    /// It refused.
+    #[error("the HTTP proxy {proxy} refuses to connect to {host}: {status}{}; {HINT}", credentials_hint(status))]
     Refused {
-        /// Which.
+        /// The proxy.
         proxy: String,
-        /// To whom.
+        /// The host that it was asked for.
         host: String,
         /// Its status line.
-        said: String,
+        status: String,
     },
-    /// It is none.
-    #[error("the HTTP proxy {proxy} gave no answer to CONNECT that can be read ({what}): is it one?; {HOW}")]
-    Answer {
-        /// Which.
+    /// Its response is not HTTP.
+    #[error("unreadable CONNECT response from HTTP proxy {proxy} ({what}); {HINT}")]
+    Unreadable {
+        /// The proxy.
         proxy: String,
-        /// What came.
+        /// What it sent.
         what: String,
     },
 }
 
-const HOW: &str = "HTTPS_PROXY names it, and NO_PROXY keeps hosts from it";
+const HINT: &str = "check that HTTPS_PROXY names an HTTP proxy, or exclude this host with NO_PROXY";
 
-fn hint(said: &str) -> &'static str {
-    if said.starts_with("407") { " (user and password stand in its URL: http://user:password@host:port)" } else { "" }
+fn credentials_hint(status: &str) -> &'static str {
+    if status.starts_with("407") {
+        " (user and password belong in its URL: http://user:password@host:port)"
+    } else {
+        ""
+    }
 }
 
-impl ProxyFailed {
-    fn answer(proxy: &HttpProxy, what: impl Into<String>) -> ProxyFailed {
-        ProxyFailed::Answer { proxy: proxy.to_string(), what: what.into() }
+impl ConnectProxyError {
+    fn unreadable(proxy: &HttpProxy, what: impl Into<String>) -> ConnectProxyError {
+        ConnectProxyError::Unreadable { proxy: proxy.to_string(), what: what.into() }
     }
 }
 
 /// Connects to one of the addresses of a proxy.
-pub(crate) async fn reach(proxy: &HttpProxy) -> Result<TcpStream, ProxyFailed> {
-    let failed = |error: io::Error| ProxyFailed::Unreachable { proxy: proxy.to_string(), error };
+pub(crate) async fn connect_to_proxy(proxy: &HttpProxy) -> Result<TcpStream, ConnectProxyError> {
+    let failed = |error: io::Error| ConnectProxyError::Unreachable { proxy: proxy.to_string(), error };
     let deadline = Instant::now() + PATIENCE;
-    let name = (proxy.name.as_str(), proxy.port);
+    let name = (proxy.at.name.as_str(), proxy.at.port);
     let addresses =
         timeout(PATIENCE, tokio::net::lookup_host(name)).await.unwrap_or(Err(io::ErrorKind::TimedOut.into()));
     let addresses: Vec<SocketAddr> = addresses.map_err(failed)?.collect();
     let mut last = io::Error::new(io::ErrorKind::NotFound, "no address");
     for (index, address) in addresses.iter().enumerate() {
-        // One that does not answer leaves time for the others.
+        // An address that does not answer leaves time for the others.
         let share = deadline.saturating_duration_since(Instant::now()) / (addresses.len() - index).max(1) as u32;
         match timeout(share, TcpStream::connect(address)).await {
             Ok(Ok(stream)) => return Ok(stream),
@@ -87,30 +91,43 @@ pub(crate) async fn reach(proxy: &HttpProxy) -> Result<TcpStream, ProxyFailed> {
     Err(failed(last))
 }
 
-/// Asks for a connection to a host. What the proxy sent behind its answer is still to be read.
-pub(crate) async fn ask(stream: &mut BufReader<TcpStream>, proxy: &HttpProxy, host: &Host) -> Result<(), ProxyFailed> {
+/// Sends CONNECT for a host. The bytes that follow the response head stay in the reader.
+pub(crate) async fn request_connect(
+    stream: &mut BufReader<TcpStream>,
+    proxy: &HttpProxy,
+    host: &HostPort,
+) -> Result<(), ConnectProxyError> {
     let authorization = proxy.authorization.iter().map(|value| format!("Proxy-Authorization: {value}\r\n"));
     let authorization: String = authorization.collect();
     let request = format!("CONNECT {host} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: nodeguard\r\n{authorization}\r\n");
-    stream.write_all(request.as_bytes()).await.map_err(|error| ProxyFailed::answer(proxy, error.to_string()))?;
+    stream
+        .write_all(request.as_bytes())
+        .await
+        .map_err(|error| ConnectProxyError::unreadable(proxy, error.to_string()))?;
     let mut head = stream.take(HEAD as u64);
     let (mut status, mut line) = (None, Vec::new());
     loop {
         line.clear();
         let read = head.read_until(b'\n', &mut line).await;
-        read.map_err(|error| ProxyFailed::answer(proxy, error.to_string()))?;
+        read.map_err(|error| ConnectProxyError::unreadable(proxy, error.to_string()))?;
         let Some(bare) = line.strip_suffix(b"\n") else {
-            return Err(ProxyFailed::answer(proxy, if head.limit() == 0 { "it is too long" } else { "it hung up" }));
+            return Err(ConnectProxyError::unreadable(
+                proxy,
+                if head.limit() == 0 { "it is too long" } else { "it hung up" },
+            ));
         };
         let bare = bare.strip_suffix(b"\r").unwrap_or(bare);
         match &status {
             None => {
                 let read = status_of(bare);
-                status = Some(read.ok_or_else(|| ProxyFailed::answer(proxy, format!("`{}`", shown(bare))))?);
+                status = Some(read.ok_or_else(|| ConnectProxyError::unreadable(proxy, format!("`{}`", shown(bare))))?);
             }
-            Some((code, said)) if bare.is_empty() => {
-                let refused =
-                    ProxyFailed::Refused { proxy: proxy.to_string(), host: host.to_string(), said: said.clone() };
+            Some((code, line)) if bare.is_empty() => {
+                let refused = ConnectProxyError::Refused {
+                    proxy: proxy.to_string(),
+                    host: host.to_string(),
+                    status: line.clone(),
+                };
                 return if (200..300).contains(code) { Ok(()) } else { Err(refused) };
             }
             Some(_) => {}
@@ -118,7 +135,7 @@ pub(crate) async fn ask(stream: &mut BufReader<TcpStream>, proxy: &HttpProxy, ho
     }
 }
 
-/// Code, and code with reason, of `HTTP/1.1 200 Connection established`.
+/// The code, and the code with the reason, of `HTTP/1.1 200 Connection established`.
 fn status_of(line: &[u8]) -> Option<(u16, String)> {
     let rest = line.strip_prefix(b"HTTP/1.")?;
     let [b'0' | b'1', b' ', rest @ ..] = rest else { return None };
@@ -127,10 +144,10 @@ fn status_of(line: &[u8]) -> Option<(u16, String)> {
     (matches!(after, [] | [b' ', ..]) && (100..600).contains(&code)).then(|| (code, shown(rest)))
 }
 
-/// What can be shown of it.
+/// The bytes as an error may show them.
 fn shown(bytes: &[u8]) -> String {
     let visible = |byte: &u8| if byte.is_ascii_graphic() || *byte == b' ' { char::from(*byte) } else { '?' };
-    bytes.iter().take(TOLD).map(visible).collect::<String>().trim_end().to_owned()
+    bytes.iter().take(SHOWN).map(visible).collect::<String>().trim_end().to_owned()
 }
 
 #[cfg(test)]
@@ -141,7 +158,7 @@ mod tests {
     use super::*;
 
     /// What comes of a proxy that answers so, what it was asked, and what is read after it.
-    async fn asked(url: &str, answer: &'static [u8]) -> (Result<(), ProxyFailed>, String, Vec<u8>) {
+    async fn asked(url: &str, answer: &'static [u8]) -> (Result<(), ConnectProxyError>, String, Vec<u8>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let proxy = HttpProxy::parse(&url.replace("PROXY", &address.to_string()), 443).unwrap();
@@ -154,9 +171,9 @@ mod tests {
             stream.write_all(answer).await.unwrap();
             String::from_utf8(request).unwrap()
         });
-        let mut stream = BufReader::new(reach(&proxy).await.unwrap());
-        let host = Host::parse("[fd00::1]:8132", 1).unwrap();
-        let result = ask(&mut stream, &proxy, &host).await;
+        let mut stream = BufReader::new(connect_to_proxy(&proxy).await.unwrap());
+        let host = HostPort::parse("[fd00::1]:8132", 1).unwrap();
+        let result = request_connect(&mut stream, &proxy, &host).await;
         let mut rest = Vec::new();
         let _ = stream.read_to_end(&mut rest).await;
         (result, server.await.unwrap(), rest)
@@ -196,7 +213,7 @@ mod tests {
             b"HTTP/1.1 +20 OK\r\n\r\n",
         ] {
             let (result, ..) = asked("PROXY", answer).await;
-            assert!(matches!(result, Err(ProxyFailed::Answer { .. })), "{answer:?}");
+            assert!(matches!(result, Err(ConnectProxyError::Unreadable { .. })), "{answer:?}");
         }
         let long: &'static [u8] = Box::leak(format!("HTTP/1.1 200 OK\r\nx: {}", "y".repeat(HEAD)).into_bytes().into());
         let (result, ..) = asked("PROXY", long).await;
@@ -208,7 +225,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let proxy = HttpProxy::parse(&listener.local_addr().unwrap().to_string(), 443).unwrap();
         drop(listener);
-        let text = reach(&proxy).await.unwrap_err().to_string();
+        let text = connect_to_proxy(&proxy).await.unwrap_err().to_string();
         assert!(text.contains("cannot connect to the HTTP proxy 127.0.0.1:"), "{text}");
     }
 

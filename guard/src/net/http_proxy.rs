@@ -1,8 +1,8 @@
-//! Owns the HTTP proxy on the way out: what HTTPS_PROXY and NO_PROXY say, and for which hosts, as Go's programs read them.
-//! Called by `config` for the proxy-servers, and by `kube` for the API server; `http_connect` then asks the proxy.
-//! Must never show a password, and never go without a proxy because what names it cannot be read.
+//! Owns which HTTP proxy a connection goes through: HTTPS_PROXY and NO_PROXY, with the rules of Go's programs.
+//! Called by the command line for the proxy-servers and by `cluster/api_server`; `http_connect` then sends CONNECT to the proxy.
+//! Must never show a password, and never connect without the proxy because its variable cannot be read.
 //!
-//! The rules are those of `golang.org/x/net/http/httpproxy`, which grpc-go, and so the upstream agent, asks.
+//! The rules are those of `golang.org/x/net/http/httpproxy`, which grpc-go uses, and with it the upstream agent.
 
 use std::{fmt, net::IpAddr};
 
@@ -10,23 +10,20 @@ use data_encoding::BASE64;
 use ipnet::IpNet;
 use percent_encoding::percent_decode_str;
 
-use crate::net::hosts::Host;
+use crate::net::host_port::HostPort;
 
-/// An HTTP proxy that is asked to CONNECT.
+/// An HTTP proxy that understands CONNECT.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct HttpProxy {
-    /// A DNS name or an address.
-    pub(crate) name: String,
-    pub(crate) port: u16,
+    /// Where it is.
+    pub(crate) at: HostPort,
     /// The value of `Proxy-Authorization`.
     pub(crate) authorization: Option<String>,
 }
 
 impl fmt::Display for HttpProxy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let colon = self.name.contains(':');
-        let (open, close) = if colon { ("[", "]") } else { ("", "") };
-        write!(f, "{open}{}{close}:{}", self.name, self.port)
+        self.at.fmt(f)
     }
 }
 
@@ -36,59 +33,59 @@ impl fmt::Debug for HttpProxy {
     }
 }
 
-/// What the environment says.
+/// What the environment variables say about HTTP proxies.
 #[derive(Clone, Debug, Default)]
-pub struct Environment {
+pub struct ProxyEnvironment {
     proxy: Option<HttpProxy>,
     exceptions: Vec<Exception>,
 }
 
-/// Why it cannot be used. Never with the value: it may hold a password.
+/// Why HTTPS_PROXY cannot be used. The value is never shown: it may contain a password.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ProxyError {
-    /// Another protocol.
-    #[error("HTTPS_PROXY is no http:// URL: only an HTTP proxy can be used (CONNECT)")]
+    /// Not HTTP.
+    #[error("HTTPS_PROXY is not an http:// URL: only an HTTP proxy can be used (CONNECT)")]
     Scheme,
-    /// TLS to the proxy.
+    /// An https:// URL with a password.
     #[error(
-        "HTTPS_PROXY is an https:// URL with a password: the proxy is spoken to in plain HTTP, as upstream does, and the password would be sent in the clear; write http:// if that is meant"
+        "HTTPS_PROXY is an https:// URL with a password: like the upstream agent, the guard speaks plain HTTP to the proxy, so the password would be sent in the clear; write http:// if you accept that"
     )]
     Password,
     /// No host.
-    #[error("HTTPS_PROXY names no proxy: write it as in http://user:password@proxy.example:3128")]
+    #[error("HTTPS_PROXY names no proxy; write it as in http://user:password@proxy.example:3128")]
     Unreadable,
 }
 
-/// Whom no proxy is asked for.
+/// Hosts that NO_PROXY excludes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Exception {
     /// `*`
     Everybody,
     Prefix(IpNet),
-    /// With a port, only there.
+    /// If there is a port, only that one.
     Address(IpAddr, Option<String>),
     Name {
-        /// With a dot before it.
+        /// The name with a leading dot.
         suffix: String,
-        /// Whether the name itself is meant, too.
+        /// Whether the name itself is excluded, too.
         itself: bool,
         port: Option<String>,
     },
 }
 
-impl Environment {
-    /// Reads the variables; upper case before lower, and an empty one is none. `port` is that of a proxy that is named without one.
-    pub fn read(variable: impl Fn(&str) -> Option<String>, port: u16) -> Result<Environment, ProxyError> {
+impl ProxyEnvironment {
+    /// Reads the variables: upper case before lower case; an empty variable counts as unset. `port` is the default port of a proxy.
+    pub fn read(variable: impl Fn(&str) -> Option<String>, port: u16) -> Result<ProxyEnvironment, ProxyError> {
         let either = |upper: &str, lower: &str| {
             [upper, lower].iter().find_map(|name| variable(name).filter(|value| !value.is_empty()))
         };
         let proxy = either("HTTPS_PROXY", "https_proxy").map(|url| HttpProxy::parse(&url, port)).transpose()?;
         let exceptions = either("NO_PROXY", "no_proxy").map(|list| exceptions(&list)).unwrap_or_default();
-        Ok(Environment { proxy, exceptions })
+        Ok(ProxyEnvironment { proxy, exceptions })
     }
 
-    /// The proxy for a host.
-    pub fn proxy_for(&self, host: &Host) -> Option<HttpProxy> {
+    /// The proxy that connections to this host go through.
+    pub fn proxy_for(&self, host: &HostPort) -> Option<HttpProxy> {
         let address = host.address().map(|address| address.to_canonical());
         let local = host.name.eq_ignore_ascii_case("localhost") || address.is_some_and(|address| address.is_loopback());
         let (name, port) = (host.name.to_ascii_lowercase(), host.port.to_string());
@@ -115,8 +112,8 @@ impl HttpProxy {
         if secure && authorization.is_some() {
             return Err(ProxyError::Password);
         }
-        let Host { name, port, .. } = Host::parse(host, port).map_err(|_| ProxyError::Unreadable)?;
-        Ok(HttpProxy { name, port, authorization })
+        let at = HostPort::parse(host, port).map_err(|_| ProxyError::Unreadable)?;
+        Ok(HttpProxy { at, authorization })
     }
 }
 
@@ -125,7 +122,7 @@ fn exceptions(list: &str) -> Vec<Exception> {
     entries.filter_map(|entry| exception(&entry)).collect()
 }
 
-/// One entry; what means nothing is left out, as in Go.
+/// Reads one entry. An entry without a meaning is ignored, as in Go.
 fn exception(entry: &str) -> Option<Exception> {
     if entry == "*" {
         return Some(Exception::Everybody);
@@ -177,14 +174,14 @@ mod tests {
 
     use super::*;
 
-    fn environment(pairs: &[(&str, &str)]) -> Result<Environment, ProxyError> {
+    fn environment(pairs: &[(&str, &str)]) -> Result<ProxyEnvironment, ProxyError> {
         let find = |name: &str| pairs.iter().find(|(each, _)| *each == name).map(|(_, value)| (*value).to_owned());
-        Environment::read(find, 443)
+        ProxyEnvironment::read(find, 443)
     }
 
     fn proxied(no: &str, host: &str) -> bool {
         let environment = environment(&[("HTTPS_PROXY", "proxy.example:3128"), ("NO_PROXY", no)]).unwrap();
-        environment.proxy_for(&Host::parse(host, 8132).unwrap()).is_some()
+        environment.proxy_for(&HostPort::parse(host, 8132).unwrap()).is_some()
     }
 
     #[test]
@@ -224,7 +221,7 @@ mod tests {
 
     #[test]
     fn the_variables_have_an_order_and_an_empty_one_is_none() {
-        let host = Host::parse("a.example", 1).unwrap();
+        let host = HostPort::parse("a.example", 1).unwrap();
         let of = |pairs: &[(&str, &str)]| environment(pairs).unwrap().proxy_for(&host).map(|proxy| proxy.to_string());
         assert_eq!(of(&[]), None);
         assert_eq!(of(&[("HTTPS_PROXY", "")]), None);

@@ -2,9 +2,10 @@
 //! Called by `cluster` and `tunnel`.
 //! Must never decide whether it may be reached.
 
-pub mod hosts;
+pub mod host_port;
 pub mod http_connect;
 pub mod http_proxy;
 pub mod pods;
+pub mod remote_host;
 pub mod tls;
 pub mod verify;

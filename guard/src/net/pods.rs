@@ -1,10 +1,10 @@
-//! Owns finding the addresses of the pods on this node: from their network namespaces, and from the node's own routes.
-//! Called by `advertise`, every few seconds.
-//! Must never take an address of another node's pod for one of this node's: then the server would send its dials here.
+//! Owns the addresses of the pods on this node: from their network namespaces, and from the node's own routes.
+//! Called by `tunnel/advertise`, every few seconds.
+//! Must never take the address of another node's pod for one of this node's: the server would send its dials here.
 //!
-//! Two sources, joined. Every network namespace that a visible process lives in says its own addresses (`/proc/PID/net`): that is right with
-//! any CNI, and needs the host's process ids (`hostPID`). And a route of this node to one address without a gateway leads to a pod here
-//! (Calico, Cilium with endpoint routes, the AWS and GKE CNIs, kindnet); bridges (flannel and the like) have no such routes.
+//! Two sources, merged. `/proc/PID/net` shows the addresses of the network namespace of each visible process: that is right with any CNI,
+//! and needs the host's process ids (`hostPID`). A route of this node to a single address without a gateway leads to a pod here
+//! (Calico, Cilium with endpoint routes, the AWS and GKE CNIs, kindnet); bridges (flannel and others) have no such routes.
 
 use std::{
     collections::{BTreeSet, HashSet},
@@ -14,14 +14,14 @@ use std::{
     path::Path,
 };
 
-/// The addresses of all pods, and of whatever else has a network namespace here: the caller knows which prefixes are pods'.
+/// The addresses of all pods and of anything else that has a network namespace here. The caller knows which prefixes belong to pods.
 pub fn addresses(proc: &Path) -> io::Result<BTreeSet<IpAddr>> {
     let text = |path: &Path| fs::read_to_string(path).unwrap_or_default();
     let mut all = BTreeSet::new();
     let own = proc.join("self/net");
     all.extend(routes_v4(&text(&own.join("route"))));
     all.extend(routes_v6(&text(&own.join("ipv6_route"))));
-    // Each network namespace has its own inode for this file, which can be read without any right on the process.
+    // Each network namespace has its own inode for this file, and reading the inode needs no permission on the process.
     let namespace = |net: &Path| fs::metadata(net.join("dev")).ok().map(|about| about.ino());
     let mut seen: HashSet<u64> = namespace(&own).into_iter().collect();
     for entry in fs::read_dir(proc)? {
@@ -64,7 +64,7 @@ fn local_v6(text: &str) -> Vec<IpAddr> {
     text.lines().filter_map(address).collect()
 }
 
-/// The routes to one address without a gateway in `route`: name, destination, gateway, flags, ..., mask.
+/// The routes to a single address without a gateway in `route`: name, destination, gateway, flags, ..., mask.
 fn routes_v4(text: &str) -> Vec<IpAddr> {
     let route = |line: &str| {
         let fields: Vec<&str> = line.split_whitespace().collect();

@@ -1,5 +1,5 @@
-//! Owns the TLS side of the tunnel: files to trust and identity, and which check failed when there is no connection.
-//! Called by `material`, whenever a file changed, and by `connect`, to explain a failure.
+//! Owns the client side of TLS: the files with CA, identity, token and CRL, and the check that a failed handshake failed at.
+//! Called by `tunnel/stream/credentials` and `cluster/api_server` for a configuration, by `tunnel/stream/establish` to explain a failure.
 //! Must never trust anything but the CA file, and never connect without checking chain, validity and name.
 
 use std::{
@@ -16,11 +16,11 @@ use rustls::{
 };
 use tonic::metadata::AsciiMetadataValue;
 
-use crate::net::verify::{Demands, Verifier};
+use crate::net::verify::{CertificateConstraints, ConstrainedVerifier};
 
-/// The files that say who is trusted and who this agent is.
+/// The files that hold whom this process trusts and who it is.
 #[derive(Clone, Debug, Default)]
-pub struct Files {
+pub struct CredentialFiles {
     /// The only trusted CA certificates, PEM.
     pub ca: PathBuf,
     /// Client certificate chain and key, PEM.
@@ -31,8 +31,8 @@ pub struct Files {
     pub crl: Option<PathBuf>,
 }
 
-impl Files {
-    /// Each of them, by its flag.
+impl CredentialFiles {
+    /// Each file with its flag.
     pub(crate) fn all(&self) -> impl Iterator<Item = (&'static str, &Path)> {
         let identity = self
             .identity
@@ -44,18 +44,18 @@ impl Files {
     }
 }
 
-/// How TLS is done, whatever the files hold.
+/// How TLS is done, besides what the files hold.
 #[derive(Clone, Debug, Default)]
-pub struct Manner {
-    /// What is asked of the server's certificate beside the CA.
-    pub demands: Demands,
+pub struct TlsOptions {
+    /// What the server's certificate must have besides the right CA.
+    pub constraints: CertificateConstraints,
     /// Whether TLS 1.2 is refused.
     pub only_tls13: bool,
-    /// What is offered before `h2`.
+    /// The protocols that are offered before `h2`.
     pub alpn: Vec<String>,
 }
 
-/// Why TLS cannot be set up, before anything is sent.
+/// Why TLS cannot be set up. Nothing was sent yet.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     /// A file cannot be read.
@@ -68,7 +68,7 @@ pub enum TlsError {
         /// What is wrong.
         error: io::Error,
     },
-    /// A file is not what it should be.
+    /// A file is not PEM.
     #[error("{what}: {error}")]
     Pem {
         /// Which file.
@@ -76,7 +76,7 @@ pub enum TlsError {
         /// What is wrong.
         error: pem::Error,
     },
-    /// A file holds nothing of its kind.
+    /// A file holds no object of its kind.
     #[error("{0} holds no {1}")]
     Empty(&'static str, &'static str),
     /// A certificate or key that rustls refuses.
@@ -98,34 +98,34 @@ pub enum TlsError {
     Versions(rustls::Error),
 }
 
-/// What the files held, as bytes.
+/// The content of the files.
 #[derive(Clone, Default, PartialEq, Eq)]
-pub(crate) struct Contents {
+pub(crate) struct CredentialBytes {
     pub(crate) ca: Vec<u8>,
     pub(crate) identity: Option<(Vec<u8>, Vec<u8>)>,
     pub(crate) token: Option<String>,
     pub(crate) crl: Option<Vec<u8>>,
 }
 
-impl Contents {
+impl CredentialBytes {
     /// Reads all of them.
-    pub(crate) fn read(files: &Files) -> Result<Contents, TlsError> {
-        let mut contents = Contents::default();
+    pub(crate) fn read(files: &CredentialFiles) -> Result<CredentialBytes, TlsError> {
+        let mut bytes_of = CredentialBytes::default();
         for (what, path) in files.all() {
             let bytes =
                 std::fs::read(path).map_err(|error| TlsError::Read { what, path: path.to_path_buf(), error })?;
             match what {
-                "--ca-cert" => contents.ca = bytes,
-                "--agent-cert" => contents.identity.get_or_insert_default().0 = bytes,
-                "--agent-key" => contents.identity.get_or_insert_default().1 = bytes,
-                "--crl-file" => contents.crl = Some(bytes),
-                _ => contents.token = Some(String::from_utf8(bytes).map_err(|_| TlsError::Token)?.trim().to_owned()),
+                "--ca-cert" => bytes_of.ca = bytes,
+                "--agent-cert" => bytes_of.identity.get_or_insert_default().0 = bytes,
+                "--agent-key" => bytes_of.identity.get_or_insert_default().1 = bytes,
+                "--crl-file" => bytes_of.crl = Some(bytes),
+                _ => bytes_of.token = Some(String::from_utf8(bytes).map_err(|_| TlsError::Token)?.trim().to_owned()),
             }
         }
-        Ok(contents)
+        Ok(bytes_of)
     }
 
-    /// The header that proves who we are.
+    /// The `authorization` header, if there is a token.
     pub(crate) fn bearer(&self) -> Result<Option<AsciiMetadataValue>, TlsError> {
         let Some(token) = &self.token else { return Ok(None) };
         if token.is_empty() {
@@ -136,8 +136,8 @@ impl Contents {
         Ok(Some(bearer))
     }
 
-    /// The client side. No session is resumed: a resumed one would skip the certificate checks.
-    pub(crate) fn client(&self, manner: &Manner) -> Result<ClientConfig, TlsError> {
+    /// The client configuration. No session is resumed: resumption would skip the certificate checks.
+    pub(crate) fn client(&self, options: &TlsOptions) -> Result<ClientConfig, TlsError> {
         let mut roots = RootCertStore::empty();
         for certificate in certificates("--ca-cert", &self.ca)? {
             roots.add(certificate).map_err(|error| TlsError::Refused { what: "--ca-cert", error })?;
@@ -150,11 +150,12 @@ impl Contents {
             if lists.is_empty() {
                 return Err(TlsError::Empty("--crl-file", "certificate revocation list"));
             }
-            // A list that is over says nothing of what was revoked since.
+            // An expired list says nothing about later revocations.
             chain = chain.with_crls(lists).enforce_revocation_expiration();
         }
-        let verifier = Verifier { chain: chain.build().map_err(TlsError::Verifier)?, demands: manner.demands.clone() };
-        let versions = if manner.only_tls13 { &[&rustls::version::TLS13][..] } else { rustls::DEFAULT_VERSIONS };
+        let chain = chain.build().map_err(TlsError::Verifier)?;
+        let verifier = ConstrainedVerifier { chain, constraints: options.constraints.clone() };
+        let versions = if options.only_tls13 { &[&rustls::version::TLS13][..] } else { rustls::DEFAULT_VERSIONS };
         let builder = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(versions)
             .map_err(TlsError::Versions)?
@@ -171,7 +172,7 @@ impl Contents {
             }
         };
         client.resumption = Resumption::disabled();
-        client.alpn_protocols = manner.alpn.iter().map(|id| id.as_bytes().to_vec()).chain([b"h2".to_vec()]).collect();
+        client.alpn_protocols = options.alpn.iter().map(|id| id.as_bytes().to_vec()).chain([b"h2".to_vec()]).collect();
         Ok(client)
     }
 }
@@ -183,9 +184,9 @@ fn certificates(what: &'static str, pem: &[u8]) -> Result<Vec<CertificateDer<'st
     if certificates.is_empty() { Err(TlsError::Empty(what, "certificate")) } else { Ok(certificates) }
 }
 
-/// Which check a handshake failed at, and that in words.
-#[expect(clippy::wildcard_enum_match_arm, reason = "every other error is told in the library's own words")]
-pub(crate) fn explain(error: &io::Error, host: &str, files: &Files) -> (&'static str, String) {
+/// The check that a handshake failed at, and an explanation.
+#[expect(clippy::wildcard_enum_match_arm, reason = "every other error keeps the text of rustls")]
+pub(crate) fn explain(error: &io::Error, host: &str, files: &CredentialFiles) -> (&'static str, String) {
     let Some(tls) = error.get_ref().and_then(|error| error.downcast_ref::<rustls::Error>()) else {
         return ("handshake", format!("the TLS handshake failed: {error}"));
     };
@@ -210,12 +211,12 @@ pub(crate) fn explain(error: &io::Error, host: &str, files: &Files) -> (&'static
             }
             CertificateError::UnknownRevocationStatus => (
                 "revocation",
-                "no list in --crl-file tells whether the proxy-server's certificate is revoked: every CA of its chain below the root needs one".to_owned(),
+                "no list in --crl-file says whether the proxy-server's certificate is revoked: --crl-file needs a list of every CA of its chain below the root".to_owned(),
             ),
             CertificateError::ExpiredRevocationList | CertificateError::ExpiredRevocationListContext { .. } => {
-                ("revocation", format!("a list in --crl-file is over ({certificate})"))
+                ("revocation", format!("a list in --crl-file has expired ({certificate})"))
             }
-            CertificateError::Other(other) => ("demands", format!("the proxy-server's certificate is refused: {}", other.0)),
+            CertificateError::Other(other) => ("constraints", format!("the proxy-server's certificate is refused: {}", other.0)),
             other => ("certificate", format!("the proxy-server's certificate is refused: {other}")),
         },
         rustls::Error::AlertReceived(alert) => (
@@ -225,10 +226,10 @@ pub(crate) fn explain(error: &io::Error, host: &str, files: &Files) -> (&'static
             ),
         ),
         rustls::Error::NoApplicationProtocol => {
-            ("alpn", "the proxy-server offers no h2: is this its agent port?".to_owned())
+            ("alpn", "the proxy-server offers no h2; check that this is its agent port".to_owned())
         }
         rustls::Error::PeerIncompatible(what) => {
-            ("version", format!("the proxy-server and this agent have no way of TLS in common ({what:?}); see --tls-min-version"))
+            ("version", format!("the proxy-server and this agent have no TLS version or cipher suite in common ({what:?}); see --tls-min-version"))
         }
         other => ("handshake", format!("the TLS handshake failed: {other}")),
     }

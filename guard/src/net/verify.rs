@@ -1,8 +1,8 @@
-//! Owns what a proxy-server's certificate has to be beyond chain, validity and name: one of the pinned keys, one of the named subjects.
-//! Called by rustls in each handshake; `tls` builds it.
-//! Must never accept what rustls' own verifier refuses: it only adds.
+//! Owns the constraints on a proxy-server's certificate besides chain, validity and name: a pinned key, a subject alternative name.
+//! Called by rustls in each handshake; `tls` builds the verifier.
+//! Must never accept a certificate that rustls' own verifier refuses.
 
-use std::{fmt, net::IpAddr, str::FromStr, sync::Arc};
+use std::{net::IpAddr, str::FromStr, sync::Arc};
 
 use guard_policy::pin::Pin;
 use rustls::{
@@ -14,7 +14,7 @@ use rustls::{
     pki_types::{CertificateDer, ServerName, UnixTime},
 };
 
-/// A name that the certificate has to hold, beside the one that was dialled.
+/// A subject alternative name that the certificate must have, besides the dialled name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum San {
     /// A DNS name or an address.
@@ -23,15 +23,17 @@ pub enum San {
     Uri(String),
 }
 
-impl FromStr for San {
-    type Err = String;
+/// The text is not a subject alternative name.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is neither a DNS name, an address nor a URI")]
+pub struct SanError(String);
 
-    fn from_str(text: &str) -> Result<San, String> {
-        let name = |name: &str| {
-            ServerName::try_from(name.to_owned())
-                .map(San::Name)
-                .map_err(|_| format!("`{name}` is neither a DNS name, an address nor a URI"))
-        };
+impl FromStr for San {
+    type Err = SanError;
+
+    fn from_str(text: &str) -> Result<San, SanError> {
+        let name =
+            |name: &str| ServerName::try_from(name.to_owned()).map(San::Name).map_err(|_| SanError(name.to_owned()));
         match text.split_once(':') {
             Some(("URI" | "uri", uri)) if !uri.is_empty() => Ok(San::Uri(uri.to_owned())),
             Some(("DNS" | "dns", dns)) => name(dns),
@@ -42,61 +44,55 @@ impl FromStr for San {
     }
 }
 
-/// What is asked of a server's certificate beside the CA.
+/// What a server's certificate must have besides the right CA.
 #[derive(Clone, Debug, Default)]
-pub struct Demands {
-    /// Its key is one of these, if there are any.
+pub struct CertificateConstraints {
+    /// Its key must be one of these, if there are any.
     pub pins: Vec<Pin>,
-    /// It holds one of these, if there are any.
+    /// It must have one of these names, if there are any.
     pub names: Vec<San>,
 }
 
-/// Why a certificate of the right CA is not the right one.
-#[derive(Debug)]
-pub(crate) enum Refused {
+/// The constraint that a certificate does not meet.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConstraintError {
+    /// Its key is not pinned.
+    #[error("its key is none of --server-spki-pin: it is {0}")]
     Pin(Pin),
+    /// It has none of the names.
+    #[error("it has none of --server-san")]
     Name,
 }
 
-impl fmt::Display for Refused {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Refused::Pin(found) => write!(f, "its key is none of --server-spki-pin: it is {found}"),
-            Refused::Name => f.write_str("it holds none of --server-san"),
-        }
-    }
-}
-
-impl std::error::Error for Refused {}
-
-/// rustls' verifier and the demands.
+/// rustls' verifier, then the constraints.
 #[derive(Debug)]
-pub(crate) struct Verifier {
+pub(crate) struct ConstrainedVerifier {
     pub(crate) chain: Arc<WebPkiServerVerifier>,
-    pub(crate) demands: Demands,
+    pub(crate) constraints: CertificateConstraints,
 }
 
-impl Demands {
+impl CertificateConstraints {
     fn judge(&self, certificate: &CertificateDer<'_>) -> Result<(), Error> {
         let parsed = webpki::EndEntityCert::try_from(certificate)
             .map_err(|_| Error::InvalidCertificate(CertificateError::BadEncoding))?;
-        let refused = |why: Refused| Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(why))));
+        let refused =
+            |why: ConstraintError| Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(why))));
         let found = Pin::of(&parsed.subject_public_key_info());
         if !self.pins.is_empty() && !self.pins.contains(&found) {
-            return Err(refused(Refused::Pin(found)));
+            return Err(refused(ConstraintError::Pin(found)));
         }
         let holds = |name: &San| match name {
             San::Name(name) => parsed.verify_is_valid_for_subject_name(name).is_ok(),
             San::Uri(uri) => parsed.valid_uri_names().any(|held| held == uri),
         };
         if !self.names.is_empty() && !self.names.iter().any(holds) {
-            return Err(refused(Refused::Name));
+            return Err(refused(ConstraintError::Name));
         }
         Ok(())
     }
 }
 
-impl ServerCertVerifier for Verifier {
+impl ServerCertVerifier for ConstrainedVerifier {
     fn verify_server_cert(
         &self,
         certificate: &CertificateDer<'_>,
@@ -106,7 +102,7 @@ impl ServerCertVerifier for Verifier {
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
         let verified = self.chain.verify_server_cert(certificate, intermediates, name, ocsp, now)?;
-        self.demands.judge(certificate)?;
+        self.constraints.judge(certificate)?;
         Ok(verified)
     }
 
@@ -159,7 +155,7 @@ mod tests {
         let wrong = Pin::of(&SubjectPublicKeyInfoDer::from(other.subject_public_key_info()));
         let judge = |pins: &[Pin], names: &[&str]| {
             let names = names.iter().map(|name| name.parse().unwrap()).collect();
-            Demands { pins: pins.to_vec(), names }.judge(certificate.der()).is_ok()
+            CertificateConstraints { pins: pins.to_vec(), names }.judge(certificate.der()).is_ok()
         };
         assert!(judge(&[], &[]) && judge(&[wrong, right], &[]) && !judge(&[wrong], &[]));
         for name in [

@@ -1,10 +1,15 @@
-//! Owns the words of an error with what is behind it.
-//! Called by `tunnel/session` and `services/watch`, whose libraries tell only their own part of an error.
-//! Must never say the same twice.
+//! Owns the text of an error with its causes.
+//! Called by whoever logs or stores an error whose text leaves its cause to `source`.
+//! Must never say the same cause twice.
 
 use std::error::Error;
 
-/// What is said of an error, followed by its causes as far as they say more.
+/// The text of an error and of all its causes.
+pub(crate) fn chain(error: &dyn Error) -> String {
+    with_causes(error.to_string(), error.source())
+}
+
+/// A text, followed by the causes that it does not contain yet.
 pub(crate) fn with_causes(said: String, mut source: Option<&(dyn Error + 'static)>) -> String {
     let mut text = said;
     while let Some(cause) = source {
@@ -29,7 +34,7 @@ mod tests {
 
     #[test]
     fn a_cause_is_told_once() {
-        let text = |said: &Said| with_causes(said.to_string(), said.source());
+        let text = |said: &Said| chain(said);
         let timed_out = || io::Error::from(io::ErrorKind::TimedOut);
         assert_eq!(text(&Said("cannot read", timed_out())), "cannot read: timed out");
         assert_eq!(text(&Said("cannot read: timed out", timed_out())), "cannot read: timed out");

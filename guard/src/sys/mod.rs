@@ -1,4 +1,4 @@
-//! Owns what a process needs of its system: files that change, units, times, the facts of its own node.
+//! Owns general parts: a watch on files, units, times, texts of errors, the facts of this node.
 //! Called by every other room.
 //! Must never know what the guard does.
 

@@ -1,5 +1,5 @@
-//! Owns what the guard knows of its own node: addresses and names, and the one Service address that kubelet tells every pod.
-//! Called by `policy/compile` (which destinations are the node's) and by `authorize` (what `node` means in a dial rule).
+//! Owns reading the facts of this node: addresses, names, and the one Service address that kubelet gives to every pod.
+//! Called by the command line; `guard-policy` judges with them.
 //! Must never resolve a name over the network: the node's facts come from the kernel, the command line and kubelet.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

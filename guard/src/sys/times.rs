@@ -1,6 +1,6 @@
-//! Owns points in time and durations as people read them.
+//! Owns points in time and durations in the form that people read.
 //! Called by everything that reports when something happened.
-//! Must never be read back: these are for people.
+//! Must never be parsed again: these are for people.
 
 use std::time::{Instant, SystemTime};
 

@@ -1,6 +1,6 @@
 //! Owns advertising the pods of this node to the proxy-servers (`--advertise-pod-addresses`): a dial to a pod then comes to its own node.
-//! Called by `app` and `agent`, which spawn [`follow`].
-//! Must never advertise an address that the policy does not dial, nor change streams oftener than once in `GAP`.
+//! Called by the daemons, which spawn [`follow`].
+//! Must never advertise an address that the policy does not dial, nor replace the streams more often than once in `GAP`.
 
 use std::{
     collections::BTreeSet,
@@ -23,14 +23,14 @@ use crate::{
     tunnel::{handle::Tunnel, identifiers::Identifiers},
 };
 
-/// How often pods are looked for.
+/// How often the addresses of pods are read.
 const LOOK: Duration = Duration::from_secs(3);
-/// How far apart two changes are: each replaces every stream.
+/// The shortest time between two changes: each one replaces every stream.
 const GAP: Duration = Duration::from_secs(10);
-/// How many addresses are advertised at most: about 20 KiB of a header that may have 16 MiB.
+/// The largest number of advertised addresses: about 20 KiB of a header that may have 16 MiB.
 const MOST: usize = 1000;
 
-/// Advertises the pods' addresses beside the identifiers that there are anyway, and again whenever they change.
+/// Advertises the pods' addresses in addition to the agent's own identifiers, and again whenever they change.
 pub async fn follow(connections: Arc<Connections>, tunnel: Arc<Tunnel>, own: Identifiers) {
     let (mut advertised, mut seen) = (BTreeSet::new(), None);
     let mut changed: Option<Instant> = None;
@@ -42,14 +42,14 @@ pub async fn follow(connections: Arc<Connections>, tunnel: Arc<Tunnel>, own: Ide
         {
             Ok(found) => {
                 let pods = chosen(&found, connections.ruleset().as_deref(), connections.node());
-                // A pod that comes or goes changes several things: what is advertised was seen twice.
+                // A pod that comes or goes changes several files one after the other: only a list that was read twice is advertised.
                 let settled = changed.is_none() || seen.as_ref() == Some(&pods);
                 if settled && pods != advertised && changed.is_none_or(|changed| changed.elapsed() >= GAP) {
                     if pods.len() > MOST {
                         tracing::error!(
                             pods = pods.len(),
                             most = MOST,
-                            "more pods than are advertised: dials to the others may go to another node"
+                            "too many pods to advertise all: dials to the others may go to another node"
                         );
                     }
                     let mut all = own.clone();
@@ -61,14 +61,14 @@ pub async fn follow(connections: Arc<Connections>, tunnel: Arc<Tunnel>, own: Ide
                 seen = Some(pods);
             }
             Err(error) => {
-                tracing::error!(%error, "the pods of this node cannot be looked for: what is advertised stays as it is")
+                tracing::error!(%error, "cannot read the addresses of the pods on this node; the advertised ones stay")
             }
         }
         tokio::time::sleep(LOOK).await;
     }
 }
 
-/// The addresses that are pods' by the policy. A prefix that holds everything says nothing about pods.
+/// The addresses that belong to pods according to the policy. A prefix of length 0 says nothing about pods.
 fn chosen(found: &BTreeSet<IpAddr>, ruleset: Option<&Ruleset>, node: &NodeFacts) -> BTreeSet<IpAddr> {
     let prefixes: Vec<&IpNet> = ruleset
         .iter()

@@ -1,4 +1,4 @@
-//! Owns the tunnel as others see it: whether it is connected, its streams, what it advertises.
+//! Owns the tunnel as others see it: whether it is connected, its streams, the identifiers that it advertises.
 //! Called by the daemon, which makes it, and by `report`, which reads it.
 //! Must never judge or dial: `session` hands each dial to `dial`.
 
@@ -16,13 +16,13 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     cluster::leases::Leases,
     dial::serve::Dialer,
-    net::hosts::Host,
+    net::remote_host::RemoteHost,
     sys::{lock::lock, times::rfc3339},
     tunnel::{
         identifiers::Identifiers,
-        servers::{Role, Set},
+        servers::{Role, Servers},
         settings::{CountSource, TunnelConfig},
-        stream::credentials::Keeper,
+        stream::credentials::CredentialStore,
     },
 };
 
@@ -52,14 +52,14 @@ pub struct StreamState {
 pub struct Tunnel {
     pub(crate) config: Arc<TunnelConfig>,
     pub(crate) dialer: Arc<Dialer>,
-    pub(crate) set: Mutex<Set>,
-    pub(crate) keeper: Keeper,
-    /// With a number that grows.
+    pub(crate) servers: Mutex<Servers>,
+    pub(crate) credentials: CredentialStore,
+    /// The identifiers, with their generation number.
     pub(crate) identifiers: ArcSwap<(u64, Identifiers)>,
-    /// TLS and dials of each stream.
+    /// TLS version and dials of each stream.
     pub(crate) carried: Mutex<BTreeMap<u64, (String, TaskTracker)>>,
-    /// Hosts that resolve to nothing, and why.
-    pub(crate) unresolved: Mutex<BTreeMap<Host, String>>,
+    /// Hosts that do not resolve, and why.
+    pub(crate) unresolved: Mutex<BTreeMap<RemoteHost, String>>,
     pub(crate) draining: CancellationToken,
     pub(crate) nudge: Notify,
     pub(crate) leases: Option<Leases>,
@@ -74,8 +74,8 @@ impl Tunnel {
         };
         Arc::new(Tunnel {
             leases,
-            set: Mutex::new(Set::new(config.pace)),
-            keeper: Keeper::new(config.files.clone(), config.manner.clone()),
+            servers: Mutex::new(Servers::new(config.pace)),
+            credentials: CredentialStore::new(config.files.clone(), config.tls.clone()),
             identifiers: ArcSwap::from_pointee((0, config.identifiers.clone())),
             carried: Mutex::default(),
             unresolved: Mutex::default(),
@@ -88,14 +88,14 @@ impl Tunnel {
 
     /// Whether a stream is up that takes dials.
     pub fn connected(&self) -> bool {
-        lock(&self.set).live().next().is_some()
+        lock(&self.servers).live().next().is_some()
     }
 
-    /// Advertises these identifiers from now on. Every stream is replaced, and none is cut: the old ones serve what they carry.
+    /// Advertises these identifiers from now on. Every stream is replaced, and none is cut: the old ones finish their open dials.
     pub fn advertise(&self, identifiers: Identifiers) {
         let before = self.identifiers.load_full();
         if before.1 != identifiers {
-            tracing::info!(%identifiers, "other identifiers: every stream is replaced");
+            tracing::info!(%identifiers, "new identifiers: every stream is replaced");
             self.identifiers.store(Arc::new((before.0 + 1, identifiers)));
             self.nudge.notify_one();
         }
@@ -103,15 +103,15 @@ impl Tunnel {
 
     /// What weakens protection, a sentence each.
     pub fn weakened(&self) -> Vec<String> {
-        let broken = self.keeper.broken().filter(|_| self.keeper.number() > 0);
+        let broken = self.credentials.broken().filter(|_| self.credentials.number() > 0);
         let broken = broken.map(|error| {
-            format!("the certificates or the token on disk cannot be used, those from before stay in use: {error}")
+            format!("the certificates or the token on disk cannot be used, the previous ones stay in use: {error}")
         });
-        let set = lock(&self.set);
-        let outdated = set.outdated().map(|(held, error)| {
+        let servers = lock(&self.servers);
+        let outdated = servers.outdated().map(|(held, error)| {
             format!(
-                "the stream to {} was made with older certificates, token or revocation lists, and with those of now there is none: {error}",
-                self.config.at(held.place)
+                "the stream to {} uses older certificates, token or revocation lists, because no connection succeeds with the current ones: {error}",
+                self.config.at(held.address)
             )
         });
         broken.into_iter().chain(outdated).collect()
@@ -121,23 +121,23 @@ impl Tunnel {
     pub fn snapshot(&self) -> serde_json::Value {
         serde_json::json!({
             "streams": self.streams(),
-            "knownServers": lock(&self.set).wanted,
+            "knownServers": lock(&self.servers).wanted,
             "identifiers": self.identifiers.load().1.to_string(),
-            "material": { "inUse": self.keeper.number(), "failures": self.keeper.failures(), "broken": self.keeper.broken() },
+            "material": { "inUse": self.credentials.number(), "failures": self.credentials.failures(), "broken": self.credentials.broken() },
             "leases": self.leases.as_ref().map(Leases::snapshot),
         })
     }
 
     /// Every stream, those that take dials first; then every address that should have one.
     pub fn streams(&self) -> Vec<StreamState> {
-        let (set, carried) = (lock(&self.set), lock(&self.carried));
+        let (servers, carried) = (lock(&self.servers), lock(&self.carried));
         let draining = self.draining.is_cancelled();
-        let of_role = |role: Role| set.streams.iter().filter(move |(_, held)| held.role == role);
+        let of_role = |role: Role| servers.streams.iter().filter(move |(_, held)| held.role == role);
         let streams = of_role(Role::Live).chain(of_role(Role::Draining)).map(|(number, held)| {
             let (tls, dials) = carried.get(number).map(|(tls, dials)| (tls.clone(), dials.len())).unzip();
-            let host = set.endpoints.get(&held.place).map(|endpoint| &endpoint.host);
+            let host = servers.addresses.get(&held.address).map(|state| &state.host);
             StreamState {
-                server: self.config.named(host, held.place),
+                server: self.config.named(host, held.address),
                 server_id: Some(held.server.clone()),
                 state: if held.role == Role::Draining || draining { "draining" } else { "connected" },
                 since: rfc3339(held.since),
@@ -147,15 +147,16 @@ impl Tunnel {
                 last_error: None,
             }
         });
-        let missing = set.endpoints.iter().filter(|(_, endpoint)| !set.is_served(endpoint)).map(|(place, endpoint)| {
-            StreamState {
-                server: self.config.named(Some(&endpoint.host), *place),
-                state: if endpoint.trying { "connecting" } else { "waiting" },
-                since: rfc3339(endpoint.since),
-                last_error: endpoint.error.clone(),
-                ..StreamState::default()
-            }
-        });
+        let missing =
+            servers.addresses.iter().filter(|(_, state)| !servers.is_served(state)).map(|(address, state)| {
+                StreamState {
+                    server: self.config.named(Some(&state.host), *address),
+                    state: if state.trying { "connecting" } else { "waiting" },
+                    since: rfc3339(state.since),
+                    last_error: state.error.clone(),
+                    ..StreamState::default()
+                }
+            });
         let unresolved = lock(&self.unresolved);
         let unresolved = unresolved.iter().map(|(host, error)| StreamState {
             server: host.to_string(),

@@ -1,5 +1,5 @@
-//! Owns what the control plane may dial this agent by: read strictly, written in the one form that a server matches.
-//! Called by `config` at start, by `Tunnel::advertise` when they change, and by `connect`, which sends them.
+//! Owns the identifiers by which the control plane may dial this agent: strict reading, and the one form that a server matches.
+//! Called by the command line at the start, by `Tunnel::advertise` when they change, and by `stream/establish`, which sends them.
 //! Must never write an address in another form than RFC 5952: the server compares strings.
 
 use std::{
@@ -8,27 +8,30 @@ use std::{
 };
 
 use ipnet::IpNet;
+use percent_encoding::percent_decode_str;
 
-/// One of them.
+use crate::sys::units;
+
+/// One identifier.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Identifier {
     /// `ipv4=`.
     V4(Ipv4Addr),
     /// `ipv6=`.
     V6(Ipv6Addr),
-    /// `host=`, in this very spelling.
+    /// `host=`, in exactly this spelling.
     Host(String),
-    /// `cidr=`: taken as upstream takes it; no server matches it.
+    /// `cidr=`: accepted as upstream accepts it; no server matches it.
     Cidr(IpNet),
     /// `default-route=`.
     DefaultRoute(bool),
 }
 
-/// All of them, each once.
+/// All identifiers of this agent, each once.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Identifiers(Vec<Identifier>);
 
-/// Why a text is none.
+/// The text is not a list of identifiers.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "--agent-identifiers: `{pair}` {why}; it is a URL query of ipv4, ipv6, host, cidr and default-route, as in `ipv4=10.0.0.1&host=node1`"
@@ -51,14 +54,14 @@ impl Identifiers {
             let (key, value) = pair.split_once('=').ok_or(failed("has no value"))?;
             let value = decode(value).ok_or(failed("is not URL-encoded"))?;
             let identifier = match key {
-                "ipv4" => value.parse().ok().map(Identifier::V4).ok_or(failed("is no IPv4 address"))?,
-                "ipv6" => value.parse().ok().map(Identifier::V6).ok_or(failed("is no IPv6 address"))?,
+                "ipv4" => value.parse().ok().map(Identifier::V4).ok_or(failed("is not an IPv4 address"))?,
+                "ipv6" => value.parse().ok().map(Identifier::V6).ok_or(failed("is not an IPv6 address"))?,
                 "host" if is_host(&value) => Identifier::Host(value),
-                "host" => return Err(failed("is no host name")),
-                "cidr" => value.parse().ok().map(Identifier::Cidr).ok_or(failed("is no CIDR"))?,
-                "default-route" => Identifier::DefaultRoute(
-                    crate::sys::units::boolean(&value).map_err(|_| failed("is neither true nor false"))?,
-                ),
+                "host" => return Err(failed("is not a host name")),
+                "cidr" => value.parse().ok().map(Identifier::Cidr).ok_or(failed("is not a CIDR prefix"))?,
+                "default-route" => {
+                    Identifier::DefaultRoute(units::boolean(&value).map_err(|_| failed("is neither true nor false"))?)
+                }
                 _ => return Err(failed("is not known")),
             };
             all.add(identifier);
@@ -66,7 +69,7 @@ impl Identifiers {
         Ok(all)
     }
 
-    /// The same and this one. A host name is there in lower case, too: the API server may dial either.
+    /// Adds an identifier. A host name is added in lower case, too: the API server may dial either.
     pub fn add(&mut self, identifier: Identifier) {
         let lower = match &identifier {
             Identifier::Host(name) if name.bytes().any(|byte| byte.is_ascii_uppercase()) => {
@@ -85,7 +88,7 @@ impl Identifiers {
         }
     }
 
-    /// The same and an address.
+    /// Adds an address.
     pub fn add_address(&mut self, address: IpAddr) {
         self.add(match address {
             IpAddr::V4(address) => Identifier::V4(address),
@@ -101,7 +104,7 @@ impl Identifiers {
         })
     }
 
-    /// Whether there are none.
+    /// Whether there is no identifier.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -131,22 +134,9 @@ fn is_host(name: &str) -> bool {
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_'))
 }
 
-/// A value of a URL query.
+/// Decodes a value of a URL query. An escape that is none stays as it is, and no kind of identifier accepts a `%`.
 fn decode(text: &str) -> Option<String> {
-    let mut bytes = text.bytes();
-    let mut decoded = Vec::with_capacity(text.len());
-    while let Some(byte) = bytes.next() {
-        decoded.push(match byte {
-            b'+' => b' ',
-            b'%' => {
-                let digit = |byte: Option<u8>| char::from(byte?).to_digit(16);
-                let (high, low) = (digit(bytes.next())?, digit(bytes.next())?);
-                u8::try_from(high * 16 + low).ok()?
-            }
-            byte => byte,
-        });
-    }
-    String::from_utf8(decoded).ok()
+    percent_decode_str(&text.replace('+', " ")).decode_utf8().ok().map(std::borrow::Cow::into_owned)
 }
 
 #[cfg(test)]

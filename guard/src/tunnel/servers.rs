@@ -1,6 +1,6 @@
-//! Owns which proxy-servers this agent holds a stream to, and which place it dials next: judgement alone, given the time.
-//! Called by `run`, which does what this says and tells what became of it.
-//! Must never hold two streams to one server for new dials, and never ask for more than the bounds below.
+//! Owns which proxy-servers this agent has a stream to, and which address it dials next: pure judgement, given the time.
+//! Called by `supervisor`, which connects as this says and reports the outcome.
+//! Must never keep two streams to one server for new dials, and never exceed the bounds below.
 
 use std::{
     collections::BTreeMap,
@@ -9,55 +9,55 @@ use std::{
 
 use crate::{
     cluster::leases::MOST_SERVERS,
-    net::hosts::{Host, Place},
+    net::remote_host::{RemoteHost, ServerAddress},
 };
 
-/// How many streams that only finish what they carry one place may have.
+/// The largest number of draining streams for one address.
 const MOST_DRAINING: usize = 64;
-/// How much the wait grows after each failure.
+/// The factor by which the wait grows after each failure.
 const FACTOR: f64 = 1.5;
-/// How much longer a wait may be, so that agents do not come all at once.
+/// The largest random extension of a wait, so that agents do not connect all at once.
 const JITTER: f64 = 0.1;
 
-/// The waits, and whether to look for servers beyond those that are said to be there.
+/// The waits, and whether to keep looking for servers after the advertised number is connected.
 #[derive(Clone, Copy, Debug)]
 pub struct Pace {
-    /// The first wait, and the one between looks for another server behind the same place.
+    /// The first wait, and the wait between searches for another server behind the same address.
     pub interval: Duration,
-    /// The longest.
+    /// The longest wait.
     pub cap: Duration,
-    /// Whether the search goes on for good.
+    /// Whether the search never ends.
     pub forever: bool,
 }
 
 /// What a stream is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Role {
-    /// New dials come here.
+    /// It takes new dials.
     Live,
-    /// It serves what it carries; another has its place.
+    /// It finishes its open dials; another stream has replaced it.
     Draining,
-    /// Its server has a stream already.
+    /// Its server already has a stream.
     Duplicate,
 }
 
-/// A stream.
+/// A stream to a server.
 #[derive(Clone, Debug)]
-pub(crate) struct Held {
+pub(crate) struct ServerStream {
     pub(crate) role: Role,
     pub(crate) server: String,
-    pub(crate) place: Place,
-    /// The number of what it was made with; a stream with an old one is replaced.
+    pub(crate) address: ServerAddress,
+    /// The generation of the credentials and identifiers that it was made with; a stream of an older generation is replaced.
     pub(crate) made_with: u64,
     pub(crate) since: Instant,
     expires: Option<Instant>,
 }
 
-/// An address, or a host behind an HTTP proxy.
+/// What is known about one address.
 #[derive(Clone, Debug)]
-pub(crate) struct Endpoint {
-    pub(crate) host: Host,
-    /// The server that answered last.
+pub(crate) struct AddressState {
+    pub(crate) host: RemoteHost,
+    /// The server that answered there last.
     seen: Option<String>,
     pub(crate) trying: bool,
     pub(crate) error: Option<String>,
@@ -66,39 +66,39 @@ pub(crate) struct Endpoint {
     wait: Duration,
 }
 
-/// What became of a connection.
+/// The outcome of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    /// A server that had none.
+    /// Its server had no stream.
     Added,
-    /// It takes the place of this stream, which finishes what it carries.
+    /// It replaces this stream, which finishes its open dials.
     Replaced(u64),
-    /// Its server has one.
+    /// Its server already has one.
     Duplicate,
 }
 
-/// The set.
-pub(crate) struct Set {
+/// The servers, their addresses and the streams to them.
+pub(crate) struct Servers {
     pace: Pace,
-    pub(crate) endpoints: BTreeMap<Place, Endpoint>,
-    pub(crate) streams: BTreeMap<u64, Held>,
-    /// How many servers there are said to be.
+    pub(crate) addresses: BTreeMap<ServerAddress, AddressState>,
+    pub(crate) streams: BTreeMap<u64, ServerStream>,
+    /// The advertised number of servers.
     pub(crate) wanted: u32,
-    /// What a new stream is made with.
+    /// The generation that a new stream is made with.
     current: u64,
 }
 
-impl Set {
-    /// Nothing known.
-    pub(crate) fn new(pace: Pace) -> Set {
-        Set { pace, endpoints: BTreeMap::new(), streams: BTreeMap::new(), wanted: 1, current: 0 }
+impl Servers {
+    /// No server is known yet.
+    pub(crate) fn new(pace: Pace) -> Servers {
+        Servers { pace, addresses: BTreeMap::new(), streams: BTreeMap::new(), wanted: 1, current: 0 }
     }
 
-    /// What a host stands for now. Streams to other places go on until they end.
-    pub(crate) fn resolved(&mut self, host: &Host, places: &[Place], now: Instant) {
-        self.endpoints.retain(|place, endpoint| endpoint.host != *host || places.contains(place));
-        for place in places {
-            self.endpoints.entry(*place).or_insert_with(|| Endpoint {
+    /// Sets the current addresses of a host. Streams to other addresses stay until they end.
+    pub(crate) fn resolved(&mut self, host: &RemoteHost, addresses: &[ServerAddress], now: Instant) {
+        self.addresses.retain(|address, state| state.host != *host || addresses.contains(address));
+        for address in addresses {
+            self.addresses.entry(*address).or_insert_with(|| AddressState {
                 host: host.clone(),
                 seen: None,
                 trying: false,
@@ -110,18 +110,18 @@ impl Set {
         }
     }
 
-    /// New streams are made with something else from now on, which may mend what failed so far.
+    /// Starts a new generation of credentials or identifiers. Addresses that failed are tried again: it may mend them.
     pub(crate) fn renew(&mut self, current: u64, now: Instant) {
         if self.current != current {
             self.current = current;
-            for endpoint in self.endpoints.values_mut() {
-                (endpoint.due, endpoint.wait) = (now, self.pace.interval);
+            for state in self.addresses.values_mut() {
+                (state.due, state.wait) = (now, self.pace.interval);
             }
         }
     }
 
     /// The live streams.
-    pub(crate) fn live(&self) -> impl Iterator<Item = (u64, &Held)> {
+    pub(crate) fn live(&self) -> impl Iterator<Item = (u64, &ServerStream)> {
         self.streams.iter().filter(|(_, held)| held.role == Role::Live).map(|(number, held)| (*number, held))
     }
 
@@ -129,33 +129,33 @@ impl Set {
         self.live().find(|(_, held)| held.server == server).map(|(number, _)| number)
     }
 
-    fn is_stale(&self, held: &Held, now: Instant) -> bool {
+    fn is_stale(&self, held: &ServerStream, now: Instant) -> bool {
         held.made_with != self.current || held.expires.is_some_and(|expires| expires <= now)
     }
 
-    /// Live streams that could not be replaced by one that is made with what is current, and why not.
-    pub(crate) fn outdated(&self) -> impl Iterator<Item = (&Held, &str)> {
+    /// Live streams of an older generation whose replacement fails, each with the error.
+    pub(crate) fn outdated(&self) -> impl Iterator<Item = (&ServerStream, &str)> {
         self.live().filter(|(_, held)| held.made_with != self.current).filter_map(|(_, held)| {
-            let error = self.endpoints.get(&held.place)?.error.as_deref()?;
+            let error = self.addresses.get(&held.address)?.error.as_deref()?;
             Some((held, error))
         })
     }
 
-    /// Whether a place leads to a server that has a stream.
-    pub(crate) fn is_served(&self, endpoint: &Endpoint) -> bool {
-        endpoint.seen.as_deref().is_some_and(|server| self.live_to(server).is_some())
+    /// Whether an address leads to a server that has a stream.
+    pub(crate) fn is_served(&self, state: &AddressState) -> bool {
+        state.seen.as_deref().is_some_and(|server| self.live_to(server).is_some())
     }
 
-    /// Whether a place is worth dialling, whenever that is due.
-    fn is_wanted(&self, place: Place, endpoint: &Endpoint, now: Instant) -> bool {
-        let draining = self.streams.values().filter(|held| held.role != Role::Live && held.place == place).count();
-        if endpoint.trying || draining >= MOST_DRAINING {
+    /// Whether an address is worth dialling once its wait is over.
+    fn is_wanted(&self, address: ServerAddress, state: &AddressState, now: Instant) -> bool {
+        let draining = self.streams.values().filter(|held| held.role != Role::Live && held.address == address).count();
+        if state.trying || draining >= MOST_DRAINING {
             return false;
         }
-        let missing = !self.is_served(endpoint);
-        // A stream whose place is gone is replaced through any other.
+        let missing = !self.is_served(state);
+        // A stream whose address is gone is replaced through any other address.
         let stale = self.live().any(|(_, held)| {
-            self.is_stale(held, now) && (held.place == place || !self.endpoints.contains_key(&held.place))
+            self.is_stale(held, now) && (held.address == address || !self.addresses.contains_key(&held.address))
         });
         missing || stale || self.is_searching()
     }
@@ -168,39 +168,39 @@ impl Set {
         self.pace.forever || self.is_short()
     }
 
-    /// The places to dial now; they count as being dialled from here on.
-    pub(crate) fn due(&mut self, now: Instant) -> Vec<Place> {
-        let due: Vec<Place> = self
-            .endpoints
+    /// The addresses to dial now. They count as being dialled from here on.
+    pub(crate) fn due(&mut self, now: Instant) -> Vec<ServerAddress> {
+        let due: Vec<ServerAddress> = self
+            .addresses
             .iter()
-            .filter(|(place, endpoint)| endpoint.due <= now && self.is_wanted(**place, endpoint, now))
-            .map(|(place, _)| *place)
+            .filter(|(address, state)| state.due <= now && self.is_wanted(**address, state, now))
+            .map(|(address, _)| *address)
             .collect();
-        for place in &due {
-            if let Some(endpoint) = self.endpoints.get_mut(place) {
-                endpoint.trying = true;
-                endpoint.since = now;
+        for address in &due {
+            if let Some(state) = self.addresses.get_mut(address) {
+                state.trying = true;
+                state.since = now;
             }
         }
         due
     }
 
-    /// When to ask again if nothing happens until then.
+    /// When to ask again if nothing happens before.
     pub(crate) fn wake(&self, now: Instant) -> Option<Instant> {
-        let endpoints = self
-            .endpoints
+        let addresses = self
+            .addresses
             .iter()
-            .filter(|(place, endpoint)| self.is_wanted(**place, endpoint, now))
-            .map(|(_, endpoint)| endpoint.due);
+            .filter(|(address, state)| self.is_wanted(**address, state, now))
+            .map(|(_, state)| state.due);
         let expiries = self.live().filter_map(|(_, held)| held.expires).filter(|expires| *expires > now);
-        endpoints.chain(expiries).min()
+        addresses.chain(expiries).min()
     }
 
-    /// A server answered. `made_with` is what was current when the attempt began, `age` how old the stream may become.
+    /// Records that a server answered. `made_with` is the generation at the start of the attempt, `age` the age limit of the stream.
     pub(crate) fn connected(
         &mut self,
         number: u64,
-        place: Place,
+        address: ServerAddress,
         server: &str,
         made_with: u64,
         age: Option<Duration>,
@@ -222,14 +222,15 @@ impl Set {
         }
         let role = if outcome == Outcome::Duplicate { Role::Duplicate } else { Role::Live };
         let expires = age.map(|age| now + age);
-        self.streams.insert(number, Held { role, server: server.to_owned(), place, made_with, since: now, expires });
-        // With every server there, a further look can wait longer each time.
+        self.streams
+            .insert(number, ServerStream { role, server: server.to_owned(), address, made_with, since: now, expires });
+        // If every server is connected, each further search can wait longer.
         let calm = outcome == Outcome::Duplicate && !self.is_short();
         let Pace { interval, cap, .. } = self.pace;
-        if let Some(endpoint) = self.endpoints.get_mut(&place) {
-            let wait = if calm { endpoint.wait } else { interval };
-            *endpoint = Endpoint {
-                host: endpoint.host.clone(),
+        if let Some(state) = self.addresses.get_mut(&address) {
+            let wait = if calm { state.wait } else { interval };
+            *state = AddressState {
+                host: state.host.clone(),
                 seen: Some(server.to_owned()),
                 trying: false,
                 error: None,
@@ -241,46 +242,46 @@ impl Set {
         outcome
     }
 
-    /// An attempt came to nothing.
-    pub(crate) fn failed(&mut self, place: Place, error: String, now: Instant) {
+    /// Records that an attempt failed.
+    pub(crate) fn failed(&mut self, address: ServerAddress, error: String, now: Instant) {
         let cap = self.pace.cap;
-        if let Some(endpoint) = self.endpoints.get_mut(&place) {
-            endpoint.trying = false;
-            endpoint.error = Some(error);
-            endpoint.since = now;
-            endpoint.due = now + jittered(endpoint.wait);
-            endpoint.wait = longer(endpoint.wait, cap);
+        if let Some(state) = self.addresses.get_mut(&address) {
+            state.trying = false;
+            state.error = Some(error);
+            state.since = now;
+            state.due = now + jittered(state.wait);
+            state.wait = longer(state.wait, cap);
         }
     }
 
-    /// The server of this stream is about to go: what it carries goes on, another stream takes the new dials.
+    /// Records that the server of a stream is about to stop: the open dials go on, another stream takes the new ones.
     pub(crate) fn leaving(&mut self, number: u64, now: Instant) {
         let Some(held) = self.streams.get_mut(&number).filter(|held| held.role == Role::Live) else { return };
         held.role = Role::Draining;
-        let (place, lived) = (held.place, now.duration_since(held.since));
-        self.again(place, lived, None, now);
+        let (address, lived) = (held.address, now.duration_since(held.since));
+        self.again(address, lived, None, now);
     }
 
-    /// A stream ended.
+    /// Records that a stream ended.
     pub(crate) fn ended(&mut self, number: u64, error: &str, now: Instant) {
         let Some(held) = self.streams.remove(&number) else { return };
         if held.role == Role::Live {
-            self.again(held.place, now.duration_since(held.since), Some(error), now);
+            self.again(held.address, now.duration_since(held.since), Some(error), now);
         }
     }
 
-    /// The next attempt at a place that lost its stream: at once, unless the stream did not live long enough to be a success.
-    fn again(&mut self, place: Place, lived: Duration, error: Option<&str>, now: Instant) {
+    /// Schedules the next attempt at an address that lost its stream: at once, unless the stream was too short-lived to count as a success.
+    fn again(&mut self, address: ServerAddress, lived: Duration, error: Option<&str>, now: Instant) {
         let Pace { interval, cap, .. } = self.pace;
-        let Some(endpoint) = self.endpoints.get_mut(&place).filter(|endpoint| !endpoint.trying) else { return };
-        endpoint.since = now;
-        endpoint.error = error.map(|error| format!("the stream ended: {error}"));
+        let Some(state) = self.addresses.get_mut(&address).filter(|state| !state.trying) else { return };
+        state.since = now;
+        state.error = error.map(|error| format!("the stream ended: {error}"));
         if lived < interval {
-            endpoint.due = now + jittered(endpoint.wait);
-            endpoint.wait = longer(endpoint.wait, cap);
+            state.due = now + jittered(state.wait);
+            state.wait = longer(state.wait, cap);
         } else {
-            endpoint.due = now + interval.mul_f64(JITTER * rand::random::<f64>());
-            endpoint.wait = interval;
+            state.due = now + interval.mul_f64(JITTER * rand::random::<f64>());
+            state.wait = interval;
         }
     }
 }

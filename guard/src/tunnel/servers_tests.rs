@@ -1,28 +1,29 @@
-//! The set against worlds of servers: whatever happens, one live stream a server at most, and all of them found.
+//! The choice of servers against simulated servers: at most one live stream for each server, and every server is found.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use proptest::prelude::*;
 
 use super::*;
+use crate::net::host_port::HostPort;
 
 const INTERVAL: Duration = Duration::from_millis(100);
 const CAP: Duration = Duration::from_secs(1);
 
-fn host() -> Host {
-    Host { name: "proxy.example".to_owned(), port: 8091, through: None }
+fn host() -> RemoteHost {
+    RemoteHost { at: HostPort { name: "proxy.example".to_owned(), port: 8091 }, http_proxy: None }
 }
 
-fn address(last: u8) -> Place {
-    Place::Address(SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 0, 0, last)), 8091))
+fn address(last: u8) -> ServerAddress {
+    ServerAddress::Direct(SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 0, 0, last)), 8091))
 }
 
 /// Servers behind addresses, and a clock.
 struct World {
-    set: Set,
+    servers: Servers,
     now: Instant,
     next: u64,
-    /// For each address, the servers that answer at it in turn; none answers nothing.
+    /// For each address, the servers that answer at it in turn; if there is none, nothing answers.
     behind: Vec<Vec<String>>,
     turns: Vec<usize>,
     count: u32,
@@ -32,37 +33,38 @@ struct World {
 
 impl World {
     fn new(forever: bool, behind: &[&[&str]], count: u32) -> World {
-        let mut set = Set::new(Pace { interval: INTERVAL, cap: CAP, forever });
+        let mut servers = Servers::new(Pace { interval: INTERVAL, cap: CAP, forever });
         let now = Instant::now();
-        set.renew(1, now);
-        let addresses: Vec<Place> = (0..behind.len()).map(|last| address(last as u8)).collect();
-        set.resolved(&host(), &addresses, now);
+        servers.renew(1, now);
+        let addresses: Vec<ServerAddress> = (0..behind.len()).map(|last| address(last as u8)).collect();
+        servers.resolved(&host(), &addresses, now);
         let behind = behind.iter().map(|servers| servers.iter().map(ToString::to_string).collect()).collect();
-        World { set, now, next: 0, behind, turns: vec![0; addresses.len()], count, made_with: 1, attempts: 0 }
+        World { servers, now, next: 0, behind, turns: vec![0; addresses.len()], count, made_with: 1, attempts: 0 }
     }
 
     /// Dials what is due, and lets time pass until something is again.
     fn step(&mut self) {
-        for address in self.set.due(self.now) {
+        for address in self.servers.due(self.now) {
             self.attempts += 1;
-            let Place::Address(SocketAddr::V4(v4)) = address else { continue };
+            let ServerAddress::Direct(SocketAddr::V4(v4)) = address else { continue };
             let index = usize::from(v4.ip().octets()[3]);
             let servers = &self.behind[index];
             if servers.is_empty() {
-                self.set.failed(address, "refused".to_owned(), self.now);
+                self.servers.failed(address, "refused".to_owned(), self.now);
                 continue;
             }
             let server = servers[self.turns[index] % servers.len()].clone();
             self.turns[index] += 1;
             self.next += 1;
-            let outcome = self.set.connected(self.next, address, &server, self.made_with, None, self.now);
+            let outcome = self.servers.connected(self.next, address, &server, self.made_with, None, self.now);
             match outcome {
-                Outcome::Duplicate => self.set.ended(self.next, "", self.now),
-                Outcome::Added | Outcome::Replaced(_) => self.set.wanted = self.count,
+                Outcome::Duplicate => self.servers.ended(self.next, "", self.now),
+                Outcome::Added | Outcome::Replaced(_) => self.servers.wanted = self.count,
             }
         }
         let limit = self.now + CAP;
-        self.now = self.set.wake(self.now).map_or(limit, |wake| wake.clamp(self.now, limit)) + Duration::from_millis(1);
+        self.now =
+            self.servers.wake(self.now).map_or(limit, |wake| wake.clamp(self.now, limit)) + Duration::from_millis(1);
     }
 
     fn run(&mut self, time: Duration) {
@@ -73,13 +75,13 @@ impl World {
     }
 
     fn live(&self) -> Vec<String> {
-        let mut live: Vec<String> = self.set.live().map(|(_, held)| held.server.clone()).collect();
+        let mut live: Vec<String> = self.servers.live().map(|(_, held)| held.server.clone()).collect();
         live.sort();
         live
     }
 
     fn number_of(&self, server: &str) -> u64 {
-        self.set.live_to(server).unwrap()
+        self.servers.live_to(server).unwrap()
     }
 }
 
@@ -108,13 +110,13 @@ fn every_address_is_dialled_whatever_the_servers_say_of_their_number() {
 fn a_lost_stream_is_made_anew_at_once_and_one_that_never_lived_is_not() {
     let mut world = World::new(false, &[&["a"]], 1);
     world.run(Duration::from_secs(1));
-    world.set.ended(world.number_of("a"), "reset", world.now);
+    world.servers.ended(world.number_of("a"), "reset", world.now);
     world.run(INTERVAL / 2);
     assert_eq!(world.live(), ["a"]);
     let (before, end) = (world.attempts, world.now + Duration::from_secs(20));
     while world.now < end {
-        if let Some(number) = world.set.live_to("a") {
-            world.set.ended(number, "reset", world.now);
+        if let Some(number) = world.servers.live_to("a") {
+            world.servers.ended(number, "reset", world.now);
         }
         world.step();
     }
@@ -125,12 +127,12 @@ fn a_lost_stream_is_made_anew_at_once_and_one_that_never_lived_is_not() {
 fn a_hand_over_replaces_every_stream_and_drops_none() {
     let mut world = World::new(false, &[&["a", "b", "c"], &["d"]], 4);
     world.run(Duration::from_secs(5));
-    let old: Vec<u64> = world.set.live().map(|(number, _)| number).collect();
-    (world.made_with, _) = (2, world.set.renew(2, world.now));
+    let old: Vec<u64> = world.servers.live().map(|(number, _)| number).collect();
+    (world.made_with, _) = (2, world.servers.renew(2, world.now));
     world.run(Duration::from_secs(30));
     assert_eq!(world.live(), ["a", "b", "c", "d"]);
-    assert!(world.set.live().all(|(number, held)| held.made_with == 2 && !old.contains(&number)));
-    assert!(old.iter().all(|number| world.set.streams[number].role == Role::Draining));
+    assert!(world.servers.live().all(|(number, held)| held.made_with == 2 && !old.contains(&number)));
+    assert!(old.iter().all(|number| world.servers.streams[number].role == Role::Draining));
 }
 
 #[test]
@@ -139,41 +141,41 @@ fn a_server_that_goes_is_replaced_while_its_stream_goes_on() {
     world.run(Duration::from_secs(2));
     let going = world.number_of("a");
     world.behind[0] = vec!["b".to_owned(), "c".to_owned()];
-    world.set.leaving(going, world.now);
-    assert_eq!(world.set.streams[&going].role, Role::Draining);
+    world.servers.leaving(going, world.now);
+    assert_eq!(world.servers.streams[&going].role, Role::Draining);
     world.run(Duration::from_secs(2));
     assert_eq!(world.live(), ["b", "c"]);
 }
 
 #[test]
 fn an_old_stream_is_replaced_when_its_time_is_over() {
-    let mut set = Set::new(Pace { interval: INTERVAL, cap: CAP, forever: false });
+    let mut servers = Servers::new(Pace { interval: INTERVAL, cap: CAP, forever: false });
     let now = Instant::now();
-    set.resolved(&host(), &[address(0)], now);
-    assert_eq!(set.due(now), [address(0)]);
-    set.connected(1, address(0), "a", 0, Some(Duration::from_secs(60)), now);
-    assert_eq!((set.due(now + INTERVAL * 2), set.wake(now)), (vec![], Some(now + Duration::from_secs(60))));
+    servers.resolved(&host(), &[address(0)], now);
+    assert_eq!(servers.due(now), [address(0)]);
+    servers.connected(1, address(0), "a", 0, Some(Duration::from_secs(60)), now);
+    assert_eq!((servers.due(now + INTERVAL * 2), servers.wake(now)), (vec![], Some(now + Duration::from_secs(60))));
     let over = now + Duration::from_secs(61);
-    assert_eq!(set.due(over), [address(0)]);
-    assert_eq!(set.connected(2, address(0), "a", 0, None, over), Outcome::Replaced(1));
+    assert_eq!(servers.due(over), [address(0)]);
+    assert_eq!(servers.connected(2, address(0), "a", 0, None, over), Outcome::Replaced(1));
 }
 
 #[test]
 fn a_stream_that_cannot_be_replaced_is_told() {
     let mut world = World::new(false, &[&["a"]], 1);
     world.run(Duration::from_secs(1));
-    assert_eq!(world.set.outdated().count(), 0);
-    world.set.renew(2, world.now);
+    assert_eq!(world.servers.outdated().count(), 0);
+    world.servers.renew(2, world.now);
     world.behind[0].clear();
     world.run(Duration::from_secs(1));
     assert_eq!(
-        world.set.outdated().map(|(held, error)| (held.server.as_str(), error)).collect::<Vec<_>>(),
+        world.servers.outdated().map(|(held, error)| (held.server.as_str(), error)).collect::<Vec<_>>(),
         [("a", "refused")]
     );
     world.behind[0].push("a".to_owned());
     world.made_with = 2;
     world.run(CAP * 2);
-    assert_eq!(world.set.outdated().count(), 0);
+    assert_eq!(world.servers.outdated().count(), 0);
 }
 
 #[test]
@@ -181,11 +183,11 @@ fn streams_that_cannot_end_are_bounded() {
     let mut world = World::new(false, &[&["a"]], 1);
     for _ in 0..MOST_DRAINING * 3 {
         world.run(INTERVAL * 2);
-        if let Some(number) = world.set.live_to("a") {
-            world.set.leaving(number, world.now);
+        if let Some(number) = world.servers.live_to("a") {
+            world.servers.leaving(number, world.now);
         }
     }
-    assert!(world.set.streams.len() <= MOST_DRAINING + 1, "{}", world.set.streams.len());
+    assert!(world.servers.streams.len() <= MOST_DRAINING + 1, "{}", world.servers.streams.len());
 }
 
 #[test]
@@ -227,32 +229,32 @@ proptest! {
     ) {
         let mut world = World::new(forever, &[&["a", "b"], &["b", "c"], &["d"]], 4);
         for event in events {
-            let pick = |world: &World, index: usize| world.set.streams.keys().nth(index).copied();
+            let pick = |world: &World, index: usize| world.servers.streams.keys().nth(index).copied();
             match event {
                 Event::Step => world.step(),
                 Event::End(index) => if let Some(number) = pick(&world, index) {
-                    world.set.ended(number, "", world.now);
+                    world.servers.ended(number, "", world.now);
                 },
                 Event::Leave(index) => if let Some(number) = pick(&world, index) {
-                    world.set.leaving(number, world.now);
+                    world.servers.leaving(number, world.now);
                 },
                 Event::Renew => {
                     world.made_with += 1;
-                    world.set.renew(world.made_with, world.now);
+                    world.servers.renew(world.made_with, world.now);
                 }
                 Event::Expire => world.now += Duration::from_secs(5),
                 Event::Resolve(addresses) => {
-                    let addresses: Vec<Place> = addresses.into_iter().map(address).collect();
-                    world.set.resolved(&host(), &addresses, world.now);
+                    let addresses: Vec<ServerAddress> = addresses.into_iter().map(address).collect();
+                    world.servers.resolved(&host(), &addresses, world.now);
                 }
             }
             let mut live = world.live();
             live.dedup();
-            prop_assert_eq!(live.len(), world.set.live().count());
+            prop_assert_eq!(live.len(), world.servers.live().count());
         }
-        world.set.resolved(&host(), &[address(0), address(1), address(2)], world.now);
+        world.servers.resolved(&host(), &[address(0), address(1), address(2)], world.now);
         world.run(Duration::from_secs(60));
         prop_assert_eq!(world.live(), ["a", "b", "c", "d"]);
-        prop_assert!(world.set.live().all(|(_, held)| held.made_with == world.made_with));
+        prop_assert!(world.servers.live().all(|(_, held)| held.made_with == world.made_with));
     }
 }

@@ -7,8 +7,8 @@ use std::time::Duration;
 use crate::{
     cluster::leases::LeaseConfig,
     net::{
-        hosts::{Host, Place},
-        tls::{Files, Manner},
+        remote_host::{RemoteHost, ServerAddress},
+        tls::{CredentialFiles, TlsOptions},
     },
     tunnel::{identifiers::Identifiers, servers::Pace},
 };
@@ -17,16 +17,16 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct TunnelConfig {
     /// Where they are.
-    pub hosts: Vec<Host>,
+    pub hosts: Vec<RemoteHost>,
     /// Trust and identity.
-    pub files: Files,
+    pub files: CredentialFiles,
     /// How TLS is done.
-    pub manner: Manner,
+    pub tls: TlsOptions,
     /// The id of this agent; each stream adds a part of its own.
     pub agent_id: String,
     /// What the control plane may dial this agent by.
     pub identifiers: Identifiers,
-    /// The waits.
+    /// The waits between connection attempts.
     pub pace: Pace,
     /// How often an idle stream is probed.
     pub keepalive: Duration,
@@ -39,32 +39,34 @@ pub struct TunnelConfig {
 /// Where the number of servers comes from.
 #[derive(Clone, Debug)]
 pub enum CountSource {
-    /// What the last server that was new said.
+    /// The count that the last new server advertised.
     Responses,
-    /// Their leases.
+    /// The leases of the servers.
     Leases(LeaseConfig),
     /// The larger of the two.
     Larger(LeaseConfig),
 }
 
 impl TunnelConfig {
-    /// A place in words.
-    pub(crate) fn at(&self, place: Place) -> String {
-        match place {
-            Place::Address(address) => address.to_string(),
-            Place::Proxied(number) => {
+    /// The text for an address.
+    pub(crate) fn at(&self, address: ServerAddress) -> String {
+        match address {
+            ServerAddress::Direct(address) => address.to_string(),
+            ServerAddress::Proxied(number) => {
                 let host = self.hosts.get(number);
-                let through = host.and_then(|host| Some(format!("{host} through {}", host.through.as_ref()?)));
-                through.unwrap_or_default()
+                let proxied = host.and_then(|host| Some(format!("{host} through {}", host.http_proxy.as_ref()?)));
+                proxied.unwrap_or_default()
             }
         }
     }
 
-    /// The same, with the name of its host.
-    pub(crate) fn named(&self, host: Option<&Host>, place: Place) -> String {
-        match (host, place) {
-            (Some(host), Place::Address(address)) if host.address().is_none() => format!("{host} ({})", address.ip()),
-            (Some(_) | None, Place::Address(_) | Place::Proxied(_)) => self.at(place),
+    /// The text for an address, with the name of its host.
+    pub(crate) fn named(&self, host: Option<&RemoteHost>, address: ServerAddress) -> String {
+        match (host, address) {
+            (Some(host), ServerAddress::Direct(address)) if host.at.address().is_none() => {
+                format!("{host} ({})", address.ip())
+            }
+            (Some(_) | None, ServerAddress::Direct(_) | ServerAddress::Proxied(_)) => self.at(address),
         }
     }
 }

@@ -1,6 +1,6 @@
-//! Owns the way of messages to the server: gRPC's length before each, and the bytes of a large DATA as they are, without a copy.
-//! Called by `connect`: the body of the one request of a stream; hyper polls it while HTTP/2 has room.
-//! Must never send bytes that prost would not.
+//! Owns the encoding of messages to the server: gRPC's length before each, and the bytes of a large DATA without a copy.
+//! Called by `tunnel/stream/establish`: it is the body of the one request of a stream; hyper polls it while HTTP/2 has room.
+//! Must never send other bytes than prost would.
 
 use std::{
     pin::Pin,
@@ -26,20 +26,20 @@ const KIND_IN_PACKET: u32 = 1;
 const DATA_IN_PACKET: u32 = 4;
 const BYTES_IN_DATA: u32 = 3;
 
-/// The bytes of a DATA below this are copied: an HTTP/2 frame of their own costs more.
+/// A DATA with fewer bytes is copied: its own HTTP/2 frame costs more.
 const COPIED: usize = 8 << 10;
-/// So much is put together of what is there at once: two HTTP/2 frames.
+/// How many bytes of waiting messages are joined: two HTTP/2 frames.
 const TOGETHER: usize = 32 << 10;
 
 /// All messages of a stream, as the body of its request.
 pub(crate) struct Messages {
     packets: mpsc::Receiver<Packet>,
-    /// What belongs behind the piece that was given last.
+    /// The bytes that follow the last piece.
     next: Option<Bytes>,
 }
 
 impl Messages {
-    /// Those that come here, until nobody sends any more.
+    /// The messages of this channel, until all senders are gone.
     pub(crate) fn new(packets: mpsc::Receiver<Packet>) -> Messages {
         Messages { packets, next: None }
     }
@@ -67,10 +67,10 @@ impl Body for Messages {
     }
 }
 
-/// Writes a message; what comes back belongs right behind it.
+/// Writes a message. The returned bytes follow it directly.
 fn write(packet: Packet, piece: &mut BytesMut) -> Option<Bytes> {
     let length = packet.encoded_len();
-    // Not compressed, so many bytes: "Length-Prefixed-Message" of gRPC over HTTP/2.
+    // Not compressed, then the length: "Length-Prefixed-Message" of gRPC over HTTP/2.
     piece.put_u8(0);
     piece.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
     match packet {
@@ -102,7 +102,7 @@ mod tests {
     use super::*;
     use crate::wire::frames::{closed, data, dialled};
 
-    /// What the body says until it would wait, and in how many pieces.
+    /// The bytes of the body until it would wait, and the number of pieces.
     fn said(packets: &[Packet]) -> (Vec<u8>, usize) {
         let (sender, receiver) = mpsc::channel(packets.len().max(1));
         packets.iter().for_each(|packet| sender.try_send(packet.clone()).unwrap());

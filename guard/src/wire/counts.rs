@@ -1,6 +1,6 @@
-//! Owns the counts of messages and errors of all streams, as upstream counts them.
-//! Called by `frame` (each message as it passes the codec), by `session` (a stream that ends badly); `konnectivity` reads them.
-//! Must never hold anything of a message but its type.
+//! Owns the counters of messages and errors of all streams, as upstream counts them.
+//! Called by `frames` and `bodies` for each message, and by `tunnel/stream/session` for a stream that ends with an error; `report` reads them.
+//! Must never keep more of a message than its type.
 
 use std::{
     fmt::{self, Write},
@@ -33,7 +33,7 @@ const CODES: [&str; 17] = [
     "Unauthenticated",
 ];
 
-/// One more than there are types: what has another number.
+/// The last counter is for messages of an unknown type.
 type Counts = [AtomicU64; TYPES.len() + 1];
 
 /// There is one tunnel in a process.

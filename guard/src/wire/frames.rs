@@ -1,6 +1,6 @@
 //! Owns the messages of the tunnel: `Packet` of the Konnectivity agent protocol, as bytes and as typed frames.
-//! Called by `connect` (the codec), `session` (incoming frames), `dial` and `relay` (outgoing ones).
-//! Must never take a packet whose type and payload disagree: an empty packet would read as a dial.
+//! Called by `tunnel/stream` (the codec, incoming frames) and by `dial` (outgoing ones).
+//! Must never accept a packet whose type and payload disagree: an empty packet would read as a dial.
 //!
 //! Field numbers: `proto/agent/agent.proto` and `konnectivity-client/proto/client/client.proto` of apiserver-network-proxy v0.36.0. Both
 //! declare no package.
@@ -18,7 +18,7 @@ use crate::wire::counts;
 pub const METHOD: &str = "/AgentService/Connect";
 
 /// The largest DATA that the agent sends, bytes; a message may have 4 MiB. A server in Go clears a buffer of 1 MiB for every message of more
-/// than 32 KiB (`mem.DefaultBufferPool` of grpc-go), which is most of what it does where messages are not much larger than that.
+/// than 32 KiB (`mem.DefaultBufferPool` of grpc-go), which is most of its work if messages are not much larger than that.
 pub const MAX_DATA: usize = 256 << 10;
 
 /// A message, as on the wire.
@@ -58,7 +58,7 @@ pub enum Payload {
     Drain(Drain),
 }
 
-/// The control plane wants a connection.
+/// The control plane asks for a connection.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct DialRequest {
     /// Always `tcp` from upstream.
@@ -72,10 +72,10 @@ pub struct DialRequest {
     pub random: i64,
 }
 
-/// What became of a dial.
+/// The outcome of a dial.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct DialResponse {
-    /// Empty where it succeeded; else it decides about the HTTP status.
+    /// Empty on success; otherwise it decides the HTTP status.
     #[prost(string, tag = "1")]
     pub error: String,
     /// Chosen by the agent, positive.
@@ -86,7 +86,7 @@ pub struct DialResponse {
     pub random: i64,
 }
 
-/// The control plane is done with a connection.
+/// The control plane closes a connection.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct CloseRequest {
     /// Which.
@@ -94,10 +94,10 @@ pub struct CloseRequest {
     pub connect_id: i64,
 }
 
-/// The agent is done with a connection.
+/// The agent closed a connection.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct CloseResponse {
-    /// Why, if not in the ordinary way.
+    /// Why, unless it was an ordinary close.
     #[prost(string, tag = "1")]
     pub error: String,
     /// Which.
@@ -113,7 +113,7 @@ pub struct CloseDial {
     pub random: i64,
 }
 
-/// The agent wants no more dials.
+/// The agent asks for no more dials.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct Drain {}
 
@@ -131,7 +131,7 @@ pub struct Data {
     pub data: Bytes,
 }
 
-/// How bytes become messages: as prost does it, in buffers that hold a DATA. What goes to the server is encoded by `outgoing`.
+/// Decodes messages with prost, in buffers that hold a DATA. `bodies` encodes the messages to the server.
 #[derive(Clone, Copy, Debug)]
 pub struct PacketCodec;
 
@@ -149,7 +149,7 @@ impl Codec for PacketCodec {
     }
 }
 
-/// A decoder that counts what passes.
+/// A decoder that counts the messages.
 #[derive(Debug)]
 pub struct Counted<T>(T);
 
@@ -172,7 +172,7 @@ impl Decoder for Counted<ProstDecoder<Packet>> {
 
 /// The largest DATA that the server sends, bytes.
 const SERVER_DATA: usize = 32 << 10;
-/// What is around a DATA, and a little before it: with a place for these, buffers seldom grow.
+/// Room for the fields around a DATA and for a short message before it, so that buffers seldom grow.
 const AROUND: usize = 1 << 10;
 
 const TYPE_DIAL_REQ: i32 = 0;
@@ -183,7 +183,7 @@ const TYPE_DATA: i32 = 4;
 const TYPE_DIAL_CLS: i32 = 5;
 const TYPE_DRAIN: i32 = 6;
 
-/// What the server may tell the agent.
+/// A message from the server.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Frame {
     /// A dial.
@@ -194,7 +194,7 @@ pub enum Frame {
     Close(CloseRequest),
     /// The end of a dial.
     CloseDial(CloseDial),
-    /// A type that this agent does not act on, or whose payload is of another type.
+    /// A type that this agent ignores, or a payload of another type.
     Other(i32),
 }
 
@@ -225,12 +225,12 @@ pub fn data(connect_id: i64, data: Bytes) -> Packet {
     packet(TYPE_DATA, Payload::Data(Data { connect_id, error: String::new(), data }))
 }
 
-/// The end of a connection; `error` is empty where it is an ordinary one.
+/// The end of a connection; `error` is empty for an ordinary close.
 pub fn closed(connect_id: i64, error: String) -> Packet {
     packet(TYPE_CLOSE_RSP, Payload::CloseResponse(CloseResponse { error, connect_id }))
 }
 
-/// No more dials, please.
+/// Asks for no more dials.
 pub fn drain() -> Packet {
     packet(TYPE_DRAIN, Payload::Drain(Drain {}))
 }

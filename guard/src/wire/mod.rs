@@ -1,6 +1,6 @@
-//! Owns the messages of the tunnel, as bytes and as types, and how many there were.
+//! Owns the messages of the tunnel: as bytes, as types, and their counters.
 //! Called by `dial` and `tunnel`.
-//! Must never know what a message asks for.
+//! Must never act on a message.
 
 pub mod bodies;
 pub mod counts;

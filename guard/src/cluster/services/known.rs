@@ -19,9 +19,8 @@ use crate::{
     cluster::services::{
         feed::{Feed, ServicesState},
         view::{Behind, Name, View},
-        watch,
     },
-    net::http_proxy::Environment,
+    net::http_proxy::ProxyEnvironment,
     sys::lock::lock,
 };
 
@@ -36,7 +35,7 @@ pub(crate) struct Known {
     /// How to reach the API server; as a pod does, without one.
     pub(crate) kubeconfig: Option<PathBuf>,
     /// The HTTP proxy on the way there.
-    pub(crate) environment: Environment,
+    pub(crate) environment: ProxyEnvironment,
     /// The node's names, lower case: its own endpoints are chosen first.
     pub(crate) own: Vec<String>,
     pub(crate) view: Mutex<View>,
@@ -82,8 +81,8 @@ impl Services {
         Services::default()
     }
 
-    /// They are looked at, as soon as [`Services::watch`] runs.
-    pub fn watched(kubeconfig: Option<PathBuf>, environment: Environment, own: Vec<String>) -> Services {
+    /// They are watched as soon as `watch::follow` runs.
+    pub fn watched(kubeconfig: Option<PathBuf>, environment: ProxyEnvironment, own: Vec<String>) -> Services {
         let known = Known {
             kubeconfig,
             environment,
@@ -96,12 +95,9 @@ impl Services {
         Services { known: Some(known) }
     }
 
-    /// Keeps what is known current, for good.
-    pub async fn watch(&self) {
-        match &self.known {
-            Some(known) => watch::follow(known).await,
-            None => std::future::pending().await,
-        }
+    /// What is known, for [`follow`](crate::cluster::services::watch::follow) to keep current; `None` if nobody watches.
+    pub(crate) fn known(&self) -> Option<&Known> {
+        self.known.as_ref()
     }
 
     /// What is judged in the place of an address, one after the other.
@@ -213,7 +209,7 @@ mod tests {
     #[test]
     fn what_was_never_read_is_refused_and_never_judged_as_it_is() {
         let range = ServiceRange { declared: vec!["10.96.0.0/16".parse().unwrap()], guessed: None };
-        let services = Services::watched(None, Environment::default(), vec!["here".into()]);
+        let services = Services::watched(None, ProxyEnvironment::default(), vec!["here".into()]);
         let denied = services.targets(to("10.96.0.9:443"), Some(&range)).unwrap_err();
         assert_eq!(denied.refusal, Refusal::ServicesUnread);
         assert_eq!(services.named("hook.default.svc"), Named::Unread(None));
@@ -227,7 +223,7 @@ mod tests {
 
     #[test]
     fn a_cluster_ip_is_its_endpoints_and_nothing_else() {
-        let services = Services::watched(None, Environment::default(), vec!["here".into()]);
+        let services = Services::watched(None, ProxyEnvironment::default(), vec!["here".into()]);
         {
             let mut view = lock(&services.known.as_ref().unwrap().view);
             view.read_all(

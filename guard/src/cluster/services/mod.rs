@@ -8,4 +8,4 @@ pub mod feed;
 pub mod known;
 mod objects;
 pub mod view;
-mod watch;
+pub mod watch;

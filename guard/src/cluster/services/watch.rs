@@ -1,9 +1,8 @@
-//! Owns listening to the API server: lists and watches of Services and EndpointSlices (kube-rs), over connections of ours.
-//! Called by `Services::watch`, for good.
-//! Must never forget what was known because the API server is away, and never ask it oftener than its backoff says.
+//! Owns the lists and watches of Services and EndpointSlices (kube), over our own connections to the API server.
+//! Called by the daemons, which spawn [`follow`].
+//! Must never forget what is known because the API server is away, and never ask it more often than its backoff allows.
 
 use std::{
-    error::Error,
     fmt::Debug,
     pin::{Pin, pin},
     sync::Arc,
@@ -12,10 +11,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use hyper::{
-    Request,
-    body::{Body, Frame, Incoming, SizeHint},
-};
+use hyper::body::{Body, Frame, Incoming, SizeHint};
 use kube::{
     Api, Client, Resource,
     runtime::{
@@ -28,29 +24,30 @@ use tokio_stream::StreamExt;
 
 use crate::{
     cluster::{
-        api,
+        api_server,
         services::{
             feed::Feed,
-            known::Known,
+            known::{Known, Services},
             objects,
             view::{Change, Name},
         },
     },
-    sys::{error_chain::with_causes, lock::lock},
+    sys::lock::lock,
 };
 
-/// How long an answer may go on: the API server ends a watch after 290 seconds, as it is asked to.
+/// The longest answer: the API server ends a watch after the requested 290 seconds.
 const LONGEST: Duration = Duration::from_secs(330);
 
-/// Listens for good.
-pub(crate) async fn follow(known: &Known) {
+/// Keeps the Services current. Never ends.
+pub async fn follow(services: &Services) {
+    let Some(known) = services.known() else { return std::future::pending().await };
     tokio::join!(
         kind(known, &known.services, objects::service, |change| lock(&known.view).service(change)),
         kind(known, &known.slices, objects::slice, |change| lock(&known.view).slice(change)),
     );
 }
 
-/// Listens for one kind of object.
+/// Keeps one kind of object current.
 async fn kind<K, T>(
     known: &Known,
     feed: &Arc<Feed>,
@@ -60,7 +57,7 @@ async fn kind<K, T>(
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
 {
     let api: Api<K> = Api::all(client(known, Arc::clone(feed)));
-    // Out of the API server's cache: a guard on every node must not make etcd work.
+    // From the API server's cache: the guards of all nodes must not load etcd.
     let mut events = pin!(watcher::watcher(api, Config::default().any_semantic()).default_backoff());
     let plural = K::plural(&());
     while let Some(event) = events.next().await {
@@ -76,30 +73,25 @@ async fn kind<K, T>(
             Ok(Event::Apply(object)) => read(object).into_iter().for_each(|(name, kept)| take(Change::Set(name, kept))),
             Ok(Event::Delete(object)) => read(object).into_iter().for_each(|(name, _)| take(Change::Set(name, None))),
             Err(error) => {
-                let error = with_causes(error.to_string(), error.source());
+                let error = api_server::explain(&error);
                 if feed.failed(&error) {
-                    tracing::error!(of = %plural, error, "cannot listen to the API server; what was known before stays");
+                    tracing::error!(of = %plural, error, "cannot watch the API server; what was known before stays in use");
                 }
             }
         }
     }
 }
 
-/// A client of the library that sends through `tunnel/kube`: the same trust, files that are read for each request, no other TLS.
+/// A client whose successful answers tell the feed how long they are open.
 fn client(known: &Known, feed: Arc<Feed>) -> Client {
     let (kubeconfig, environment) = (known.kubeconfig.clone(), known.environment.clone());
-    let send = move |request: Request<kube::client::Body>| {
-        let (kubeconfig, environment, feed) = (kubeconfig.clone(), environment.clone(), Arc::clone(&feed));
-        async move {
-            let response = api::Api::new(kubeconfig.as_deref(), &environment)?.send(request, LONGEST).await?;
-            let good = response.status().is_success();
-            Ok::<_, api::ApiError>(response.map(|body| Answer::new(body, good.then_some(feed))))
-        }
-    };
-    Client::new(tower::service_fn(send), "default")
+    api_server::client(kubeconfig, environment, LONGEST, move |answer| {
+        let feed = answer.status().is_success().then(|| Arc::clone(&feed));
+        answer.map(|body| Answer::new(body, feed))
+    })
 }
 
-/// An answer that is counted as long as it is open.
+/// An answer that the feed counts while it is open.
 struct Answer {
     body: Incoming,
     feed: Option<Arc<Feed>>,

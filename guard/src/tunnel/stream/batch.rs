@@ -1,9 +1,9 @@
-//! Owns what lies between HTTP/2 and TLS: frames are gathered, so that a burst of them is one write and full TLS records.
-//! Called by `connect`, once for each stream; the fake server of the tests gathers in the same way.
-//! Must never keep bytes: what is not followed by more goes out at the next poll.
+//! Owns the buffer between HTTP/2 and TLS that turns a burst of frames into one write and full TLS records.
+//! Called by `establish`, once for each stream; the fake server of the tests buffers in the same way.
+//! Must never hold back bytes: what is not followed by more is sent at the next poll.
 //!
-//! h2 flushes after every frame of 16 KiB, which makes two TLS records and a system call of each. Here the first flush after a write only
-//! wakes the task once more; if nothing was written until then, it flushes for real.
+//! h2 flushes after every frame of 16 KiB, which costs two TLS records and a system call each. Here the first flush after a write only
+//! wakes the task again; if nothing was written by then, it flushes for real.
 
 use std::{
     io,
@@ -14,10 +14,10 @@ use std::{
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// How much is gathered at most, and what rustls is told to take in one go: each write costs the wake-up of who reads.
+/// The largest buffer, and the limit that rustls gets for one write: each write costs a wake-up of the reader.
 pub const GATHERED: usize = 256 << 10;
 
-/// A stream whose small writes are gathered.
+/// A stream whose small writes are buffered.
 pub struct Batched<S> {
     stream: S,
     gathered: BytesMut,
@@ -26,7 +26,7 @@ pub struct Batched<S> {
 }
 
 impl<S: AsyncWrite + Unpin> Batched<S> {
-    /// Nothing gathered yet.
+    /// Nothing is buffered yet.
     pub fn new(stream: S) -> Batched<S> {
         Batched { stream, gathered: BytesMut::new(), written: false }
     }

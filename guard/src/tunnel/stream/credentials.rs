@@ -1,6 +1,6 @@
-//! Owns what this agent proves itself with and whom it trusts: read anew whenever a file changes.
-//! Called by `Tunnel::run`; each connection attempt takes what is current.
-//! Must never let a broken file take the place of what works: that is told, and the last good material stays in use.
+//! Owns the credentials in use: CA, client certificate, token and CRL, read again whenever a file changes.
+//! Called by `Tunnel::run`; each connection attempt uses the current ones.
+//! Must never replace working credentials with a broken file: that is reported, and the last good credentials stay in use.
 
 use std::{
     path::Path,
@@ -17,41 +17,52 @@ use tokio::sync::Notify;
 use tonic::metadata::AsciiMetadataValue;
 
 use crate::{
-    net::tls::{Contents, Files, Manner, TlsError},
-    sys::{file_watch::Changes, lock::lock},
+    net::tls::{CredentialBytes, CredentialFiles, TlsError, TlsOptions},
+    sys::{file_watch::FileWatch, lock::lock},
 };
 
-/// How long the directories have to be quiet before the files are read: a certificate and its key are two writes.
+/// How long the directories must be quiet before the files are read: a certificate and its key are two writes.
 const QUIET: Duration = Duration::from_millis(50);
-/// How long files may not fit together before that is told: a rotation may be half done.
+/// How long certificate and key may not match before that is an error: a rotation may be half done.
 const HALF_DONE: Duration = Duration::from_secs(1);
 
-/// What a connection is made with.
-pub(crate) struct Material {
-    /// Counts up: a stream with an older number is replaced.
+/// The credentials of a connection.
+pub(crate) struct Credentials {
+    /// The generation: a stream of an older one is replaced.
     pub(crate) number: u64,
-    /// TLS.
+    /// The TLS configuration.
     pub(crate) client: Arc<ClientConfig>,
-    /// The token.
+    /// The `authorization` header.
     pub(crate) bearer: Option<AsciiMetadataValue>,
 }
 
-/// Keeps it current.
-pub(crate) struct Keeper {
-    pub(crate) files: Files,
-    manner: Manner,
-    current: ArcSwapOption<Material>,
-    held: Mutex<Option<Contents>>,
-    broken: Mutex<Option<String>>,
+/// Why there are no credentials.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum CredentialsError {
+    /// The files cannot be used, and there are no earlier credentials.
+    #[error(transparent)]
+    Unusable(Arc<TlsError>),
+    /// The files are not read yet.
+    #[error("the credential files are not read yet")]
+    Unread,
+}
+
+/// The current credentials, and what is wrong with the files if anything is.
+pub(crate) struct CredentialStore {
+    pub(crate) files: CredentialFiles,
+    options: TlsOptions,
+    current: ArcSwapOption<Credentials>,
+    held: Mutex<Option<CredentialBytes>>,
+    broken: Mutex<Option<Arc<TlsError>>>,
     failures: AtomicU64,
 }
 
-impl Keeper {
+impl CredentialStore {
     /// Nothing read yet.
-    pub(crate) fn new(files: Files, manner: Manner) -> Keeper {
-        Keeper {
+    pub(crate) fn new(files: CredentialFiles, options: TlsOptions) -> CredentialStore {
+        CredentialStore {
             files,
-            manner,
+            options,
             current: ArcSwapOption::empty(),
             held: Mutex::default(),
             broken: Mutex::default(),
@@ -59,22 +70,23 @@ impl Keeper {
         }
     }
 
-    /// What is in use; or why there is nothing.
-    pub(crate) fn current(&self) -> Result<Arc<Material>, String> {
-        self.current.load_full().ok_or_else(|| self.broken().unwrap_or_else(|| "the files are not read yet".to_owned()))
+    /// The credentials in use, or why there are none.
+    pub(crate) fn current(&self) -> Result<Arc<Credentials>, CredentialsError> {
+        let broken = || lock(&self.broken).clone().map_or(CredentialsError::Unread, CredentialsError::Unusable);
+        self.current.load_full().ok_or_else(broken)
     }
 
-    /// The number of what is in use; 0 where nothing is.
+    /// The generation in use; 0 if there is none.
     pub(crate) fn number(&self) -> u64 {
-        self.current.load().as_ref().map_or(0, |material| material.number)
+        self.current.load().as_ref().map_or(0, |credentials| credentials.number)
     }
 
-    /// What is wrong with what the files hold now.
+    /// What is wrong with the files now.
     pub(crate) fn broken(&self) -> Option<String> {
-        lock(&self.broken).clone()
+        lock(&self.broken).as_ref().map(ToString::to_string)
     }
 
-    /// How often files were broken so far.
+    /// How often the files became unusable.
     pub(crate) fn failures(&self) -> u64 {
         self.failures.load(Ordering::Relaxed)
     }
@@ -82,14 +94,14 @@ impl Keeper {
     /// Reads the files now.
     pub(crate) fn load(&self) {
         if let Err(error) = self.take() {
-            self.tell(error.to_string());
+            self.report(error);
         }
     }
 
-    /// Follows the files for good; tells whoever waits when there is something new.
+    /// Follows the files and notifies about new credentials. Never ends.
     pub(crate) async fn watch(&self, changed: &Notify) {
         let paths: Vec<&Path> = self.files.all().map(|(_, path)| path).collect();
-        let mut changes = Changes::of(&paths);
+        let mut changes = FileWatch::start(&paths);
         loop {
             changes.next(QUIET).await;
             let mut taken = self.take();
@@ -100,44 +112,44 @@ impl Keeper {
             match taken {
                 Ok(true) => changed.notify_one(),
                 Ok(false) => {}
-                Err(error) => self.tell(error.to_string()),
+                Err(error) => self.report(error),
             }
         }
     }
 
-    /// Takes what the files hold if that is new and good; whether it was.
+    /// Reads the files and uses what they hold if it is new and good. Returns whether it was.
     fn take(&self) -> Result<bool, TlsError> {
-        let contents = Contents::read(&self.files)?;
+        let contents = CredentialBytes::read(&self.files)?;
         let mut held = lock(&self.held);
         if held.as_ref() == Some(&contents) {
             if lock(&self.broken).take().is_some() {
-                tracing::info!("the files hold again what is in use");
+                tracing::info!("the certificate files on disk match the ones in use again");
             }
             return Ok(false);
         }
-        let (client, bearer) = (Arc::new(contents.client(&self.manner)?), contents.bearer()?);
+        let (client, bearer) = (Arc::new(contents.client(&self.options)?), contents.bearer()?);
         let number = self.number() + 1;
-        self.current.store(Some(Arc::new(Material { number, client, bearer })));
+        self.current.store(Some(Arc::new(Credentials { number, client, bearer })));
         *held = Some(contents);
         *lock(&self.broken) = None;
         if number > 1 {
             tracing::info!(
                 number,
-                "new certificates or token: every stream is replaced, the old ones serve what they carry"
+                "new certificates or token: every stream is replaced, the old ones finish their open dials"
             );
         }
         Ok(true)
     }
 
-    fn tell(&self, error: String) {
+    fn report(&self, error: TlsError) {
         let mut broken = lock(&self.broken);
-        if broken.as_ref() == Some(&error) {
+        if broken.as_ref().is_some_and(|before| before.to_string() == error.to_string()) {
             return;
         }
         self.failures.fetch_add(1, Ordering::Relaxed);
         let in_use = self.number();
-        tracing::error!(error, in_use, "the certificates or the token cannot be used; what was in use before stays so");
-        *broken = Some(error);
+        tracing::error!(%error, in_use, "the certificates or the token cannot be used; the previous ones stay in use");
+        *broken = Some(Arc::new(error));
     }
 }
 
@@ -160,13 +172,14 @@ mod tests {
         let write_all = |all: &[(&str, &str)]| all.iter().for_each(|(name, text)| write(name, text));
         let (one, other) = (pair(), pair());
         write_all(&[("ca.crt", &one.0), ("c", &one.0), ("k", &one.1), ("t", "\n token \n")]);
-        let files = Files { ca: at("ca.crt"), identity: Some((at("c"), at("k"))), token: Some(at("t")), crl: None };
-        let keeper = Keeper::new(files, Manner::default());
-        keeper.load();
-        let first = keeper.current().unwrap();
+        let files =
+            CredentialFiles { ca: at("ca.crt"), identity: Some((at("c"), at("k"))), token: Some(at("t")), crl: None };
+        let credentials = CredentialStore::new(files, TlsOptions::default());
+        credentials.load();
+        let first = credentials.current().unwrap();
         assert_eq!((first.number, first.bearer.as_ref().unwrap().to_str().unwrap()), (1, "Bearer token"));
 
-        // Half a rotation, a lost file, an empty token, garbage: each is told once, none is taken.
+        // Half a rotation, a lost file, an empty token, garbage: each is reported once, none is used.
         let breaks: [(&str, &dyn Fn()); 4] = [
             ("--agent-cert and --agent-key", &|| write("c", &other.0)),
             ("--ca-cert", &|| write("ca.crt", "")),
@@ -175,18 +188,18 @@ mod tests {
         ];
         for (index, (what, breaks)) in breaks.iter().enumerate() {
             breaks();
-            keeper.load();
-            keeper.load();
-            assert!(keeper.broken().unwrap().contains(what), "{what}: {:?}", keeper.broken());
-            assert_eq!((keeper.number(), keeper.failures()), (1, index as u64 + 1));
+            credentials.load();
+            credentials.load();
+            assert!(credentials.broken().unwrap().contains(what), "{what}: {:?}", credentials.broken());
+            assert_eq!((credentials.number(), credentials.failures()), (1, index as u64 + 1));
             write_all(&[("ca.crt", &one.0), ("c", &one.0), ("k", &one.1), ("t", "token")]);
-            keeper.load();
-            assert_eq!((keeper.number(), keeper.broken()), (1, None));
+            credentials.load();
+            assert_eq!((credentials.number(), credentials.broken()), (1, None));
         }
         write_all(&[("c", &other.0), ("k", &other.1)]);
-        keeper.load();
+        credentials.load();
         write("t", "another");
-        keeper.load();
-        assert_eq!((keeper.number(), keeper.failures()), (3, 4));
+        credentials.load();
+        assert_eq!((credentials.number(), credentials.failures()), (3, 4));
     }
 }

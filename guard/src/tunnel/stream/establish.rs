@@ -1,8 +1,9 @@
-//! Owns making one stream: TCP, TLS, HTTP/2, the method, the server's headers.
-//! Called by `run`, once for each attempt.
+//! Owns the set-up of one stream: TCP, TLS, HTTP/2, the method, the server's headers.
+//! Called by `supervisor`, once for each attempt.
 //! Must never make a second connection under a stream: a new one may reach another server behind the same address.
 
 use std::{
+    error::Error,
     io,
     sync::{Arc, Mutex},
     time::Duration,
@@ -31,16 +32,17 @@ use tower::util::ServiceExt;
 use crate::{
     cluster::leases::MOST_SERVERS,
     net::{
-        hosts::{Host, Place},
         http_connect,
-        http_connect::ProxyFailed,
+        http_connect::ConnectProxyError,
+        remote_host::{RemoteHost, ServerAddress},
         tls,
     },
+    sys::error_chain::{chain, with_causes},
     tunnel::{
         settings::TunnelConfig,
         stream::{
             batch::{Batched, GATHERED},
-            credentials::Material,
+            credentials::{Credentials, CredentialsError},
             goaway::Watched,
         },
     },
@@ -52,36 +54,36 @@ use crate::{
 
 /// For TCP and TLS together, and for the server's headers: it may ask the API server about a token before it answers.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// The server ends a connection that is probed oftener (its enforcement policy, since v0.0.33).
+/// The server ends a connection that is probed more often (its enforcement policy, since v0.0.33).
 const KEEPALIVE_AT_LEAST: Duration = Duration::from_secs(30);
-/// Through an HTTP proxy only such probes tell whether the server is there: the kernel's end at the proxy.
+/// Through an HTTP proxy only these probes reach the server: the kernel's end at the proxy.
 const KEEPALIVE_PROXIED: Duration = Duration::from_secs(60);
-/// How long a probe may go unanswered.
+/// How long a probe may stay unanswered.
 const KEEPALIVE_ANSWER: Duration = Duration::from_secs(20);
-/// How much is read from the socket at once: rustls itself asks for 4 KiB.
+/// How many bytes are read from the socket at once: rustls itself asks for 4 KiB.
 pub const READ_AHEAD: usize = 64 << 10;
 /// How many messages may wait for the wire: at 256 KiB each, 4 MiB.
 const OUTBOUND: usize = 16;
-/// How many bytes the server may have under way: one stream carries everything.
+/// How many unacknowledged bytes the server may send: one stream carries everything.
 pub(crate) const WINDOW: u32 = 4 << 20;
 
-/// How long the connection may be silent before the kernel asks whether the other end is there, and how often: a load balancer that vanished
-/// says nothing, and the probes of HTTP/2 must be rare.
+/// How long the connection may be silent before the kernel probes the other end, and how often: a load balancer that vanished sends
+/// nothing, and the probes of HTTP/2 must be rare.
 const SILENT: Duration = Duration::from_secs(10);
 const PROBE: Duration = Duration::from_secs(2);
-/// How long nothing may be heard while something is owed. It counts from what was heard last, not from the first probe (tcp(7),
-/// TCP_USER_TIMEOUT), and takes the place of a number of probes: several have to fit in between, or one lost packet ends a stream.
+/// How long sent bytes or probes may stay unanswered. It counts from the last received segment, not from the first probe (tcp(7),
+/// TCP_USER_TIMEOUT), and replaces the number of probes: several have to fit in, or one lost packet ends a stream.
 const UNANSWERED: Duration = Duration::from_secs(20);
 const _: () = assert!(SILENT.as_secs() + 4 * PROBE.as_secs() < UNANSWERED.as_secs());
 
-/// What is tried.
+/// One attempt.
 pub(crate) struct Attempt {
     /// The number of the stream.
     pub(crate) number: u64,
-    /// Whose certificate it has to be.
-    pub(crate) host: Host,
-    /// Where.
-    pub(crate) place: Place,
+    /// The host that the certificate must be for.
+    pub(crate) host: RemoteHost,
+    /// The address to connect to.
+    pub(crate) address: ServerAddress,
     /// Unique to the stream: a server mixes up connections of streams that share one (issue 894).
     pub(crate) agent_id: String,
     /// What the control plane may dial this agent by.
@@ -92,33 +94,33 @@ pub(crate) struct Attempt {
 pub struct Stream {
     /// Its number.
     pub number: u64,
-    /// From the server.
+    /// Messages from the server.
     pub inbound: Streaming<Packet>,
-    /// To the server; the one way to the wire.
+    /// Messages to the server; the only way to the wire.
     pub outbound: mpsc::Sender<Packet>,
     /// What the server calls itself.
     pub server_id: String,
-    /// How many servers it says there are.
+    /// The number of servers that it advertises.
     pub server_count: u32,
     /// Version and key exchange.
     pub tls: String,
-    /// The server said that it is about to go.
+    /// Cancelled when the server sends GOAWAY.
     pub going: CancellationToken,
 }
 
 /// Why there is no stream.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    /// The files.
-    #[error("{0}")]
-    Files(String),
-    /// No TCP connection.
-    #[error("cannot connect: {0}")]
-    Tcp(#[source] io::Error),
-    /// No way through the HTTP proxy.
+    /// The credential files cannot be used.
     #[error(transparent)]
-    Proxy(#[from] ProxyFailed),
-    /// Nothing in time.
+    Credentials(#[from] CredentialsError),
+    /// No TCP connection.
+    #[error("cannot connect")]
+    Tcp(#[source] io::Error),
+    /// No connection through the HTTP proxy.
+    #[error(transparent)]
+    Proxy(#[from] ConnectProxyError),
+    /// No answer in time.
     #[error("no answer within {PATIENCE:?} ({0})")]
     Patience(&'static str),
     /// TLS refused the server, or the server refused us.
@@ -126,17 +128,17 @@ pub enum ConnectError {
     Handshake {
         /// Which check.
         check: &'static str,
-        /// In words.
+        /// What is wrong.
         message: String,
     },
-    /// HTTP/2 did not come up.
-    #[error("HTTP/2: {0}{HINT}")]
-    Transport(#[from] tonic::transport::Error),
+    /// HTTP/2 did not come up. The text of tonic's error says nothing; its causes do.
+    #[error("no HTTP/2 connection to the proxy-server: {}{HINT}", chain(.0))]
+    Transport(tonic::transport::Error),
     /// The server refused the stream.
-    #[error("the proxy-server refused the stream: {}{}", .0.message(), if is_broken(.0) { HINT } else { "" })]
+    #[error("the proxy-server refused the stream: {}{}", with_causes(.0.message().to_owned(), .0.source()), if is_broken(.0) { HINT } else { "" })]
     Refused(Box<Status>),
     /// The headers are not those of a proxy-server.
-    #[error("the answer has no usable `{0}` header: is this the agent port of a proxy-server?")]
+    #[error("the answer has no usable `{0}` header; check that this is the agent port of a proxy-server")]
     Header(&'static str),
     /// A configured value cannot be sent as a header.
     #[error("{0} cannot be sent as a header: only visible ASCII characters can")]
@@ -148,10 +150,10 @@ const HINT: &str =
     "; the server closed right after the handshake: it may have refused our client certificate (expired? another CA?)";
 
 impl ConnectError {
-    /// Which check failed, in a word.
+    /// The check that failed, as a stable word.
     pub fn check(&self) -> &'static str {
         match self {
-            ConnectError::Files(_) | ConnectError::Value(_) => "files",
+            ConnectError::Credentials(_) | ConnectError::Value(_) => "files",
             ConnectError::Tcp(_) => "tcp",
             ConnectError::Proxy(_) => "http-proxy",
             ConnectError::Patience(_) => "patience",
@@ -163,29 +165,30 @@ impl ConnectError {
     }
 }
 
-/// Makes the stream.
+/// Makes one stream.
 pub(crate) async fn connect(
     config: &TunnelConfig,
-    material: &Material,
+    credentials: &Credentials,
     attempt: Attempt,
 ) -> Result<Stream, ConnectError> {
-    let Attempt { number, host, place, agent_id, identifiers } = attempt;
-    let what = if host.through.is_some() { "the HTTP proxy, TCP and TLS" } else { "TCP and TLS" };
-    let (transport, tls) = timeout(PATIENCE, handshake(config, material, &host, place))
+    let Attempt { number, host, address, agent_id, identifiers } = attempt;
+    let what = if host.http_proxy.is_some() { "the HTTP proxy, TCP and TLS" } else { "TCP and TLS" };
+    let (transport, tls) = timeout(PATIENCE, handshake(config, credentials, &host, address))
         .await
         .map_err(|_| ConnectError::Patience(what))??;
-    let keepalive = match &host.through {
+    let keepalive = match &host.http_proxy {
         Some(_) => config.keepalive.min(KEEPALIVE_PROXIED),
         None => config.keepalive,
     };
     let keepalive = keepalive.max(KEEPALIVE_AT_LEAST);
-    let endpoint = Endpoint::from_shared(format!("http://{host}"))?
+    let endpoint = Endpoint::from_shared(format!("http://{host}"))
+        .map_err(ConnectError::Transport)?
         .http2_keep_alive_interval(keepalive)
         .keep_alive_timeout(KEEPALIVE_ANSWER)
         .keep_alive_while_idle(true);
     let going = CancellationToken::new();
     let watched = Watched::new(Batched::new(transport), going.clone());
-    let (outbound, answer) = ask(watched, endpoint, metadata(material, agent_id, identifiers)?).await?;
+    let (outbound, answer) = ask(watched, endpoint, metadata(credentials, agent_id, identifiers)?).await?;
     let header = |name: &'static str| {
         let mut values = answer.metadata().get_all(name).iter();
         let value = values.next().and_then(|value| value.to_str().ok()).map(str::to_owned);
@@ -196,28 +199,28 @@ pub(crate) async fn connect(
     Ok(Stream { number, inbound: answer.into_inner(), outbound, server_id, server_count, tls, going })
 }
 
-/// Asks for the stream over a connection that stands: HTTP/2 with the agent's windows, the method with these headers. The one way to the wire, and
-/// the server's answer with the way from it. An error where HTTP/2 does not come up, or the server refuses or does not answer in time.
+/// Asks for the stream over an open connection: HTTP/2 with the agent's windows, the method with these headers. Returns the only sender to
+/// the wire, and the server's answer. Fails if HTTP/2 does not come up, or if the server refuses or does not answer in time.
 pub async fn ask<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
     transport: S,
     endpoint: Endpoint,
     metadata: MetadataMap,
 ) -> Result<(mpsc::Sender<Packet>, Response<Streaming<Packet>>), ConnectError> {
-    // Asked for another connection, there is none.
+    // There is no second connection.
     let transport = Mutex::new(Some(TokioIo::new(transport)));
     let connector = tower::service_fn(move |_| {
         let transport = transport.lock().ok().and_then(|mut transport| transport.take());
         std::future::ready(transport.ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected)))
     });
     let endpoint = endpoint.initial_stream_window_size(WINDOW).initial_connection_window_size(2 * WINDOW);
-    let channel = endpoint.connect_with_connector(connector).await?;
+    let channel = endpoint.connect_with_connector(connector).await.map_err(ConnectError::Transport)?;
     let (outbound, packets) = mpsc::channel(OUTBOUND);
     // tonic makes the request; its body is ours.
     let mut messages = Some(Body::new(Messages::new(packets)));
     let mut client = Grpc::new(
         channel.map_request(move |request: http::Request<Body>| request.map(|none| messages.take().unwrap_or(none))),
     );
-    client.ready().await?;
+    client.ready().await.map_err(ConnectError::Transport)?;
     let request = Request::from_parts(metadata, Extensions::default(), tokio_stream::empty());
     let answer = timeout(PATIENCE, client.streaming(request, PathAndQuery::from_static(METHOD), PacketCodec));
     let answer = answer
@@ -227,26 +230,26 @@ pub async fn ask<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
     Ok((outbound, answer))
 }
 
-/// How many servers there are is a server's word only: what is no sensible number is one.
+/// Reads the advertised number of servers. It is not trusted: a value that is out of range counts as one.
 fn count(text: &str) -> u32 {
     let sensible = text.parse().ok().filter(|count| (1..=MOST_SERVERS).contains(count));
     sensible.unwrap_or_else(|| {
-        tracing::warn!(claimed = text, "a server claims a number of servers that cannot be; it counts as one");
+        tracing::warn!(claimed = text, "the advertised number of servers is out of range; it counts as one");
         1
     })
 }
 
 async fn handshake(
     config: &TunnelConfig,
-    material: &Material,
-    host: &Host,
-    place: Place,
+    credentials: &Credentials,
+    host: &RemoteHost,
+    address: ServerAddress,
 ) -> Result<(tokio_rustls::client::TlsStream<BufReader<TcpStream>>, String), ConnectError> {
-    let name = ServerName::try_from(host.name.clone()).map_err(|_| ConnectError::Value("--proxy-server-host"))?;
-    let tcp = match (&host.through, place) {
-        (Some(proxy), _) => http_connect::reach(proxy).await?,
-        (None, Place::Address(address)) => TcpStream::connect(address).await.map_err(ConnectError::Tcp)?,
-        (None, Place::Proxied(_)) => return Err(ConnectError::Tcp(io::ErrorKind::AddrNotAvailable.into())),
+    let name = ServerName::try_from(host.at.name.clone()).map_err(|_| ConnectError::Value("--proxy-server-host"))?;
+    let tcp = match (&host.http_proxy, address) {
+        (Some(proxy), _) => http_connect::connect_to_proxy(proxy).await?,
+        (None, ServerAddress::Direct(address)) => TcpStream::connect(address).await.map_err(ConnectError::Tcp)?,
+        (None, ServerAddress::Proxied(_)) => return Err(ConnectError::Tcp(io::ErrorKind::AddrNotAvailable.into())),
     };
     tcp.set_nodelay(true).map_err(ConnectError::Tcp)?;
     let socket = socket2::SockRef::from(&tcp);
@@ -254,12 +257,12 @@ async fn handshake(
     socket.set_tcp_keepalive(&probes).map_err(ConnectError::Tcp)?;
     socket.set_tcp_user_timeout(Some(UNANSWERED)).map_err(ConnectError::Tcp)?;
     let mut buffered = BufReader::with_capacity(READ_AHEAD, tcp);
-    if let Some(proxy) = &host.through {
-        http_connect::ask(&mut buffered, proxy, host).await?;
+    if let Some(proxy) = &host.http_proxy {
+        http_connect::request_connect(&mut buffered, proxy, &host.at).await?;
     }
-    let tls = TlsConnector::from(Arc::clone(&material.client));
+    let tls = TlsConnector::from(Arc::clone(&credentials.client));
     let mut stream = tls.connect(name, buffered).await.map_err(|error| {
-        let (check, message) = tls::explain(&error, &host.name, &config.files);
+        let (check, message) = tls::explain(&error, &host.at.name, &config.files);
         ConnectError::Handshake { check, message }
     })?;
     let (_, session) = stream.get_mut();
@@ -267,7 +270,7 @@ async fn handshake(
     if session.alpn_protocol() != Some(b"h2") {
         return Err(ConnectError::Handshake {
             check: "alpn",
-            message: "the proxy-server did not agree on h2: is this its agent port?".to_owned(),
+            message: "the proxy-server did not agree on h2; check that this is its agent port".to_owned(),
         });
     }
     let version = session.protocol_version().map(|version| format!("{version:?}")).unwrap_or_default();
@@ -275,7 +278,7 @@ async fn handshake(
     Ok((stream, format!("{version}{group}")))
 }
 
-fn metadata(material: &Material, agent_id: String, identifiers: String) -> Result<MetadataMap, ConnectError> {
+fn metadata(credentials: &Credentials, agent_id: String, identifiers: String) -> Result<MetadataMap, ConnectError> {
     let value =
         |what: &'static str, text: String| AsciiMetadataValue::try_from(text).map_err(|_| ConnectError::Value(what));
     let mut metadata = MetadataMap::new();
@@ -283,12 +286,12 @@ fn metadata(material: &Material, agent_id: String, identifiers: String) -> Resul
     if !identifiers.is_empty() {
         metadata.insert("agentidentifiers", value("--agent-identifiers", identifiers)?);
     }
-    if let Some(bearer) = &material.bearer {
+    if let Some(bearer) = &credentials.bearer {
         metadata.insert("authorization", bearer.clone());
     }
     Ok(metadata)
 }
 
 fn is_broken(status: &Status) -> bool {
-    std::error::Error::source(status).is_some()
+    status.source().is_some()
 }

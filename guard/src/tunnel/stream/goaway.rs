@@ -1,8 +1,8 @@
-//! Owns noticing that the server is about to go: a GOAWAY among the HTTP/2 frames that it sends.
-//! Called by `connect`, once for each stream; the set then makes a replacement while this stream goes on.
+//! Owns the detection of a GOAWAY among the HTTP/2 frames from the server: the server is about to stop.
+//! Called by `establish`, once for each stream; a replacement is then made while this stream goes on.
 //! Must never change a byte.
 //!
-//! HTTP/2 libraries tell of a GOAWAY only to who opens another stream, and there is none.
+//! HTTP/2 libraries report a GOAWAY only to a caller that opens another stream, and there is none.
 
 use std::{
     io,

@@ -1,6 +1,6 @@
 //! Owns one stream to one proxy-server, from the first connection to its end.
-//! Called by `run`.
-//! Must never outlive the server's or the operator's word that it ends.
+//! Called by `supervisor`.
+//! Must never go on after the server or the operator has ended it.
 
 pub mod batch;
 pub(crate) mod credentials;

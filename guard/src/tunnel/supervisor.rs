@@ -1,6 +1,6 @@
-//! Owns doing what the set says: resolve, connect, serve, replace, drain.
-//! Called by `app` and `agent` through [`Tunnel::run`].
-//! Must never cut a stream that carries dials, but where the daemon ends.
+//! Owns the life of all streams: resolve, connect, serve, replace and drain as `servers` decides.
+//! Called by the daemons through [`Tunnel::run`].
+//! Must never cut a stream that carries dials, except when the daemon ends.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -17,8 +17,8 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    net::hosts::{Host, Place},
-    sys::lock::lock,
+    net::remote_host::{RemoteHost, ServerAddress},
+    sys::{error_chain::chain, lock::lock},
     tunnel::{
         handle::Tunnel,
         servers::Outcome,
@@ -32,44 +32,44 @@ use crate::{
     },
 };
 
-/// How often names are resolved anew: servers may have come.
+/// How often names are resolved again: there may be new servers.
 const RESOLVE: Duration = Duration::from_secs(30);
-/// How far a stream's age may be from the one that was asked for, so that agents do not come all at once.
+/// The largest random reduction of a stream's age limit, so that agents do not reconnect all at once.
 const AGE_JITTER: f64 = 0.2;
 
-/// When a name is looked up next.
+/// When a name is resolved next.
 struct Lookup {
     due: Instant,
     wait: Duration,
-    /// A name server that does not answer must not gather threads that wait for it.
+    /// At most one look-up of a name at a time: a name server that does not answer must not accumulate waiting threads.
     under_way: bool,
 }
 
-/// What is under way.
-struct Run<'a> {
+/// The attempts, streams and look-ups in progress.
+struct Supervisor<'a> {
     tunnel: &'a Tunnel,
     stop: CancellationToken,
     number: u64,
-    /// How many servers the last one that was new said there are.
+    /// The number of servers that the last new server advertised.
     responses: u32,
     attempts: JoinSet<Result<(Stream, u64), ConnectError>>,
-    trying: HashMap<Id, Place>,
+    trying: HashMap<Id, ServerAddress>,
     sessions: JoinSet<Ended>,
     serving: HashMap<Id, u64>,
     retire: BTreeMap<u64, CancellationToken>,
-    lookups: JoinSet<(Host, io::Result<Vec<Place>>)>,
-    resolve: BTreeMap<Host, Lookup>,
+    lookups: JoinSet<(RemoteHost, io::Result<Vec<ServerAddress>>)>,
+    resolve: BTreeMap<RemoteHost, Lookup>,
     leaving_to: mpsc::UnboundedSender<u64>,
 }
 
 impl Tunnel {
-    /// Holds the tunnel until `stop`, when what is on its way to the servers is still sent. After `drain` the servers are asked for no
-    /// more dials, and a stream that ends is not made anew.
+    /// Keeps the tunnel up until `stop`; bytes that are already on their way to the servers are still sent then. After `drain` the servers are
+    /// asked to send no more dials, and a stream that ends is not replaced.
     pub async fn run(&self, drain: CancellationToken, stop: CancellationToken) {
-        self.keeper.load();
+        self.credentials.load();
         tokio::select! {
             () = self.hold(drain, stop) => {}
-            () = self.keeper.watch(&self.nudge) => {}
+            () = self.credentials.watch(&self.nudge) => {}
             () = async {
                 match &self.leases {
                     Some(leases) => leases.watch(&self.nudge).await,
@@ -83,7 +83,7 @@ impl Tunnel {
         let now = Instant::now();
         let (leaving_to, mut leaving) = mpsc::unbounded_channel();
         let lookup = || Lookup { due: now, wait: self.config.pace.interval, under_way: false };
-        let mut run = Run {
+        let mut supervisor = Supervisor {
             tunnel: self,
             stop: stop.clone(),
             number: 0,
@@ -98,40 +98,40 @@ impl Tunnel {
             leaving_to,
         };
         loop {
-            let wake = if drain.is_cancelled() { None } else { Some(run.begin()) };
+            let wake = if drain.is_cancelled() { None } else { Some(supervisor.begin()) };
             tokio::select! {
-                Some(ended) = run.sessions.join_next_with_id() => {
+                Some(ended) = supervisor.sessions.join_next_with_id() => {
                     let (id, ended) = match ended {
                         Ok((id, ended)) => (id, ended),
                         Err(error) => (error.id(), Ended::Crashed),
                     };
-                    run.ended(id, ended, drain.is_cancelled() || stop.is_cancelled());
+                    supervisor.ended(id, ended, drain.is_cancelled() || stop.is_cancelled());
                 }
-                Some(attempt) = run.attempts.join_next_with_id() => match attempt {
-                    Ok((id, Ok((stream, made_with)))) => run.connected(id, stream, made_with),
-                    Ok((id, Err(error))) => run.failed(id, error.check(), error.to_string()),
+                Some(attempt) = supervisor.attempts.join_next_with_id() => match attempt {
+                    Ok((id, Ok((stream, made_with)))) => supervisor.connected(id, stream, made_with),
+                    Ok((id, Err(error))) => supervisor.failed(id, error.check(), chain(&error)),
                     // Aborted by a drain, or a defect.
-                    Err(error) => run.failed(error.id(), "attempt", "the attempt did not come to its end".to_owned()),
+                    Err(error) => supervisor.failed(error.id(), "attempt", "the attempt was aborted".to_owned()),
                 },
-                Some(Ok((host, places))) = run.lookups.join_next() => run.resolved(host, places),
-                Some(number) = leaving.recv() => run.leaving(number),
+                Some(Ok((host, addresses))) = supervisor.lookups.join_next() => supervisor.resolved(host, addresses),
+                Some(number) = leaving.recv() => supervisor.leaving(number),
                 () = self.nudge.notified() => {}
                 () = async { sleep_until(wake.unwrap_or_else(Instant::now).into()).await }, if wake.is_some() => {}
                 () = drain.cancelled(), if !self.draining.is_cancelled() => {
                     self.draining.cancel();
-                    run.attempts.abort_all();
-                    run.retire.values().for_each(CancellationToken::cancel);
+                    supervisor.attempts.abort_all();
+                    supervisor.retire.values().for_each(CancellationToken::cancel);
                 }
                 () = stop.cancelled() => break,
             }
         }
-        run.attempts.shutdown().await;
-        while run.sessions.join_next().await.is_some() {}
+        supervisor.attempts.shutdown().await;
+        while supervisor.sessions.join_next().await.is_some() {}
     }
 }
 
-impl Run<'_> {
-    /// Begins what is due; when to look again.
+impl Supervisor<'_> {
+    /// Starts what is due; returns when to look again.
     fn begin(&mut self) -> Instant {
         let (now, tunnel) = (Instant::now(), self.tunnel);
         for (host, lookup) in &mut self.resolve {
@@ -140,55 +140,55 @@ impl Run<'_> {
                 let host = host.clone();
                 let number = tunnel.config.hosts.iter().position(|each| *each == host).unwrap_or_default();
                 self.lookups.spawn(async move {
-                    let places = host.resolve(number).await;
-                    (host, places)
+                    let addresses = host.resolve(number).await;
+                    (host, addresses)
                 });
             }
         }
         let identifiers = tunnel.identifiers.load_full();
-        let made_with = tunnel.keeper.number() + identifiers.0;
-        let mut set = lock(&tunnel.set);
-        set.renew(made_with, now);
-        set.wanted = match (&tunnel.leases, &tunnel.config.count) {
+        let made_with = tunnel.credentials.number() + identifiers.0;
+        let mut servers = lock(&tunnel.servers);
+        servers.renew(made_with, now);
+        servers.wanted = match (&tunnel.leases, &tunnel.config.count) {
             (Some(leases), CountSource::Leases(_)) => leases.count(),
             (Some(leases), CountSource::Larger(_)) => leases.count().max(self.responses),
             (_, CountSource::Responses) | (None, _) => self.responses,
         };
-        for place in set.due(now) {
-            let Some(host) = set.endpoints.get(&place).map(|endpoint| endpoint.host.clone()) else { continue };
+        for address in servers.due(now) {
+            let Some(host) = servers.addresses.get(&address).map(|state| state.host.clone()) else { continue };
             self.number += 1;
-            let (config, material) = (Arc::clone(&tunnel.config), tunnel.keeper.current());
+            let (config, credentials) = (Arc::clone(&tunnel.config), tunnel.credentials.current());
             let attempt = Attempt {
                 number: self.number,
                 host,
-                place,
+                address,
                 agent_id: format!("{}-{}", tunnel.config.agent_id, self.number),
                 identifiers: identifiers.1.to_string(),
             };
             let handle = self.attempts.spawn(async move {
-                let material = material.map_err(ConnectError::Files)?;
-                Ok((establish::connect(&config, &material, attempt).await?, made_with))
+                let credentials = credentials.map_err(ConnectError::Credentials)?;
+                Ok((establish::connect(&config, &credentials, attempt).await?, made_with))
             });
-            self.trying.insert(handle.id(), place);
+            self.trying.insert(handle.id(), address);
         }
         let resolve = self.resolve.values().filter(|lookup| !lookup.under_way).map(|lookup| lookup.due);
-        resolve.chain(set.wake(now)).min().unwrap_or(now + RESOLVE).max(now + Duration::from_millis(1))
+        resolve.chain(servers.wake(now)).min().unwrap_or(now + RESOLVE).max(now + Duration::from_millis(1))
     }
 
-    fn resolved(&mut self, host: Host, places: io::Result<Vec<Place>>) {
+    fn resolved(&mut self, host: RemoteHost, addresses: io::Result<Vec<ServerAddress>>) {
         let (now, pace) = (Instant::now(), self.tunnel.config.pace);
         let Some(lookup) = self.resolve.get_mut(&host) else { return };
-        match places {
-            Ok(places) => {
+        match addresses {
+            Ok(addresses) => {
                 *lookup = Lookup { due: now + RESOLVE, wait: pace.interval, under_way: false };
                 lock(&self.tunnel.unresolved).remove(&host);
-                lock(&self.tunnel.set).resolved(&host, &places, now);
+                lock(&self.tunnel.servers).resolved(&host, &addresses, now);
             }
             Err(error) => {
                 let wait = lookup.wait;
                 *lookup = Lookup { due: now + wait, wait: wait.mul_f64(1.5).min(pace.cap), under_way: false };
-                let known = lock(&self.tunnel.set).endpoints.values().any(|endpoint| endpoint.host == host);
-                tracing::error!(server = %host, %error, known, "the name of the proxy-server does not resolve; addresses from before stay in use");
+                let known = lock(&self.tunnel.servers).addresses.values().any(|state| state.host == host);
+                tracing::error!(server = %host, %error, known, "the name of the proxy-server does not resolve; the previous addresses stay in use");
                 if !known {
                     lock(&self.tunnel.unresolved).insert(host, format!("lookup: {error}"));
                 }
@@ -197,10 +197,10 @@ impl Run<'_> {
     }
 
     fn connected(&mut self, id: Id, stream: Stream, made_with: u64) {
-        let Some(place) = self.trying.remove(&id) else { return };
+        let Some(address) = self.trying.remove(&id) else { return };
         let (now, tunnel, number) = (Instant::now(), self.tunnel, stream.number);
         let age = tunnel.config.max_age.map(|age| age.mul_f64(1.0 - AGE_JITTER * rand::random::<f64>()));
-        let outcome = lock(&tunnel.set).connected(number, place, &stream.server_id, made_with, age, now);
+        let outcome = lock(&tunnel.servers).connected(number, address, &stream.server_id, made_with, age, now);
         if outcome != Outcome::Duplicate {
             self.responses = stream.server_count;
         }
@@ -210,15 +210,15 @@ impl Run<'_> {
         match outcome {
             Outcome::Duplicate => {
                 tracing::debug!(
-                    server = tunnel.config.at(place),
+                    server = tunnel.config.at(address),
                     server_id = stream.server_id,
-                    "a server that has a stream already"
+                    "the server already has a stream"
                 );
-                // It may have got a dial already: it ends as any stream that is not needed any more.
+                // It may carry a dial already: it drains like any stream that is no longer needed.
                 retire.cancel();
             }
             Outcome::Added | Outcome::Replaced(_) => tracing::info!(
-                server = tunnel.config.at(place),
+                server = tunnel.config.at(address),
                 server_id = stream.server_id,
                 server_count = stream.server_count,
                 tls = stream.tls,
@@ -250,12 +250,12 @@ impl Run<'_> {
     }
 
     fn failed(&mut self, id: Id, check: &'static str, error: String) {
-        let Some(place) = self.trying.remove(&id) else { return };
+        let Some(address) = self.trying.remove(&id) else { return };
         let tunnel = self.tunnel;
-        let server = tunnel.config.at(place);
-        let mut set = lock(&tunnel.set);
-        let told = set.endpoints.get(&place).is_some_and(|endpoint| endpoint.error.as_ref() == Some(&error));
-        let alone = set.live().next().is_none();
+        let server = tunnel.config.at(address);
+        let mut servers = lock(&tunnel.servers);
+        let told = servers.addresses.get(&address).is_some_and(|state| state.error.as_ref() == Some(&error));
+        let alone = servers.live().next().is_none();
         if alone && !tunnel.draining.is_cancelled() {
             tracing::error!(
                 server,
@@ -264,17 +264,17 @@ impl Run<'_> {
                 "no tunnel: the control plane cannot reach this node through this server"
             );
         } else if !told {
-            tracing::warn!(server, check, error, "no stream to this server; the other streams go on");
+            tracing::warn!(server, check, error, "no stream to this server; the other streams are not affected");
         }
-        set.failed(place, error, Instant::now());
-        drop(set);
+        servers.failed(address, error, Instant::now());
+        drop(servers);
         self.look_again();
     }
 
-    /// The server of this stream is about to go.
+    /// The server of this stream is about to stop.
     fn leaving(&mut self, number: u64) {
-        tracing::info!(number, "the server is about to go: its stream is replaced and serves what it carries");
-        lock(&self.tunnel.set).leaving(number, Instant::now());
+        tracing::info!(number, "the server is about to stop: its stream is replaced and finishes its open dials");
+        lock(&self.tunnel.servers).leaving(number, Instant::now());
         if let Some(retire) = self.retire.get(&number) {
             retire.cancel();
         }
@@ -285,17 +285,22 @@ impl Run<'_> {
         let Some(number) = self.serving.remove(&id) else { return };
         self.retire.remove(&number);
         lock(&self.tunnel.carried).remove(&number);
-        let mut set = lock(&self.tunnel.set);
-        let held = set.streams.get(&number).cloned();
-        let live = set.live().any(|(live, _)| live == number);
+        let mut servers = lock(&self.tunnel.servers);
+        let held = servers.streams.get(&number).cloned();
+        let live = servers.live().any(|(live, _)| live == number);
         let reason = ended.words();
-        set.ended(number, &reason, Instant::now());
-        drop(set);
+        servers.ended(number, &reason, Instant::now());
+        drop(servers);
         let Some(held) = held else { return };
-        let server = self.tunnel.config.at(held.place);
+        let server = self.tunnel.config.at(held.address);
         match ended {
             Ended::Done => tracing::debug!(server, "a stream that was no longer needed has ended"),
-            Ended::Closed | Ended::Broken(_) | Ended::Crashed if live && !ending => {
+        let mut servers = lock(&self.tunnel.servers);
+        let held = servers.streams.get(&number).cloned();
+        let live = servers.live().any(|(live, _)| live == number);
+        let reason = ended.words();
+        servers.ended(number, &reason, Instant::now());
+        drop(servers);
                 tracing::warn!(server, server_id = held.server, reason, "tunnel lost");
             }
             Ended::Closed | Ended::Broken(_) | Ended::Crashed => {
@@ -305,10 +310,10 @@ impl Run<'_> {
         self.look_again();
     }
 
-    /// Names may mean something else by now.
+    /// Resolves the names again soon: their addresses may have changed.
     fn look_again(&mut self) {
         let soon = Instant::now() + self.tunnel.config.pace.interval;
-        for (_, lookup) in self.resolve.iter_mut().filter(|(host, _)| host.address().is_none()) {
+        for (_, lookup) in self.resolve.iter_mut().filter(|(host, _)| host.at.address().is_none()) {
             lookup.due = soon.min(lookup.due);
         }
     }
