@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use crate::{
     node_facts::NodeFacts,
     refusal::Refusal,
-    ruleset::{Demands, DialRule, DialTarget, Ruleset},
+    ruleset::{DialDemands, DialRule, DialTarget, Ruleset},
     special::special,
 };
 
@@ -16,7 +16,7 @@ use crate::{
 pub struct Permit {
     address: SocketAddr,
     rule: String,
-    demands: Demands,
+    demands: DialDemands,
 }
 
 impl Permit {
@@ -31,7 +31,7 @@ impl Permit {
     }
 
     /// What every rule that names the address and port asks of the connection.
-    pub fn demands(&self) -> &Demands {
+    pub fn demands(&self) -> &DialDemands {
         &self.demands
     }
 }
@@ -60,8 +60,11 @@ pub fn authorize(ruleset: Option<&Ruleset>, node: &NodeFacts, address: SocketAdd
                 Some(never @ Refusal::Unspecified) if !address.ip().is_loopback() => return Err(never),
                 Some(_) | None => {}
             }
-            let permit =
-                permit.get_or_insert_with(|| Permit { address, rule: rule.name.clone(), demands: Demands::default() });
+            let permit = permit.get_or_insert_with(|| Permit {
+                address,
+                rule: rule.name.clone(),
+                demands: DialDemands::default(),
+            });
             permit.demands.join(&rule.demands);
         } else if names {
             refusal = Refusal::PortNotNamed;
@@ -179,7 +182,7 @@ mod tests {
         assert!(permit("10.1.0.1:80").demands().tls);
         let both = permit("10.0.0.7:10250");
         assert_eq!((both.rule(), both.demands().certificates.len()), ("tunnel.dial[2]", 2));
-        assert!(both.demands().exceed(&Demands::default()) && !Demands::default().exceed(both.demands()));
+        assert!(both.demands().exceed(&DialDemands::default()) && !DialDemands::default().exceed(both.demands()));
         assert!(!both.demands().exceed(both.demands()));
     }
 

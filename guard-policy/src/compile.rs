@@ -17,13 +17,13 @@ use crate::{
     document::{Document, decode, span},
     node_facts::NodeFacts,
     parse::{
-        parts::{Parts, Read},
-        rules::{check_pods_cgroups, read_companion, read_control_plane, read_dial, read_rule},
+        checked::{CheckedDocument, GuardRule},
+        rules::{check_pods_cgroups, parse_companion, parse_control_plane, parse_dial, parse_rule},
         scalars::{Findings, port_text},
-        service_range::{check_rules, read_range},
-        uplinks::read_edge,
+        service_range::{check_rules, parse_range},
+        uplinks::parse_edge,
     },
-    ruleset::{DialRule, Mode, Rule, Ruleset, Tables},
+    ruleset::{DialRule, Mode, RuleSummary, Ruleset, RulesetTables},
     tables::build::tables,
 };
 
@@ -42,7 +42,7 @@ pub fn compile(source: &Source, node: &NodeFacts) -> Result<(Ruleset, Vec<Diagno
     let mut names = BTreeMap::new();
     let mut rules = Vec::new();
     for (index, guard) in document.spec.guard.iter().enumerate() {
-        let rule = read_rule(index, guard, mode, &mut findings);
+        let rule = parse_rule(index, guard, mode, &mut findings);
         if let Some(first) = names.insert(rule.name.clone(), span(&guard.name)) {
             let (line, _) = source.position(first.start);
             findings.add(Diagnostic::error(
@@ -54,31 +54,32 @@ pub fn compile(source: &Source, node: &NodeFacts) -> Result<(Ruleset, Vec<Diagno
         }
         rules.push(rule);
     }
-    let services = read_range(&document.spec.tunnel, node, &mut findings);
+    let services = parse_range(&document.spec.tunnel, node, &mut findings);
     let dial: Vec<DialRule> = document
         .spec
         .tunnel
         .dial
         .iter()
         .enumerate()
-        .filter_map(|(index, dial)| read_dial(index, dial, &services, &mut findings))
+        .filter_map(|(index, dial)| parse_dial(index, dial, &services, &mut findings))
         .collect();
 
     let companion =
-        document.spec.tunnel.companion.as_ref().and_then(|companion| read_companion(companion, &mut findings));
-    let control_plane = document.spec.control_plane.as_ref().map(|hub| read_control_plane(hub, node, &mut findings));
-    let edge = document.spec.edge.as_ref().map(|edge| read_edge(edge, &rules, &mut findings)).unwrap_or_default();
+        document.spec.tunnel.companion.as_ref().and_then(|companion| parse_companion(companion, &mut findings));
+    let control_plane = document.spec.control_plane.as_ref().map(|hub| parse_control_plane(hub, node, &mut findings));
+    let edge = document.spec.edge.as_ref().map(|edge| parse_edge(edge, &rules, &mut findings)).unwrap_or_default();
     check_pods_cgroups(&document, &rules, &mut findings);
     check_rules(&document, &rules, &mut findings);
 
-    // Tables of a document that is rejected anyway would only repeat its errors.
+    // RulesetTables of a document that is rejected anyway would only repeat its errors.
     let broken = |findings: &Findings| findings.0.iter().any(|finding| finding.severity == Severity::Error);
     if broken(&findings) {
         return Err(findings.0);
     }
     let audit = mode == Mode::Audit;
-    let parts = Parts { rules: &rules, dial: &dial, services: &services, companion, control_plane, audit, edge };
-    let tables = tables(&parts, node);
+    let checked =
+        CheckedDocument { rules: &rules, dial: &dial, services: &services, companion, control_plane, audit, edge };
+    let tables = tables(&checked, node);
     let place = span(&document.kind);
     for (what, have, most) in sizes(&rules, &tables) {
         if have > most {
@@ -99,7 +100,12 @@ pub fn compile(source: &Source, node: &NodeFacts) -> Result<(Ruleset, Vec<Diagno
     }
     let rules = rules
         .iter()
-        .map(|rule| Rule { name: rule.name.clone(), mode: rule.mode, guards: guards(rule), allows: allows(rule) })
+        .map(|rule| RuleSummary {
+            name: rule.name.clone(),
+            mode: rule.mode,
+            guards: guards(rule),
+            allows: allows(rule),
+        })
         .collect();
     Ok((Ruleset { name, digest: digest(&source.text), mode, rules, tables, dial, services }, findings.0))
 }
@@ -118,7 +124,7 @@ fn check_head(document: &Document, findings: &mut Findings) {
 }
 
 /// What there is of each kind, and how much of it one generation of the kernel's tables can hold: half of each.
-fn sizes(rules: &[Read], tables: &Tables) -> [(&'static str, usize, usize); 8] {
+fn sizes(rules: &[GuardRule], tables: &RulesetTables) -> [(&'static str, usize, usize); 8] {
     let v4 = tables.peers.keys().filter(|(_, net)| matches!(net, IpNet::V4(_))).count();
     [
         ("rules", rules.len(), MAX_RULES as usize),
@@ -133,9 +139,9 @@ fn sizes(rules: &[Read], tables: &Tables) -> [(&'static str, usize, usize); 8] {
 }
 
 /// What is allowed and does not fit together.
-fn warn(document: &Document, rules: &[Read], findings: &mut Findings) {
+fn warn(document: &Document, rules: &[GuardRule], findings: &mut Findings) {
     let mut check = |ports: &serde_saphyr::Spanned<Vec<serde_saphyr::Spanned<String>>>,
-                     guarded: &dyn Fn(&Read) -> &[RangeInclusive<u16>]| {
+                     guarded: &dyn Fn(&GuardRule) -> &[RangeInclusive<u16>]| {
         for text in &ports.value {
             let Some((first, last)) = text
                 .value
@@ -146,8 +152,8 @@ fn warn(document: &Document, rules: &[Read], findings: &mut Findings) {
                 continue;
             };
             let meets =
-                |rule: &&Read| guarded(rule).iter().any(|range| *range.start() <= last && first <= *range.end());
-            let guarding: Vec<&Read> = rules.iter().filter(meets).collect();
+                |rule: &&GuardRule| guarded(rule).iter().any(|range| *range.start() <= last && first <= *range.end());
+            let guarding: Vec<&GuardRule> = rules.iter().filter(meets).collect();
             if let Some(rule) = guarding.first().filter(|_| guarding.iter().all(|rule| !rule.tunnel)) {
                 let message = format!("dials to port {} will be refused by the kernel", text.value);
                 findings.add(Diagnostic::warning(
@@ -169,7 +175,7 @@ fn warn(document: &Document, rules: &[Read], findings: &mut Findings) {
     }
 }
 
-fn guards(rule: &Read) -> String {
+fn guards(rule: &GuardRule) -> String {
     let (whose, ports) = if rule.pods.is_empty() {
         ("node".to_owned(), &rule.node)
     } else if rule.all_pods() {
@@ -180,7 +186,7 @@ fn guards(rule: &Read) -> String {
     format!("{whose} {}{}", port_text(ports), if rule.protocol == UDP { "/UDP" } else { "" })
 }
 
-fn allows(rule: &Read) -> String {
+fn allows(rule: &GuardRule) -> String {
     let mut allows: Vec<String> = Vec::new();
     allows.extend(rule.tunnel.then(|| "tunnel".to_owned()));
     allows.extend(rule.from_node.then(|| "node".to_owned()));

@@ -38,19 +38,19 @@ pub struct Spec {
     /// `Enforce` or `Audit`.
     pub mode: Spanned<String>,
     /// The rules.
-    pub guard: Vec<Guard>,
+    pub guard: Vec<GuardSpec>,
     /// The tunnel.
-    pub tunnel: Tunnel,
+    pub tunnel: TunnelSpec,
     /// The hub rule.
-    pub control_plane: Option<ControlPlane>,
+    pub control_plane: Option<ControlPlaneSpec>,
     /// The edge tier.
-    pub edge: Option<Edge>,
+    pub edge: Option<EdgeSpec>,
 }
 
 /// `spec.edge`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Edge {
+pub struct EdgeSpec {
     /// The uplinks on which strangers' opening packets are dropped before the stack.
     pub interfaces: Spanned<Vec<Spanned<String>>>,
 }
@@ -58,7 +58,7 @@ pub struct Edge {
 /// An entry of `spec.guard`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Guard {
+pub struct GuardSpec {
     /// Unique in the document.
     pub name: Spanned<String>,
     /// `Audit` for this rule alone.
@@ -104,7 +104,7 @@ pub struct Selector {
     /// Connections opened in this node's own network namespace.
     pub node: Option<Spanned<Empty>>,
     /// A local process, by its cgroup.
-    pub caller: Option<Spanned<Caller>>,
+    pub caller: Option<Spanned<CallerSpec>>,
     /// Source addresses.
     pub ip_block: Option<Spanned<IpBlock>>,
 }
@@ -112,7 +112,7 @@ pub struct Selector {
 /// `{cgroup}`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Caller {
+pub struct CallerSpec {
     /// The path of a cgroup below the guarded one: processes in it and below it are meant.
     pub cgroup: Spanned<String>,
 }
@@ -136,11 +136,11 @@ pub struct IpBlock {
 /// `spec.tunnel`.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Tunnel {
+pub struct TunnelSpec {
     /// Where the control plane may go; empty is nowhere.
-    pub dial: Vec<Dial>,
+    pub dial: Vec<DialSpec>,
     /// An upstream agent beside the guard, whose connections count as the tunnel's.
-    pub companion: Option<Companion>,
+    pub companion: Option<CompanionSpec>,
     /// The cluster's service range: addresses in it are no pods'.
     pub service_cidrs: Option<Spanned<Vec<Spanned<String>>>>,
 }
@@ -148,17 +148,17 @@ pub struct Tunnel {
 /// `tunnel.companion`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Companion {
+pub struct CompanionSpec {
     /// The cgroup that it runs in.
     pub cgroup: Spanned<String>,
     /// What it may reach beside the destinations of `dial`: its servers, its name server.
-    pub servers: Spanned<Vec<Server>>,
+    pub servers: Spanned<Vec<ServerSpec>>,
 }
 
 /// An entry of `companion.servers`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Server {
+pub struct ServerSpec {
     /// Where.
     pub cidr: Spanned<String>,
     /// Ports and ranges.
@@ -170,7 +170,7 @@ pub struct Server {
 /// `spec.controlPlane`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct ControlPlane {
+pub struct ControlPlaneSpec {
     /// Addresses of the control plane.
     pub addresses: Spanned<Vec<Spanned<String>>>,
     /// The TCP ports that this node and its pods may reach there; all others are denied.
@@ -180,7 +180,7 @@ pub struct ControlPlane {
 /// An entry of `tunnel.dial`: one of `node`, `pods` and `services`, and what is asked of the last hop.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Dial {
+pub struct DialSpec {
     /// The node's own addresses.
     pub node: Option<Spanned<NodePorts>>,
     /// Pods' addresses.
@@ -190,7 +190,7 @@ pub struct Dial {
     /// `Required`: what the control plane sends first must be a TLS ClientHello.
     pub tls: Option<Spanned<String>>,
     /// What kubelet's serving certificate must hold before a dial to it is made.
-    pub certificate: Option<Spanned<Certificate>>,
+    pub certificate: Option<Spanned<CertificateSpec>>,
 }
 
 /// `services: {cidrs, ports, protocol}`.
@@ -208,7 +208,7 @@ pub struct ServicePorts {
 /// `{ca, name, pins}` of an entry of `tunnel.dial`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Certificate {
+pub struct CertificateSpec {
     /// A PEM file of CA certificates.
     pub ca: Option<Spanned<String>>,
     /// The name or address that the certificate must be for, where it is not the dialled one.

@@ -34,9 +34,9 @@ pub struct Ruleset {
     /// `spec.mode`.
     pub mode: Mode,
     /// The rules in the order of the document. Other parts name a rule by its index here.
-    pub rules: Vec<Rule>,
+    pub rules: Vec<RuleSummary>,
     /// What the kernel is to hold.
-    pub tables: Tables,
+    pub tables: RulesetTables,
     /// Where the control plane may go through the tunnel, in the order of the document; anything else is refused.
     pub dial: Vec<DialRule>,
     /// Which addresses are Services'.
@@ -45,7 +45,7 @@ pub struct Ruleset {
 
 /// A rule, as far as people see it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Rule {
+pub struct RuleSummary {
     /// Unique in the document.
     pub name: String,
     /// The stricter of nothing: `Audit` where the document or the rule says so.
@@ -57,17 +57,17 @@ pub struct Rule {
 }
 
 /// The number of a set of listeners: 0 is the node's own, any other the pods of one set of prefixes.
-pub type Scope = u32;
+pub type ScopeNumber = u32;
 /// The node's own listeners.
-pub const NODE_SCOPE: Scope = ScopeValue::NODE;
+pub const NODE_SCOPE: ScopeNumber = ScopeValue::NODE;
 /// The listeners of every pod, by its cgroup.
-pub const ALL_PODS_SCOPE: Scope = ScopeValue::ALL_PODS;
+pub const ALL_PODS_SCOPE: ScopeNumber = ScopeValue::ALL_PODS;
 
 /// The kernel's tables, without epoch or rule slots (`kernel/plan` adds both).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Tables {
+pub struct RulesetTables {
     /// Destination prefixes, the longest match wins: pod prefixes, and the node's own addresses as [`NODE_SCOPE`].
-    pub scopes: BTreeMap<IpNet, Scope>,
+    pub scopes: BTreeMap<IpNet, ScopeNumber>,
     /// Guarded ports.
     pub ports: BTreeMap<GuardedPort, PortRule>,
     /// Peer prefixes by list, the longest match wins. Within a list every prefix says the whole truth for the addresses whose
@@ -116,7 +116,7 @@ pub struct DestinationPort {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct GuardedPort {
     /// Whose listener.
-    pub scope: Scope,
+    pub scope: ScopeNumber,
     /// The IP protocol number.
     pub protocol: u8,
     /// The port.
@@ -168,21 +168,21 @@ pub struct DialRule {
     /// The ports, as written.
     pub ports: Vec<RangeInclusive<u16>>,
     /// What is asked of the connection itself.
-    pub demands: Demands,
+    pub demands: DialDemands,
 }
 
 /// What a dial has to hold beside its address.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Demands {
+pub struct DialDemands {
     /// Whether the first bytes must be those of a TLS handshake, both ways.
     pub tls: bool,
     /// What the backend's serving certificate must hold before it is dialled: all of these.
     pub certificates: Vec<Arc<CertificateDemand>>,
 }
 
-impl Demands {
+impl DialDemands {
     /// Adds those of another entry that names the same address and port.
-    pub fn join(&mut self, other: &Demands) {
+    pub fn join(&mut self, other: &DialDemands) {
         self.tls |= other.tls;
         let new = other.certificates.iter().filter(|demand| !self.certificates.contains(demand));
         let new: Vec<_> = new.cloned().collect();
@@ -190,7 +190,7 @@ impl Demands {
     }
 
     /// Whether a connection that was made under `before` may lack something that is asked now.
-    pub fn exceed(&self, before: &Demands) -> bool {
+    pub fn exceed(&self, before: &DialDemands) -> bool {
         (self.tls && !before.tls) || self.certificates.iter().any(|demand| !before.certificates.contains(demand))
     }
 }
@@ -238,12 +238,12 @@ pub struct ServiceRange {
     /// `tunnel.serviceCidrs`.
     pub declared: Vec<IpNet>,
     /// Where the document says nothing of that family.
-    pub guessed: Option<Guess>,
+    pub guessed: Option<GuessedRange>,
 }
 
 /// A range that is guessed from its first Service's address, the API server's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Guess {
+pub struct GuessedRange {
     /// That address.
     pub first: IpAddr,
     /// The largest range that it can be the first address of.
@@ -264,7 +264,7 @@ impl ServiceRange {
     /// Whether an address inside a prefix of pods is not meant by it: it is declared a Service's; or the prefix is so wide that it holds the API
     /// server's ClusterIP too, and with it the Services around that.
     pub fn is_cut_out(&self, pods: IpNet, address: IpAddr) -> bool {
-        let mixed = |guess: &Guess| pods.contains(&guess.first) && guess.range.contains(&address);
+        let mixed = |guess: &GuessedRange| pods.contains(&guess.first) && guess.range.contains(&address);
         self.is_declared(address) || self.guessed.as_ref().is_some_and(mixed)
     }
 

@@ -9,7 +9,7 @@ use serde_saphyr::Spanned;
 
 use crate::{
     diagnostic::Diagnostic,
-    document::{Certificate, span},
+    document::{CertificateSpec, span},
     parse::scalars::Findings,
     pin::Pin,
     ruleset::{CertificateDemand, DialTarget},
@@ -25,11 +25,11 @@ pub(crate) fn tls(text: &Spanned<String>, findings: &mut Findings) -> bool {
 }
 
 pub(crate) fn certificate(
-    written: &Spanned<Certificate>,
+    written: &Spanned<CertificateSpec>,
     target: &DialTarget,
     findings: &mut Findings,
 ) -> Option<Arc<CertificateDemand>> {
-    let Certificate { ca, name, pins } = &written.value;
+    let CertificateSpec { ca, name, pins } = &written.value;
     let mut wrong = |place, message: String, label: &str| {
         findings.add(Diagnostic::error("NG031", place, message, label));
     };

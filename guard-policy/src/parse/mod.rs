@@ -2,8 +2,8 @@
 //! Called by `compile`.
 //! Must never guess what was meant.
 
+pub(crate) mod checked;
 pub(crate) mod last_hop;
-pub(crate) mod parts;
 pub(crate) mod rules;
 pub(crate) mod scalars;
 pub(crate) mod service_range;

@@ -8,22 +8,22 @@ use ipnet::IpNet;
 use crate::{
     diagnostic::Diagnostic,
     document,
-    document::{Dial, Document, Guard, NodePorts, PodPorts, Selector, span},
+    document::{DialSpec, Document, GuardSpec, NodePorts, PodPorts, Selector, span},
     node_facts::NodeFacts,
     parse::{
+        checked::{Companion, CompanionServer, ControlPlane, GuardRule, PeerBlock},
         last_hop,
-        parts::{Block, Companion, ControlPlane, Read, Server},
         scalars::{Findings, join},
-        service_range::{check_pods, read_services},
+        service_range::{check_pods, parse_services},
     },
-    ruleset::{Demands, DialRule, DialTarget, Mode, ServiceRange},
+    ruleset::{DialDemands, DialRule, DialTarget, Mode, ServiceRange},
 };
 
 const POD_CIDRS: &str = "the pod CIDR of this node: `kubectl get node NAME -o jsonpath={.spec.podCIDRs}`";
 
-pub(crate) fn read_rule(index: usize, guard: &Guard, whole: Mode, findings: &mut Findings) -> Read {
+pub(crate) fn parse_rule(index: usize, guard: &GuardSpec, whole: Mode, findings: &mut Findings) -> GuardRule {
     let own = guard.mode.as_ref().map_or(Mode::Enforce, |mode| findings.mode(mode));
-    let mut rule = Read {
+    let mut rule = GuardRule {
         name: findings.name(&guard.name),
         mode: if whole == Mode::Audit { Mode::Audit } else { own },
         node: Vec::new(),
@@ -76,16 +76,16 @@ pub(crate) fn read_rule(index: usize, guard: &Guard, whole: Mode, findings: &mut
         ));
     }
     for selector in &guard.allow.value {
-        read_selector(index, selector, &guard.name, &mut rule, findings);
+        parse_selector(index, selector, &guard.name, &mut rule, findings);
     }
     rule
 }
 
-fn read_selector(
+fn parse_selector(
     index: usize,
     selector: &Selector,
     name: &serde_saphyr::Spanned<String>,
-    rule: &mut Read,
+    rule: &mut GuardRule,
     findings: &mut Findings,
 ) {
     let places: Vec<_> = [
@@ -142,17 +142,22 @@ fn read_selector(
         }
         except.push(net);
     }
-    rule.blocks.push(Block { rule: index, cidr, except });
+    rule.blocks.push(PeerBlock { rule: index, cidr, except });
 }
 
-pub(crate) fn read_dial(index: usize, dial: &Dial, range: &ServiceRange, findings: &mut Findings) -> Option<DialRule> {
+pub(crate) fn parse_dial(
+    index: usize,
+    dial: &DialSpec,
+    range: &ServiceRange,
+    findings: &mut Findings,
+) -> Option<DialRule> {
     let name = format!("tunnel.dial[{index}]");
     let (target, ports) = match (&dial.node, &dial.pods, &dial.services) {
         (Some(node), None, None) => {
             findings.only_tcp(node.value.protocol.as_ref());
             (DialTarget::Node, findings.ports(&node.value.ports))
         }
-        (None, None, Some(services)) => read_services(&name, services, range, findings),
+        (None, None, Some(services)) => parse_services(&name, services, range, findings),
         (None, Some(pods), None) => {
             let PodPorts { cidrs, cgroup, ports, protocol } = &pods.value;
             findings.only_tcp(protocol.as_ref());
@@ -187,10 +192,15 @@ pub(crate) fn read_dial(index: usize, dial: &Dial, range: &ServiceRange, finding
     let tls = dial.tls.as_ref().is_some_and(|tls| last_hop::tls(tls, findings));
     let certificate =
         dial.certificate.as_ref().and_then(|certificate| last_hop::certificate(certificate, &target, findings));
-    Some(DialRule { name, target, ports, demands: Demands { tls, certificates: certificate.into_iter().collect() } })
+    Some(DialRule {
+        name,
+        target,
+        ports,
+        demands: DialDemands { tls, certificates: certificate.into_iter().collect() },
+    })
 }
 
-pub(crate) fn read_companion(companion: &document::Companion, findings: &mut Findings) -> Option<Companion> {
+pub(crate) fn parse_companion(companion: &document::CompanionSpec, findings: &mut Findings) -> Option<Companion> {
     let cgroup = findings.cgroup(&companion.cgroup);
     if companion.servers.value.is_empty() {
         findings.add(Diagnostic::error(
@@ -204,13 +214,13 @@ pub(crate) fn read_companion(companion: &document::Companion, findings: &mut Fin
     for server in &companion.servers.value {
         let protocol = findings.protocol(server.protocol.as_ref());
         let (cidr, ports) = (findings.cidr(&server.cidr), findings.ports(&server.ports));
-        servers.extend(cidr.map(|cidr| Server { cidr, protocol, ports }));
+        servers.extend(cidr.map(|cidr| CompanionServer { cidr, protocol, ports }));
     }
     Some(Companion { cgroup: cgroup?, servers })
 }
 
-pub(crate) fn read_control_plane(
-    hub: &document::ControlPlane,
+pub(crate) fn parse_control_plane(
+    hub: &document::ControlPlaneSpec,
     node: &NodeFacts,
     findings: &mut Findings,
 ) -> ControlPlane {
@@ -230,7 +240,7 @@ pub(crate) fn read_control_plane(
 }
 
 /// Pods live in one cgroup: rules that name it have to agree.
-pub(crate) fn check_pods_cgroups(document: &Document, rules: &[Read], findings: &mut Findings) {
+pub(crate) fn check_pods_cgroups(document: &Document, rules: &[GuardRule], findings: &mut Findings) {
     let mut named = rules.iter().zip(&document.spec.guard).filter(|(rule, _)| rule.all_pods());
     let Some((first, _)) = named.next() else { return };
     for (rule, guard) in named.filter(|(rule, _)| rule.pods_cgroup != first.pods_cgroup) {

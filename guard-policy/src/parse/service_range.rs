@@ -12,10 +12,10 @@ use serde_saphyr::Spanned;
 
 use crate::{
     diagnostic::Diagnostic,
-    document::{Document, PodPorts, ServicePorts, Tunnel, span},
+    document::{Document, PodPorts, ServicePorts, TunnelSpec, span},
     node_facts::NodeFacts,
-    parse::{parts::Read, scalars::Findings},
-    ruleset::{DialTarget, Guess, ServiceRange},
+    parse::{checked::GuardRule, scalars::Findings},
+    ruleset::{DialTarget, GuessedRange, ServiceRange},
 };
 
 /// The widest range that Kubernetes takes, by family (`kube-apiserver`: "the mask must be >= 12", and 20 bits of an IPv6 address).
@@ -24,7 +24,7 @@ const WIDEST: (u8, u8) = (12, 108);
 const SMALLEST: (u8, u8) = (24, 120);
 
 /// The largest range that this can be the first Service's address of, without any of the node's own addresses.
-pub(crate) fn guess(first: IpAddr, own: &[IpAddr]) -> Option<Guess> {
+pub(crate) fn guess(first: IpAddr, own: &[IpAddr]) -> Option<GuessedRange> {
     let (network, widest, smallest) = match first {
         IpAddr::V4(first) => {
             let network = u32::from(first).checked_sub(1)?;
@@ -45,13 +45,13 @@ pub(crate) fn guess(first: IpAddr, own: &[IpAddr]) -> Option<Guess> {
     };
     let fits = |range: &IpNet| !own.iter().any(|own| range.contains(own));
     let range = (widest..=smallest).filter_map(range).find(fits)?;
-    Some(Guess { first, range })
+    Some(GuessedRange { first, range })
 }
 
 const RANGE: &str = "kube-apiserver's --service-cluster-ip-range (kubeadm: networking.serviceSubnet)";
 
 /// Reads `tunnel.serviceCidrs`, and guesses where it says nothing.
-pub(crate) fn read_range(tunnel: &Tunnel, node: &NodeFacts, findings: &mut Findings) -> ServiceRange {
+pub(crate) fn parse_range(tunnel: &TunnelSpec, node: &NodeFacts, findings: &mut Findings) -> ServiceRange {
     let written = tunnel.service_cidrs.as_ref();
     let declared: Vec<IpNet> = written.map(|cidrs| findings.cidrs(cidrs, RANGE)).unwrap_or_default();
     let said = |host: &IpAddr| declared.iter().any(|cidr| cidr.addr().is_ipv4() == host.is_ipv4());
@@ -60,7 +60,7 @@ pub(crate) fn read_range(tunnel: &Tunnel, node: &NodeFacts, findings: &mut Findi
 }
 
 /// Reads `services` of an entry of `tunnel.dial`.
-pub(crate) fn read_services(
+pub(crate) fn parse_services(
     name: &str,
     services: &Spanned<ServicePorts>,
     range: &ServiceRange,
@@ -103,8 +103,8 @@ pub(crate) fn check_pods(cidrs: &[IpNet], pods: &Spanned<PodPorts>, range: &Serv
 }
 
 /// Which rule will not know connections to Services for the tunnel's.
-pub(crate) fn check_rules(document: &Document, rules: &[Read], findings: &mut Findings) {
-    let deaf = |rule: &&Read| !rule.pods.is_empty() && rule.tunnel && rule.blocks.is_empty();
+pub(crate) fn check_rules(document: &Document, rules: &[GuardRule], findings: &mut Findings) {
+    let deaf = |rule: &&GuardRule| !rule.pods.is_empty() && rule.tunnel && rule.blocks.is_empty();
     let Some(rule) = rules.iter().find(deaf) else { return };
     // One that names more than Services is an error already.
     let of_services = document.spec.tunnel.dial.iter().filter(|dial| dial.node.is_none() && dial.pods.is_none());
@@ -251,7 +251,7 @@ mod tests {
 
         #[test]
         fn a_guess_is_within_what_kubernetes_takes_and_never_the_nodes(first in any::<[u8; 4]>(), own in any::<[u8; 4]>()) {
-            if let Some(Guess { first, range }) = guess(first.into(), &[own.into()]) {
+            if let Some(GuessedRange { first, range }) = guess(first.into(), &[own.into()]) {
                 prop_assert!(range.contains(&first) && !range.contains(&IpAddr::from(own)));
                 prop_assert!((12..=24).contains(&range.prefix_len()) && range.trunc() == range);
                 prop_assert_eq!(range.hosts().next(), Some(first));

@@ -8,15 +8,15 @@ use guard_common::packet::TCP;
 
 use crate::{
     diagnostic::Diagnostic,
-    document::{Edge, span},
-    parse::{parts::Read, scalars::Findings},
+    document::{EdgeSpec, span},
+    parse::{checked::GuardRule, scalars::Findings},
     ruleset::Mode,
 };
 
 /// The longest name that the kernel takes (`IFNAMSIZ` without its end).
 const LONGEST: usize = 15;
 
-pub(crate) fn read_edge(edge: &Edge, rules: &[Read], findings: &mut Findings) -> BTreeSet<String> {
+pub(crate) fn parse_edge(edge: &EdgeSpec, rules: &[GuardRule], findings: &mut Findings) -> BTreeSet<String> {
     if edge.interfaces.value.is_empty() {
         findings.add(
             Diagnostic::error("NG019", span(&edge.interfaces), "no interfaces", "name at least one")
@@ -36,7 +36,7 @@ pub(crate) fn read_edge(edge: &Edge, rules: &[Read], findings: &mut Findings) ->
             ));
         }
     }
-    let works = |rule: &Read| !rule.node.is_empty() && rule.protocol == TCP && rule.mode == Mode::Enforce;
+    let works = |rule: &GuardRule| !rule.node.is_empty() && rule.protocol == TCP && rule.mode == Mode::Enforce;
     if !rules.iter().any(works) {
         findings.add(Diagnostic::warning(
             "NG105",

@@ -7,19 +7,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use ipnet::IpNet;
 
 use crate::{
-    parse::parts::Block,
+    parse::checked::PeerBlock,
     ruleset::{Peer, PeerKind},
 };
 
 /// What begins at a prefix.
 #[derive(Default)]
-struct Begin {
+struct PrefixStart {
     blocks: Vec<usize>,
     exceptions: Vec<usize>,
 }
 
 /// A prefix on the way from the root to where the sweep is, with what it changed.
-struct Frame {
+struct OpenPrefix {
     net: IpNet,
     covering: Vec<usize>,
     admitting: Vec<usize>,
@@ -28,8 +28,8 @@ struct Frame {
 
 /// One pass over the prefixes in the order of a tree walk, which is also their sorted order: what holds at a prefix is what its ancestors
 /// left plus its own beginnings, and is taken back when the walk leaves it.
-pub(crate) fn peers(blocks: &[Block]) -> BTreeMap<IpNet, Peer> {
-    let mut begins: BTreeMap<IpNet, Begin> = BTreeMap::new();
+pub(crate) fn peers(blocks: &[PeerBlock]) -> BTreeMap<IpNet, Peer> {
+    let mut begins: BTreeMap<IpNet, PrefixStart> = BTreeMap::new();
     for (index, block) in blocks.iter().enumerate() {
         begins.entry(block.cidr).or_default().blocks.push(index);
         for except in &block.except {
@@ -37,7 +37,7 @@ pub(crate) fn peers(blocks: &[Block]) -> BTreeMap<IpNet, Peer> {
         }
     }
     let (mut covering, mut admitting) = (BTreeSet::new(), BTreeSet::new());
-    let mut path: Vec<Frame> = Vec::new();
+    let mut path: Vec<OpenPrefix> = Vec::new();
     let mut peers = BTreeMap::new();
     for (net, begin) in begins {
         while let Some(frame) = path.pop_if(|frame| !frame.net.contains(&net)) {
@@ -45,7 +45,7 @@ pub(crate) fn peers(blocks: &[Block]) -> BTreeMap<IpNet, Peer> {
             admitting.retain(|index| !frame.admitting.contains(index));
             covering.retain(|index| !frame.covering.contains(index));
         }
-        let mut frame = Frame { net, covering: Vec::new(), admitting: Vec::new(), excepted: Vec::new() };
+        let mut frame = OpenPrefix { net, covering: Vec::new(), admitting: Vec::new(), excepted: Vec::new() };
         for index in begin.blocks {
             covering.insert(index);
             admitting.insert(index);
@@ -75,10 +75,10 @@ mod tests {
     use super::*;
 
     /// The meaning of blocks, one address at a time.
-    fn oracle(blocks: &[Block], address: IpAddr) -> Option<Peer> {
-        let holds = |block: &&Block| block.cidr.contains(&address);
-        let admits = |block: &&Block| holds(block) && !block.except.iter().any(|except| except.contains(&address));
-        let peer = |kind| move |block: &Block| Peer { rule: block.rule, kind };
+    fn oracle(blocks: &[PeerBlock], address: IpAddr) -> Option<Peer> {
+        let holds = |block: &&PeerBlock| block.cidr.contains(&address);
+        let admits = |block: &&PeerBlock| holds(block) && !block.except.iter().any(|except| except.contains(&address));
+        let peer = |kind| move |block: &PeerBlock| Peer { rule: block.rule, kind };
         blocks
             .iter()
             .find(admits)
@@ -101,7 +101,7 @@ mod tests {
         text.parse::<IpNet>().unwrap().trunc()
     }
 
-    fn block() -> impl Strategy<Value = Block> {
+    fn block() -> impl Strategy<Value = PeerBlock> {
         let inside = prop::collection::vec((any::<u8>(), 0u8..=8), 0..3);
         (0usize..4, any::<bool>(), any::<u8>(), 0u8..=8, inside).prop_map(|(rule, v6, bits, length, inside)| {
             let cidr = net(v6, bits, length);
@@ -110,7 +110,7 @@ mod tests {
                 .map(|(bits, length)| net(v6, bits, length))
                 .filter(|net| cidr.contains(net))
                 .collect();
-            Block { rule, cidr, except }
+            PeerBlock { rule, cidr, except }
         })
     }
 

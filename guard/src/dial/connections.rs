@@ -16,7 +16,7 @@ use guard_policy::{
     authorize::{Permit, authorize},
     node_facts::NodeFacts,
     refusal::Refusal,
-    ruleset::{Demands, Ruleset},
+    ruleset::{DialDemands, Ruleset},
 };
 use serde::Serialize;
 use tokio::sync::Notify;
@@ -217,7 +217,7 @@ impl Connections {
         let checked = permit;
         let permit = self.authorize(checked.address())?;
         // What is asked for since then was not looked at. That it be TLS is looked at from now on.
-        let certificates = |permit: &Permit| Demands { tls: false, ..permit.demands().clone() };
+        let certificates = |permit: &Permit| DialDemands { tls: false, ..permit.demands().clone() };
         if certificates(&permit).exceed(&certificates(&checked)) {
             return Err(Refusal::KubeletCertificate);
         }

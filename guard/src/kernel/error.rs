@@ -24,7 +24,7 @@ pub enum LoadError {
     #[error(
         "the pinned map {path} has another shape ({found}; this binary expects {expected}): it was made by another build. Run `nodeguard unpin` to remove what is pinned, then start again"
     )]
-    MapShape {
+    MapMismatch {
         /// Its pin.
         path: PathBuf,
         /// Its definition.

@@ -2,5 +2,5 @@
 //! Called by the daemon after every edit.
 //! Must never judge by other rules than `decide`.
 
-pub mod pass;
+pub mod established;
 pub mod sock_diag;

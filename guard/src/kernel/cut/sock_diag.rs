@@ -48,7 +48,7 @@ impl TcpSocket {
 
 /// The kernel's names (cookies) of the sockets that listen on a TCP port, in this thread's network namespace.
 pub(crate) fn listeners(port: u16) -> io::Result<BTreeSet<u64>> {
-    let diag = Diag::open()?;
+    let diag = SockDiag::open()?;
     let mut cookies = BTreeSet::new();
     for (family, id) in [(AF_INET, SocketId::new_v4()), (AF_INET6, SocketId::new_v6())] {
         let id = SocketId { source_port: port, ..id };
@@ -65,12 +65,12 @@ pub(crate) fn listeners(port: u16) -> io::Result<BTreeSet<u64>> {
 }
 
 /// A netlink socket for sock_diag.
-pub(crate) struct Diag(Socket);
+pub(crate) struct SockDiag(Socket);
 
-impl Diag {
+impl SockDiag {
     /// Every TCP socket of this thread's network namespace, but those that only wait for their timer.
     pub(crate) fn dump() -> io::Result<Vec<TcpSocket>> {
-        let diag = Diag::open()?;
+        let diag = SockDiag::open()?;
         let mut sockets = Vec::new();
         for (family, id) in [(AF_INET, SocketId::new_v4()), (AF_INET6, SocketId::new_v6())] {
             diag.send(family, id, StateFlags::all() - StateFlags::TIME_WAIT, NLM_F_REQUEST | NLM_F_DUMP, None)?;
@@ -81,7 +81,7 @@ impl Diag {
 
     /// Ends sockets with a RST (`SOCK_DESTROY`, Linux 4.5 with CONFIG_INET_DIAG_DESTROY). One that is gone already counts as ended.
     pub(crate) fn destroy(sockets: &[(TcpSocket, Reason)]) -> io::Result<Vec<bool>> {
-        let diag = Diag::open()?;
+        let diag = SockDiag::open()?;
         let mut done = Vec::new();
         for (TcpSocket { family, id, local, .. }, _) in sockets {
             diag.send(*family, id.clone(), StateFlags::all(), NLM_F_REQUEST | NLM_F_ACK, Some(SOCK_DESTROY))?;
@@ -97,11 +97,11 @@ impl Diag {
         Ok(done)
     }
 
-    fn open() -> io::Result<Diag> {
+    fn open() -> io::Result<SockDiag> {
         let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
         socket.bind_auto()?;
         socket.connect(&netlink_sys::SocketAddr::new(0, 0))?;
-        Ok(Diag(socket))
+        Ok(SockDiag(socket))
     }
 
     fn send(

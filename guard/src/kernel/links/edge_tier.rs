@@ -14,8 +14,8 @@ use aya::programs::{Program, SchedClassifier, Xdp};
 use crate::kernel::{
     error::{LoadError, at},
     links::{
-        edge_hooks::{EDGE_PROGRAMS, EdgeLink, Hook, Link, XDP},
-        load::{Programs, replace_pin, verifier_tail},
+        edge_hooks::{EDGE_PROGRAMS, EdgeLink, Hook, HookLink, XDP},
+        programs::{Programs, replace_pin, verifier_tail},
         upgrade::Predecessor,
     },
     pins::pins,
@@ -28,7 +28,7 @@ const ETHERNETS: [u16; 2] = [1, 772];
 
 /// What became of the edge tier.
 #[derive(Clone, Debug, Default)]
-pub struct Tier {
+pub struct EdgeReport {
     /// Every interface that is named.
     pub links: Vec<EdgeLink>,
     /// What somebody else had removed or changed.
@@ -60,15 +60,15 @@ impl Programs {
     }
 
     /// Makes the edge tier be on exactly these interfaces, as far as they are there.
-    pub fn hold_edge(&mut self, wanted: &BTreeSet<String>) -> Tier {
+    pub fn hold_edge(&mut self, wanted: &BTreeSet<String>) -> EdgeReport {
         let links = self.location.pins().join("links");
         self.drop_unwanted(&links, wanted);
         if wanted.is_empty() {
-            return Tier::default();
+            return EdgeReport::default();
         }
         let ready = self.load_edge().map_err(|error| error.to_string());
         let interfaces = interfaces().map_err(|error| format!("interfaces cannot be listed: {error}"));
-        let mut tier = Tier::default();
+        let mut tier = EdgeReport::default();
         for interface in wanted {
             let held = ready.clone().and_then(|()| {
                 let known = interfaces.as_ref().map_err(Clone::clone)?.get(interface).copied();
@@ -151,7 +151,7 @@ impl Programs {
             let fd = syscalls::obj_get(&pin).map_err(at(&pin))?;
             let info = syscalls::link_info(fd.as_fd()).map_err(at(&pin))?;
             tracing::info!(interface, hook = hook.name(), link = info.id, "pinned link of the edge tier adopted");
-            self.edge.links.insert(interface.to_owned(), Link { fd, hook, index: info.interface() });
+            self.edge.links.insert(interface.to_owned(), HookLink { fd, hook, index: info.interface() });
             return Ok(());
         }
         Ok(())
@@ -169,7 +169,7 @@ impl Programs {
                 Ok(fd) => {
                     let pin = links.join(pin_name(hook, interface));
                     syscalls::obj_pin(fd.as_fd(), &pin).map_err(at(&pin))?;
-                    self.edge.links.insert(interface.to_owned(), Link { fd, hook, index });
+                    self.edge.links.insert(interface.to_owned(), HookLink { fd, hook, index });
                     let note = if hook == Hook::Xdp { String::new() } else { fallen(&refused) };
                     // An older note is of an older link.
                     self.edge.said.remove(interface);

@@ -9,8 +9,8 @@ use aya::{maps::MapInfo, programs::ProgramInfo};
 use crate::kernel::{
     error::LoadError,
     links::{
-        load::{Held, Programs, attachments},
         object::PROGRAMS,
+        programs::{CgroupLink, Programs, attachments},
     },
     syscalls,
 };
@@ -41,7 +41,7 @@ impl Programs {
                 mended.push(format!("pin of the map {name}"));
             }
         }
-        for Held { name, fd: link, .. } in &self.links {
+        for CgroupLink { name, fd: link, .. } in &self.links {
             let path = pins.join("links").join(name);
             let of = |error| LoadError::Path(path.clone(), error);
             let held = syscalls::link_info(link.as_fd()).map_err(of)?;

@@ -19,10 +19,10 @@ use guard_common::{
 
 use crate::kernel::{
     error::{LoadError, at},
-    links::definition::Shape,
+    links::map_definition::MapDefinition,
     pinholes::OpenPinholes,
     syscalls,
-    tables::maps::{pinned_map, rule_name},
+    tables::ruleset_maps::{pinned_map, rule_name},
 };
 
 /// What a build of another ABI left pinned.
@@ -33,13 +33,23 @@ pub struct Predecessor {
     readable: Vec<String>,
 }
 
-/// What a rule had counted: the rule (`None`: no rule was reached), the reason, whether it was only audited, packets.
-pub type Count = (Option<String>, Reason, bool, u64);
+/// A counter of the other build.
+#[derive(Clone, Debug)]
+pub struct CarriedCount {
+    /// The name of the rule; `None` counts packets that reached no rule.
+    pub rule: Option<String>,
+    /// The reason of the decision.
+    pub reason: Reason,
+    /// Whether the rule only audited.
+    pub audited: bool,
+    /// How many packets were counted.
+    pub packets: u64,
+}
 
 impl Predecessor {
     /// The other builds' directories, oldest first. Each map that cannot be taken over is told.
     pub(crate) fn find(bpffs: &Path) -> Result<Vec<Predecessor>, LoadError> {
-        let expected = Shape::of_object()?;
+        let expected = MapDefinition::of_object()?;
         let mut found = BTreeMap::new();
         for entry in fs::read_dir(bpffs).map_err(at(bpffs))?.flatten() {
             let number = entry.file_name().to_str().and_then(|name| name.strip_prefix('v')?.parse::<u32>().ok());
@@ -50,11 +60,15 @@ impl Predecessor {
         Ok(found.into_values().collect())
     }
 
-    fn open(directory: PathBuf, number: u32, expected: &BTreeMap<String, Shape>) -> Result<Predecessor, LoadError> {
+    fn open(
+        directory: PathBuf,
+        number: u32,
+        expected: &BTreeMap<String, MapDefinition>,
+    ) -> Result<Predecessor, LoadError> {
         let mut readable = Vec::new();
         for path in entries(&directory.join("maps"))? {
             let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
-            let found = Shape::of_pin(&path)?;
+            let found = MapDefinition::of_pin(&path)?;
             match expected.get(name) {
                 Some(shape) if *shape == found => readable.push(name.to_owned()),
                 Some(shape) => tracing::warn!(
@@ -129,7 +143,7 @@ impl Predecessor {
     }
 
     /// What its rules had counted; nothing where that cannot be read.
-    pub fn counts(&self) -> Result<Vec<Count>, LoadError> {
+    pub fn counts(&self) -> Result<Vec<CarriedCount>, LoadError> {
         if !["RULE_NAMES", "COUNTERS", "CARRIED"].iter().all(|name| self.can_read(name)) {
             tracing::warn!("counters begin at zero: those of another ABI cannot be read");
             return Ok(Vec::new());
@@ -148,8 +162,8 @@ impl Predecessor {
             for reason in Reason::ALL {
                 for audited in [false, true] {
                     let index = counter_index(slot, reason, audited);
-                    let count = counters.get(&index, 0)?.iter().sum::<u64>() + carried.get(&index, 0)?;
-                    counts.push((name.clone(), reason, audited, count));
+                    let packets = counters.get(&index, 0)?.iter().sum::<u64>() + carried.get(&index, 0)?;
+                    counts.push(CarriedCount { rule: name.clone(), reason, audited, packets });
                 }
             }
         }

@@ -26,7 +26,7 @@ const ENOTSUPP: i32 = 524;
 /// For one entry.
 #[repr(C)]
 #[derive(Default)]
-struct Element {
+struct ElementAttr {
     map_fd: u32,
     padding: u32,
     key: u64,
@@ -38,7 +38,7 @@ struct Element {
 /// For many.
 #[repr(C)]
 #[derive(Default)]
-struct Elements {
+struct BatchAttr {
     in_batch: u64,
     out_batch: u64,
     keys: u64,
@@ -50,7 +50,7 @@ struct Elements {
 }
 
 /// How far a batch came.
-pub(crate) enum Batch {
+pub(crate) enum BatchResult {
     /// All of it: so many entries.
     Done(usize),
     /// The kernel has no such call for this kind of map; nothing was done.
@@ -62,7 +62,7 @@ pub(crate) enum Batch {
 /// Where a lookup goes on: a key, or (hash tables) a bucket's number.
 #[repr(C)]
 #[derive(Clone, Copy)]
-pub(crate) union Place<K: Pod> {
+pub(crate) union BatchCursor<K: Pod> {
     key: MaybeUninit<K>,
     bucket: u64,
 }
@@ -70,7 +70,7 @@ pub(crate) union Place<K: Pod> {
 /// Writes an entry.
 pub(crate) fn update<K: Pod, V: Pod>(map: &MapFd, key: &K, value: &V) -> io::Result<()> {
     let value = std::ptr::from_ref(value) as u64;
-    bpf(UPDATE_ELEM, &mut Element { value, ..element(map, Some(key)) }).map(drop)
+    bpf(UPDATE_ELEM, &mut ElementAttr { value, ..element(map, Some(key)) }).map(drop)
 }
 
 /// Removes an entry.
@@ -89,43 +89,43 @@ pub(crate) fn next_key<K: Pod>(map: &MapFd, key: Option<&K>) -> io::Result<Optio
 }
 
 /// Writes entries: as many keys as values.
-pub(crate) fn update_batch<K: Pod, V: Pod>(map: &MapFd, keys: &[K], values: &[V]) -> Batch {
+pub(crate) fn update_batch<K: Pod, V: Pod>(map: &MapFd, keys: &[K], values: &[V]) -> BatchResult {
     let count = keys.len().min(values.len()) as u32;
     let (keys, values) = (keys.as_ptr() as u64, values.as_ptr() as u64);
-    run(UPDATE_BATCH, Elements { keys, values, count, map_fd: map.as_fd().as_raw_fd() as u32, ..Elements::default() })
+    run(UPDATE_BATCH, BatchAttr { keys, values, count, map_fd: map.as_fd().as_raw_fd() as u32, ..BatchAttr::default() })
 }
 
 /// Removes entries. Ends at one that is not there, with `ENOENT`.
-pub(crate) fn delete_batch<K: Pod>(map: &MapFd, keys: &[K]) -> Batch {
+pub(crate) fn delete_batch<K: Pod>(map: &MapFd, keys: &[K]) -> BatchResult {
     let (count, keys) = (keys.len() as u32, keys.as_ptr() as u64);
-    run(DELETE_BATCH, Elements { keys, count, map_fd: map.as_fd().as_raw_fd() as u32, ..Elements::default() })
+    run(DELETE_BATCH, BatchAttr { keys, count, map_fd: map.as_fd().as_raw_fd() as u32, ..BatchAttr::default() })
 }
 
 /// Reads so many entries from a place on, and moves it. Stopped by `ENOENT` at the end of the table: what was found before counts.
 pub(crate) fn lookup_batch<K: Pod, V: Pod>(
     map: &MapFd,
-    place: &mut Option<Place<K>>,
+    place: &mut Option<BatchCursor<K>>,
     most: usize,
-) -> (Vec<(K, V)>, Batch) {
+) -> (Vec<(K, V)>, BatchResult) {
     let mut keys: Vec<K> = Vec::with_capacity(most);
     let mut values: Vec<V> = Vec::with_capacity(most);
-    let mut next = Place { bucket: 0 };
+    let mut next = BatchCursor { bucket: 0 };
     let result = run(
         LOOKUP_BATCH,
-        Elements {
+        BatchAttr {
             in_batch: place.as_ref().map_or(0, |place| std::ptr::from_ref(place) as u64),
             out_batch: (&raw mut next) as u64,
             keys: keys.as_mut_ptr() as u64,
             values: values.as_mut_ptr() as u64,
             count: most as u32,
             map_fd: map.as_fd().as_raw_fd() as u32,
-            ..Elements::default()
+            ..BatchAttr::default()
         },
     );
     let found = match &result {
-        Batch::Done(count) => *count,
-        Batch::Stopped(count, error) if error.raw_os_error() == Some(libc::ENOENT) => *count,
-        Batch::Stopped(..) | Batch::Unknown => 0,
+        BatchResult::Done(count) => *count,
+        BatchResult::Stopped(count, error) if error.raw_os_error() == Some(libc::ENOENT) => *count,
+        BatchResult::Stopped(..) | BatchResult::Unknown => 0,
     }
     .min(most);
     // SAFETY: the kernel has written so many entries, and every pattern of bytes is a value of a `Pod`.
@@ -137,17 +137,17 @@ pub(crate) fn lookup_batch<K: Pod, V: Pod>(
     (keys.into_iter().zip(values).collect(), result)
 }
 
-fn element<K: Pod>(map: &MapFd, key: Option<&K>) -> Element {
-    Element {
+fn element<K: Pod>(map: &MapFd, key: Option<&K>) -> ElementAttr {
+    ElementAttr {
         map_fd: map.as_fd().as_raw_fd() as u32,
         key: key.map_or(0, |key| std::ptr::from_ref(key) as u64),
-        ..Element::default()
+        ..ElementAttr::default()
     }
 }
 
 fn answer<K: Pod, A: Pod>(command: libc::c_long, map: &MapFd, key: Option<&K>) -> io::Result<Option<A>> {
     let mut answer = MaybeUninit::<A>::uninit();
-    match bpf(command, &mut Element { value: answer.as_mut_ptr() as u64, ..element(map, key) }) {
+    match bpf(command, &mut ElementAttr { value: answer.as_mut_ptr() as u64, ..element(map, key) }) {
         // SAFETY: the kernel has written the answer, and every pattern of bytes is one.
         Ok(_) => Ok(Some(unsafe { answer.assume_init() })),
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
@@ -155,14 +155,14 @@ fn answer<K: Pod, A: Pod>(command: libc::c_long, map: &MapFd, key: Option<&K>) -
     }
 }
 
-fn run(command: libc::c_long, mut attr: Elements) -> Batch {
+fn run(command: libc::c_long, mut attr: BatchAttr) -> BatchResult {
     let wanted = attr.count;
     match bpf(command, &mut attr) {
-        Ok(_) => Batch::Done(attr.count as usize),
+        Ok(_) => BatchResult::Done(attr.count as usize),
         Err(error) => match error.raw_os_error() {
-            Some(libc::EINVAL | libc::EOPNOTSUPP | ENOTSUPP) => Batch::Unknown,
+            Some(libc::EINVAL | libc::EOPNOTSUPP | ENOTSUPP) => BatchResult::Unknown,
             // An error before the first entry leaves the count as it was asked.
-            Some(_) | None => Batch::Stopped(if attr.count < wanted { attr.count as usize } else { 0 }, error),
+            Some(_) | None => BatchResult::Stopped(if attr.count < wanted { attr.count as usize } else { 0 }, error),
         },
     }
 }

@@ -4,8 +4,8 @@
 
 pub mod apply;
 pub mod apply_error;
-pub mod bulk;
+pub mod large_map;
 pub mod map_batches;
-pub mod maps;
 pub mod plan;
 pub mod read_back;
+pub mod ruleset_maps;

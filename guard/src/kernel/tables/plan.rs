@@ -23,7 +23,7 @@ use ipnet::IpNet;
 
 /// One write to one map.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Op {
+pub enum MapOp {
     /// Gives a rule slot to a rule, its counters at zero.
     Name(u16, String),
     /// Frees a rule slot.
@@ -60,7 +60,7 @@ pub enum Op {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
     /// In this order.
-    pub ops: Vec<Op>,
+    pub ops: Vec<MapOp>,
     /// The epoch that is in force afterwards.
     pub epoch: u32,
     /// The rule slot of each rule, by its index in the ruleset.
@@ -96,7 +96,7 @@ pub fn plan(have: &Image, want: &Ruleset, cgroups: &Cgroups) -> Result<Plan, Pla
             follow(&mut ops, &have.entries.followed, &followed, generation);
             follow(&mut ops, &have.entries.followed, &Followed::default(), generation ^ 1);
             if have.epoch != in_force {
-                ops.push(Op::Activate(in_force));
+                ops.push(MapOp::Activate(in_force));
             }
             return Ok(Plan { ops, epoch: in_force, slots });
         }
@@ -108,47 +108,49 @@ pub fn plan(have: &Image, want: &Ruleset, cgroups: &Cgroups) -> Result<Plan, Pla
 
     for (slot, name) in &names {
         if have.names.get(slot) != Some(name) {
-            ops.push(Op::Name(*slot, name.clone()));
+            ops.push(MapOp::Name(*slot, name.clone()));
         }
     }
     bring(&mut ops, &have.entries, &target, new);
-    ops.push(Op::Activate(epoch));
-    ops.push(Op::Grace);
+    ops.push(MapOp::Activate(epoch));
+    ops.push(MapOp::Grace);
     bring(&mut ops, &have.entries, &Entries::default(), generation);
     for slot in have.names.keys().filter(|slot| !names.contains_key(slot)) {
-        ops.push(Op::Unname(*slot));
+        ops.push(MapOp::Unname(*slot));
     }
     Ok(Plan { ops, epoch, slots })
 }
 
-/// What the maps hold after an operation: the model that the tests and `apply` share.
-pub fn step(image: &mut Image, op: &Op) {
-    fn set<K: Ord + Copy, V: Copy>(table: &mut BTreeMap<K, V>, key: &K, value: Option<V>) {
-        match value {
-            Some(value) => table.insert(*key, value),
-            None => table.remove(key),
-        };
-    }
-    match op {
-        Op::Name(slot, name) => {
-            image.names.insert(*slot, name.clone());
+impl MapOp {
+    /// Does to an image what the write does to the maps. The tests and `apply` share it.
+    pub fn apply_to(&self, image: &mut Image) {
+        fn set<K: Ord + Copy, V: Copy>(table: &mut BTreeMap<K, V>, key: &K, value: Option<V>) {
+            match value {
+                Some(value) => table.insert(*key, value),
+                None => table.remove(key),
+            };
         }
-        Op::Unname(slot) => {
-            image.names.remove(slot);
+        match self {
+            MapOp::Name(slot, name) => {
+                image.names.insert(*slot, name.clone());
+            }
+            MapOp::Unname(slot) => {
+                image.names.remove(slot);
+            }
+            MapOp::Scope(key, value) => set(&mut image.entries.scopes, key, *value),
+            MapOp::Port(key, value) => set(&mut image.entries.ports, key, *value),
+            MapOp::ScopeCopy(key, value) => set(&mut image.entries.scopes_copy, key, *value),
+            MapOp::PortCopy(key, value) => set(&mut image.entries.ports_copy, key, *value),
+            MapOp::PortNumbers(index, value) => set(&mut image.entries.port_numbers, index, *value),
+            MapOp::PeerV4(key, value) => set(&mut image.entries.peers_v4, key, *value),
+            MapOp::PeerV6(key, value) => set(&mut image.entries.peers_v6, key, *value),
+            MapOp::Destination(key, value) => set(&mut image.entries.destinations, key, *value),
+            MapOp::Caller(key, value) => set(&mut image.entries.followed.callers, key, *value),
+            MapOp::Cgroup(key, value) => set(&mut image.entries.followed.cgroups, key, *value),
+            MapOp::Generation(key, value) => set(&mut image.entries.followed.generations, key, *value),
+            MapOp::Activate(epoch) => image.epoch = *epoch,
+            MapOp::Grace => {}
         }
-        Op::Scope(key, value) => set(&mut image.entries.scopes, key, *value),
-        Op::Port(key, value) => set(&mut image.entries.ports, key, *value),
-        Op::ScopeCopy(key, value) => set(&mut image.entries.scopes_copy, key, *value),
-        Op::PortCopy(key, value) => set(&mut image.entries.ports_copy, key, *value),
-        Op::PortNumbers(index, value) => set(&mut image.entries.port_numbers, index, *value),
-        Op::PeerV4(key, value) => set(&mut image.entries.peers_v4, key, *value),
-        Op::PeerV6(key, value) => set(&mut image.entries.peers_v6, key, *value),
-        Op::Destination(key, value) => set(&mut image.entries.destinations, key, *value),
-        Op::Caller(key, value) => set(&mut image.entries.followed.callers, key, *value),
-        Op::Cgroup(key, value) => set(&mut image.entries.followed.cgroups, key, *value),
-        Op::Generation(key, value) => set(&mut image.entries.followed.generations, key, *value),
-        Op::Activate(epoch) => image.epoch = *epoch,
-        Op::Grace => {}
     }
 }
 
@@ -289,39 +291,51 @@ fn mapped_prefix(prefix: &IpNet) -> ([u8; 16], u32) {
 }
 
 /// The operations that make the entries of one generation in `have` equal to `target`. It counts as whole again when they are all done.
-fn bring(ops: &mut Vec<Op>, have: &Entries, target: &Entries, generation: u8) {
+fn bring(ops: &mut Vec<MapOp>, have: &Entries, target: &Entries, generation: u8) {
     let mut followed = have.followed.clone();
     if followed.generations.remove(&generation).is_some() {
-        ops.push(Op::Generation(generation, None));
+        ops.push(MapOp::Generation(generation, None));
     }
     let peer_generation = |list: &[u8; 4]| list[0] >> 7;
-    difference(ops, &have.scopes, &target.scopes, |(_, key)| key.generation[0] == generation, Op::Scope);
-    difference(ops, &have.ports, &target.ports, |key| key.generation == generation, Op::Port);
+    difference(ops, &have.scopes, &target.scopes, |(_, key)| key.generation[0] == generation, MapOp::Scope);
+    difference(ops, &have.ports, &target.ports, |key| key.generation == generation, MapOp::Port);
     let of_scope = |(_, key): &(u32, ScopeKey)| key.generation[0] == generation;
-    difference(ops, &have.scopes_copy, &target.scopes_copy, of_scope, Op::ScopeCopy);
-    difference(ops, &have.ports_copy, &target.ports_copy, |key| key.generation == generation, Op::PortCopy);
+    difference(ops, &have.scopes_copy, &target.scopes_copy, of_scope, MapOp::ScopeCopy);
+    difference(ops, &have.ports_copy, &target.ports_copy, |key| key.generation == generation, MapOp::PortCopy);
     let of_word = |index: &u32| (index / (MAX_PORT_WORDS / 2)) as u8 == generation;
-    difference(ops, &have.port_numbers, &target.port_numbers, of_word, Op::PortNumbers);
-    difference(ops, &have.peers_v4, &target.peers_v4, |(_, key)| peer_generation(&key.list) == generation, Op::PeerV4);
-    difference(ops, &have.peers_v6, &target.peers_v6, |(_, key)| peer_generation(&key.list) == generation, Op::PeerV6);
+    difference(ops, &have.port_numbers, &target.port_numbers, of_word, MapOp::PortNumbers);
+    difference(
+        ops,
+        &have.peers_v4,
+        &target.peers_v4,
+        |(_, key)| peer_generation(&key.list) == generation,
+        MapOp::PeerV4,
+    );
+    difference(
+        ops,
+        &have.peers_v6,
+        &target.peers_v6,
+        |(_, key)| peer_generation(&key.list) == generation,
+        MapOp::PeerV6,
+    );
     let of_generation = |(_, key): &(u32, DestinationKey)| peer_generation(&key.list) == generation;
-    difference(ops, &have.destinations, &target.destinations, of_generation, Op::Destination);
+    difference(ops, &have.destinations, &target.destinations, of_generation, MapOp::Destination);
     follow(ops, &followed, &target.followed, generation);
 }
 
 /// The same for what follows the cgroups. A cgroup is admitted only where it is named too, whichever of both comes first.
-fn follow(ops: &mut Vec<Op>, have: &Followed, target: &Followed, generation: u8) {
-    difference(ops, &have.callers, &target.callers, |key| key.list[0] >> 7 == generation, Op::Caller);
-    difference(ops, &have.cgroups, &target.cgroups, |key| key.generation == u64::from(generation), Op::Cgroup);
-    difference(ops, &have.generations, &target.generations, |key| *key == generation, Op::Generation);
+fn follow(ops: &mut Vec<MapOp>, have: &Followed, target: &Followed, generation: u8) {
+    difference(ops, &have.callers, &target.callers, |key| key.list[0] >> 7 == generation, MapOp::Caller);
+    difference(ops, &have.cgroups, &target.cgroups, |key| key.generation == u64::from(generation), MapOp::Cgroup);
+    difference(ops, &have.generations, &target.generations, |key| *key == generation, MapOp::Generation);
 }
 
 fn difference<K: Ord + Copy, V: Copy + PartialEq>(
-    ops: &mut Vec<Op>,
+    ops: &mut Vec<MapOp>,
     have: &BTreeMap<K, V>,
     target: &BTreeMap<K, V>,
     of_generation: impl Fn(&K) -> bool,
-    op: impl Fn(K, Option<V>) -> Op,
+    op: impl Fn(K, Option<V>) -> MapOp,
 ) {
     // Removals first: the table may be full of a generation that was never finished.
     for key in have.keys().filter(|key| of_generation(key) && !target.contains_key(key)) {
@@ -336,7 +350,7 @@ fn difference<K: Ord + Copy, V: Copy + PartialEq>(
 
 #[cfg(test)]
 mod tests {
-    use guard_policy::ruleset::{DestinationPort, GuardedPort, Mode, PodsCgroup, Rule, Tables};
+    use guard_policy::ruleset::{DestinationPort, GuardedPort, Mode, PodsCgroup, RuleSummary, RulesetTables};
     use proptest::prelude::*;
 
     use super::*;
@@ -358,12 +372,12 @@ mod tests {
         let others = (callers, prop::collection::btree_map(path(), 1u32..4, 0..3), any::<bool>(), 0u32..3);
         (names, scopes, ports, peers, others).prop_map(|(names, scopes, ports, peers, others)| {
             let (callers, cgroups, all_pods, set) = others;
-            let rules: Vec<Rule> = names
+            let rules: Vec<RuleSummary> = names
                 .into_iter()
-                .map(|name| Rule { name, mode: Mode::Enforce, guards: String::new(), allows: String::new() })
+                .map(|name| RuleSummary { name, mode: Mode::Enforce, guards: String::new(), allows: String::new() })
                 .collect();
             let rule = |index: usize| index % rules.len();
-            let tables = Tables {
+            let tables = RulesetTables {
                 scopes,
                 ports: ports
                     .into_iter()
@@ -417,8 +431,8 @@ mod tests {
         entries
     }
 
-    fn run(image: &mut Image, ops: &[Op]) {
-        ops.iter().for_each(|op| step(image, op));
+    fn run(image: &mut Image, ops: &[MapOp]) {
+        ops.iter().for_each(|op| op.apply_to(image));
     }
 
     proptest! {
@@ -446,14 +460,14 @@ mod tests {
             let before = view(&image);
             let cut = crash.min(half.len());
             run(&mut image, &half[..cut]);
-            if !half[..cut].iter().any(|op| matches!(op, Op::Activate(_))) {
+            if !half[..cut].iter().any(|op| matches!(op, MapOp::Activate(_))) {
                 prop_assert_eq!(&view(&image), &before);
             }
             let plan = plan(&image, &third, &cgroups()).unwrap();
             let old = view(&image);
             let new = encode(&third, &plan.slots, plan.epoch, &cgroups());
             for op in &plan.ops {
-                step(&mut image, op);
+                op.apply_to(&mut image);
                 let now = view(&image);
                 prop_assert!(now == old || now == new, "a mix after {:?}", op);
             }
@@ -487,7 +501,7 @@ mod tests {
             let plan = plan(&image, &want, &cgroups()).unwrap();
             let (old, new) = (view(&image), encode(&want, &plan.slots, plan.epoch, &cgroups()));
             for op in &plan.ops {
-                step(&mut image, op);
+                op.apply_to(&mut image);
                 let now = view(&image);
                 prop_assert!(now == old || now == new || image.in_force().generation.is_none(), "a mix after {:?}", op);
             }
@@ -532,13 +546,13 @@ mod tests {
                 name: String::new(),
                 digest: String::new(),
                 mode: Mode::Enforce,
-                rules: vec![Rule {
+                rules: vec![RuleSummary {
                     name: "new".into(),
                     mode: Mode::Enforce,
                     guards: String::new(),
                     allows: String::new(),
                 }],
-                tables: Tables::default(),
+                tables: RulesetTables::default(),
                 services: Default::default(),
                 dial: Vec::new(),
             };

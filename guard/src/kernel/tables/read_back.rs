@@ -10,12 +10,12 @@ use guard_policy::tables::image::{Entries, Followed, Image};
 
 use crate::kernel::tables::{
     apply_error::{ApplyError, refused},
-    bulk::Bulk,
-    maps::{Maps, rule_name},
+    large_map::LargeMap,
+    ruleset_maps::{RulesetMaps, rule_name},
 };
 
 /// Reads the maps; what decides nothing by itself is taken from what is known, if anything is.
-pub(crate) fn read(maps: &Maps, known: Option<&Image>) -> Result<Image, ApplyError> {
+pub(crate) fn read(maps: &RulesetMaps, known: Option<&Image>) -> Result<Image, ApplyError> {
     let mut image = Image {
         epoch: maps.active.get(&0, 0).map_err(|error| ApplyError::Map("ACTIVE", error))?.epoch,
         ..Image::default()
@@ -51,7 +51,7 @@ pub(crate) fn read(maps: &Maps, known: Option<&Image>) -> Result<Image, ApplyErr
 }
 
 /// The names of rules, and the numbers of guarded ports.
-fn read_rest(maps: &Maps, image: &mut Image) -> Result<(), ApplyError> {
+fn read_rest(maps: &RulesetMaps, image: &mut Image) -> Result<(), ApplyError> {
     for slot in 0..RULE_SLOTS as u16 {
         let name = maps.names.get(&u32::from(slot), 0).map_err(|error| ApplyError::Map("RULE_NAMES", error))?;
         if let Some(name) = rule_name::read(&name) {
@@ -68,7 +68,7 @@ fn read_rest(maps: &Maps, image: &mut Image) -> Result<(), ApplyError> {
 }
 
 fn read_lpm<K: aya::Pod + Ord, V: aya::Pod>(
-    table: &Bulk<Key<K>, V>,
+    table: &LargeMap<Key<K>, V>,
     name: &'static str,
 ) -> Result<BTreeMap<(u32, K), V>, ApplyError> {
     let entries = table.read().map_err(refused(name))?;

@@ -16,7 +16,7 @@ const MAX_BYTES: u64 = 32 << 20;
 
 /// A document that compiled.
 #[derive(Clone, Debug)]
-pub struct Loaded {
+pub struct LoadedPolicy {
     /// The document.
     pub source: Source,
     /// What it means.
@@ -26,13 +26,13 @@ pub struct Loaded {
 }
 
 /// What became of an edit.
-pub type Edit = Result<Loaded, Rejected>;
+pub type Edit = Result<LoadedPolicy, Rejected>;
 
 /// Reads and compiles the file.
 pub fn load(path: &Path, node: &NodeFacts) -> Edit {
     let source = Source { path: path.to_path_buf(), text: read(path)? };
     match compile(&source, node) {
-        Ok((ruleset, warnings)) => Ok(Loaded { source, ruleset: Arc::new(ruleset), warnings }),
+        Ok((ruleset, warnings)) => Ok(LoadedPolicy { source, ruleset: Arc::new(ruleset), warnings }),
         Err(diagnostics) => Err(Rejected { source, diagnostics }),
     }
 }

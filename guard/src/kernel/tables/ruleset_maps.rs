@@ -13,21 +13,21 @@ use guard_common::abi::{
     PeerKey4, PeerKey6, PeerValue, PortKey, PortValue, RuleName, ScopeKey, ScopeValue,
 };
 
-use crate::kernel::{error::LoadError, pins::pins, tables::bulk::Bulk};
+use crate::kernel::{error::LoadError, pins::pins, tables::large_map::LargeMap};
 
 /// The maps.
-pub struct Maps {
+pub struct RulesetMaps {
     pub(crate) active: Array<MapData, Active>,
     pub(crate) generations: Array<MapData, Generation>,
-    pub(crate) scopes: Bulk<Key<ScopeKey>, ScopeValue>,
-    pub(crate) ports: Bulk<PortKey, PortValue>,
+    pub(crate) scopes: LargeMap<Key<ScopeKey>, ScopeValue>,
+    pub(crate) ports: LargeMap<PortKey, PortValue>,
     /// The copies that are asked before a port counts as not guarded.
-    pub(crate) scopes_copy: Bulk<Key<ScopeKey>, ScopeValue>,
-    pub(crate) ports_copy: Bulk<PortKey, PortValue>,
+    pub(crate) scopes_copy: LargeMap<Key<ScopeKey>, ScopeValue>,
+    pub(crate) ports_copy: LargeMap<PortKey, PortValue>,
     pub(crate) port_numbers: Array<MapData, u64>,
-    pub(crate) peers_v4: Bulk<Key<PeerKey4>, PeerValue>,
-    pub(crate) peers_v6: Bulk<Key<PeerKey6>, PeerValue>,
-    pub(crate) destinations: Bulk<Key<DestinationKey>, DestinationValue>,
+    pub(crate) peers_v4: LargeMap<Key<PeerKey4>, PeerValue>,
+    pub(crate) peers_v6: LargeMap<Key<PeerKey6>, PeerValue>,
+    pub(crate) destinations: LargeMap<Key<DestinationKey>, DestinationValue>,
     pub(crate) callers: HashMap<MapData, CallerKey, CallerValue>,
     pub(crate) cgroups: HashMap<MapData, CgroupKey, CgroupValue>,
     pub(crate) names: Array<MapData, RuleName>,
@@ -36,30 +36,30 @@ pub struct Maps {
     pub(crate) carried: Array<MapData, u64>,
 }
 
-impl Maps {
+impl RulesetMaps {
     /// Takes the ruleset's maps out of a loaded object.
-    pub fn take(ebpf: &mut Ebpf) -> Result<Maps, LoadError> {
-        Maps::open(|name| take(ebpf, name))
+    pub fn take(ebpf: &mut Ebpf) -> Result<RulesetMaps, LoadError> {
+        RulesetMaps::open(|name| take(ebpf, name))
     }
 
     /// Opens the pinned maps without any program: the daemon need not run.
-    pub fn pinned(bpffs: &Path) -> Result<Maps, LoadError> {
+    pub fn pinned(bpffs: &Path) -> Result<RulesetMaps, LoadError> {
         let pins = pins(bpffs);
-        Maps::open(|name| pinned_map(&pins, name))
+        RulesetMaps::open(|name| pinned_map(&pins, name))
     }
 
-    fn open(mut map: impl FnMut(&'static str) -> Result<Map, LoadError>) -> Result<Maps, LoadError> {
-        Ok(Maps {
+    fn open(mut map: impl FnMut(&'static str) -> Result<Map, LoadError>) -> Result<RulesetMaps, LoadError> {
+        Ok(RulesetMaps {
             active: Array::try_from(map("ACTIVE")?)?,
             generations: Array::try_from(map("GENERATIONS")?)?,
-            scopes: Bulk::of(map("SCOPES")?)?,
-            ports: Bulk::of(map("PORTS")?)?,
-            scopes_copy: Bulk::of(map("SCOPES_COPY")?)?,
-            ports_copy: Bulk::of(map("PORTS_COPY")?)?,
+            scopes: LargeMap::of(map("SCOPES")?)?,
+            ports: LargeMap::of(map("PORTS")?)?,
+            scopes_copy: LargeMap::of(map("SCOPES_COPY")?)?,
+            ports_copy: LargeMap::of(map("PORTS_COPY")?)?,
             port_numbers: Array::try_from(map("PORT_NUMBERS")?)?,
-            peers_v4: Bulk::of(map("PEERS_V4")?)?,
-            peers_v6: Bulk::of(map("PEERS_V6")?)?,
-            destinations: Bulk::of(map("DESTINATIONS")?)?,
+            peers_v4: LargeMap::of(map("PEERS_V4")?)?,
+            peers_v6: LargeMap::of(map("PEERS_V6")?)?,
+            destinations: LargeMap::of(map("DESTINATIONS")?)?,
             callers: HashMap::try_from(map("CALLERS")?)?,
             cgroups: HashMap::try_from(map("CGROUPS")?)?,
             names: Array::try_from(map("RULE_NAMES")?)?,

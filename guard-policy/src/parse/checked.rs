@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use crate::ruleset::{DialRule, Mode, ServiceRange};
 
 /// A rule with every value read.
-pub(crate) struct Read {
+pub(crate) struct GuardRule {
     pub(crate) name: String,
     pub(crate) mode: Mode,
     pub(crate) node: Vec<RangeInclusive<u16>>,
@@ -21,10 +21,10 @@ pub(crate) struct Read {
     pub(crate) tunnel: bool,
     pub(crate) from_node: bool,
     pub(crate) callers: Vec<String>,
-    pub(crate) blocks: Vec<Block>,
+    pub(crate) blocks: Vec<PeerBlock>,
 }
 
-impl Read {
+impl GuardRule {
     /// Whether the rule guards ports of every pod, by its cgroup.
     pub(crate) fn all_pods(&self) -> bool {
         !self.pods.is_empty() && self.cidrs.is_empty()
@@ -34,11 +34,11 @@ impl Read {
 /// The companion.
 pub(crate) struct Companion {
     pub(crate) cgroup: String,
-    pub(crate) servers: Vec<Server>,
+    pub(crate) servers: Vec<CompanionServer>,
 }
 
 /// What the companion may reach beside the destinations of dials.
-pub(crate) struct Server {
+pub(crate) struct CompanionServer {
     pub(crate) cidr: IpNet,
     pub(crate) protocol: u8,
     pub(crate) ports: Vec<RangeInclusive<u16>>,
@@ -52,15 +52,15 @@ pub(crate) struct ControlPlane {
 
 /// An `ipBlock` of a rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Block {
+pub(crate) struct PeerBlock {
     pub(crate) rule: usize,
     pub(crate) cidr: IpNet,
     pub(crate) except: Vec<IpNet>,
 }
 
 /// What of a document goes into the tables.
-pub(crate) struct Parts<'a> {
-    pub(crate) rules: &'a [Read],
+pub(crate) struct CheckedDocument<'a> {
+    pub(crate) rules: &'a [GuardRule],
     pub(crate) dial: &'a [DialRule],
     pub(crate) services: &'a ServiceRange,
     pub(crate) companion: Option<Companion>,

@@ -9,21 +9,21 @@ use aya::{
     maps::{Map, MapData, MapError},
 };
 
-use crate::kernel::tables::{map_batches, map_batches::Batch};
+use crate::kernel::tables::{map_batches, map_batches::BatchResult};
 
 /// Entries of one system call.
 const CHUNK: usize = 1 << 14;
 
 /// A hash table or a longest-prefix table.
-pub(crate) struct Bulk<K, V> {
+pub(crate) struct LargeMap<K, V> {
     /// The descriptor itself and no copy of it: a program of the same object that is loaded later names its maps by their numbers.
     map: MapData,
     of: PhantomData<fn() -> (K, V)>,
 }
 
-impl<K: Pod, V: Pod> Bulk<K, V> {
+impl<K: Pod, V: Pod> LargeMap<K, V> {
     /// Takes a map that has keys and values of this size.
-    pub(crate) fn of(map: Map) -> Result<Bulk<K, V>, MapError> {
+    pub(crate) fn of(map: Map) -> Result<LargeMap<K, V>, MapError> {
         let (Map::LpmTrie(map) | Map::HashMap(map)) = map else {
             return Err(MapError::InvalidMapType { map_type: 0 });
         };
@@ -33,7 +33,7 @@ impl<K: Pod, V: Pod> Bulk<K, V> {
                 return Err(MapError::InvalidKeySize { size, expected: expected as usize });
             }
         }
-        Ok(Bulk { map, of: PhantomData })
+        Ok(LargeMap { map, of: PhantomData })
     }
 
     /// Writes entries in this order.
@@ -41,11 +41,11 @@ impl<K: Pod, V: Pod> Bulk<K, V> {
         for chunk in entries.chunks(CHUNK) {
             let (keys, values): (Vec<K>, Vec<V>) = chunk.iter().copied().unzip();
             match map_batches::update_batch(self.map.fd(), &keys, &values) {
-                Batch::Done(_) => {}
-                Batch::Unknown => {
+                BatchResult::Done(_) => {}
+                BatchResult::Unknown => {
                     chunk.iter().try_for_each(|(key, value)| map_batches::update(self.map.fd(), key, value))?
                 }
-                Batch::Stopped(_, error) => return Err(error),
+                BatchResult::Stopped(_, error) => return Err(error),
             }
         }
         Ok(())
@@ -57,11 +57,11 @@ impl<K: Pod, V: Pod> Bulk<K, V> {
         while !left.is_empty() {
             let (now, _) = left.split_at(left.len().min(CHUNK));
             let done = match map_batches::delete_batch(self.map.fd(), now) {
-                Batch::Done(count) => count,
+                BatchResult::Done(count) => count,
                 // The batch ends at the entry that is not there.
-                Batch::Stopped(count, error) if error.raw_os_error() == Some(libc::ENOENT) => count + 1,
-                Batch::Stopped(_, error) => return Err(error),
-                Batch::Unknown => {
+                BatchResult::Stopped(count, error) if error.raw_os_error() == Some(libc::ENOENT) => count + 1,
+                BatchResult::Stopped(_, error) => return Err(error),
+                BatchResult::Unknown => {
                     now.iter().try_for_each(|key| absent_is_fine(map_batches::delete(self.map.fd(), key)))?;
                     now.len()
                 }
@@ -74,15 +74,15 @@ impl<K: Pod, V: Pod> Bulk<K, V> {
     /// Reads every entry.
     pub(crate) fn read(&self) -> io::Result<Vec<(K, V)>> {
         let mut entries = Vec::new();
-        let mut place: Option<map_batches::Place<K>> = None;
+        let mut place: Option<map_batches::BatchCursor<K>> = None;
         loop {
             let (found, result) = map_batches::lookup_batch(self.map.fd(), &mut place, CHUNK);
             entries.extend(found);
             match result {
-                Batch::Done(_) => {}
-                Batch::Stopped(_, error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(entries),
+                BatchResult::Done(_) => {}
+                BatchResult::Stopped(_, error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(entries),
                 // Somebody else changes the table while it is read, or there are no such calls: entry by entry, then.
-                Batch::Stopped(..) | Batch::Unknown => return self.read_singly(),
+                BatchResult::Stopped(..) | BatchResult::Unknown => return self.read_singly(),
             }
         }
     }

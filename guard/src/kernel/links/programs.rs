@@ -21,22 +21,22 @@ use guard_common::abi::Pinhole;
 use crate::kernel::{
     error::{LoadError, at},
     links::{
-        definition::Shape,
+        map_definition::MapDefinition,
         object::{JUDGES, OBJECT, PROGRAMS},
         upgrade::Predecessor,
     },
     pins::{Location, pins},
     syscalls,
     tables::{
-        maps,
-        maps::{Maps, pinned_map},
+        ruleset_maps,
+        ruleset_maps::{RulesetMaps, pinned_map},
     },
 };
 
 /// The kernel half, opened: what `app` hands out to its parts.
-pub struct Loaded {
+pub struct KernelHalf {
     /// For `apply` and `counters`.
-    pub maps: Maps,
+    pub maps: RulesetMaps,
     /// For `counters`: what the kernel half could not do.
     pub health: PerCpuArray<MapData, u64>,
     /// For `events`.
@@ -54,15 +54,15 @@ pub struct Programs {
     /// A handle on every pinned map, so that a lost pin can be made again.
     pub(crate) pinned: Vec<(String, MapData)>,
     /// The same for every link: without it, removing a pin would detach the program.
-    pub(crate) links: Vec<Held>,
+    pub(crate) links: Vec<CgroupLink>,
     /// The same for the edge tier's.
-    pub(crate) edge: crate::kernel::links::edge_hooks::Held,
+    pub(crate) edge: crate::kernel::links::edge_hooks::EdgeHandles,
     /// Whether cgroup_skb programs can ask for the network namespace here (kernel 6.15).
     pub netns_helper: bool,
 }
 
 /// A link that is held open.
-pub(crate) struct Held {
+pub(crate) struct CgroupLink {
     pub(crate) name: &'static str,
     pub(crate) fd: OwnedFd,
     /// The program that was put into it.
@@ -93,18 +93,18 @@ pub struct PinnedMap {
 }
 
 /// Opens the maps (pinned ones are adopted after a check of their shape) and loads the programs. Attaches nothing.
-pub fn open(location: &Location) -> Result<Loaded, LoadError> {
+pub fn open(location: &Location) -> Result<KernelHalf, LoadError> {
     let pins = location.pins();
     make_directories(&location.bpffs, &pins)?;
-    let map_names = check_shapes(&pins)?;
+    let map_names = check_definitions(&pins)?;
     let (ebpf, netns_helper) = load_programs(&pins, &map_names)?;
     #[cfg(feature = "ebpf-log")]
     let ebpf = crate::kernel::links::program_log::start(ebpf);
     let handle = |name: &String| Ok((name.clone(), MapData::from_pin(pins.join("maps").join(name))?));
     let pinned = map_names.iter().map(handle).collect::<Result<_, MapError>>()?;
-    let (links, edge) = (Vec::new(), crate::kernel::links::edge_hooks::Held::default());
-    Ok(Loaded {
-        maps: Maps::pinned(&location.bpffs)?,
+    let (links, edge) = (Vec::new(), crate::kernel::links::edge_hooks::EdgeHandles::default());
+    Ok(KernelHalf {
+        maps: RulesetMaps::pinned(&location.bpffs)?,
         health: PerCpuArray::try_from(pinned_map(&pins, "HEALTH")?)?,
         events: RingBuf::try_from(pinned_map(&pins, "EVENTS")?)?,
         cookies: HashMap::try_from(pinned_map(&pins, "COOKIES")?)?,
@@ -148,9 +148,9 @@ impl Programs {
             }
             let fd = syscalls::obj_get(&link_pin).map_err(at(&link_pin))?;
             let program_id = syscalls::link_info(fd.as_fd()).map_err(at(&link_pin))?.program_id;
-            self.links.push(Held { name, fd, program_id });
+            self.links.push(CgroupLink { name, fd, program_id });
         }
-        renewed.then(|| maps::forget_judged(&pins)).transpose()?;
+        renewed.then(|| ruleset_maps::forget_judged(&pins)).transpose()?;
         Ok(predecessors)
     }
 
@@ -208,20 +208,20 @@ fn make_directories(bpffs: &Path, pins: &Path) -> Result<(), LoadError> {
 }
 
 /// Compares every pinned map with its definition in the object; the loader itself would silently take any.
-fn check_shapes(pins: &Path) -> Result<Vec<String>, LoadError> {
-    let shapes = Shape::of_object()?;
-    for (name, expected) in &shapes {
+fn check_definitions(pins: &Path) -> Result<Vec<String>, LoadError> {
+    let definitions = MapDefinition::of_object()?;
+    for (name, expected) in &definitions {
         let path = pins.join("maps").join(name);
         if !path.exists() {
             continue;
         }
-        let found = Shape::of_pin(&path)?;
+        let found = MapDefinition::of_pin(&path)?;
         if found != *expected {
             let (found, expected) = (found.to_string(), expected.to_string());
-            return Err(LoadError::MapShape { path, found, expected });
+            return Err(LoadError::MapMismatch { path, found, expected });
         }
     }
-    Ok(shapes.into_keys().collect())
+    Ok(definitions.into_keys().collect())
 }
 
 /// Loads with the network-namespace helper, and without it where the kernel does not know it for cgroup_skb.

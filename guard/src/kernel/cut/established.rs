@@ -25,11 +25,11 @@ use guard_policy::tables::{
 };
 use nix::sched::{CloneFlags, setns};
 
-use crate::kernel::cut::sock_diag::{Diag, TcpSocket};
+use crate::kernel::cut::sock_diag::{SockDiag, TcpSocket};
 
 /// What a pass over the sockets did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Pass {
+pub struct CutSummary {
     /// Network namespaces that were looked into.
     pub namespaces: usize,
     /// Connections to guarded ports.
@@ -47,13 +47,13 @@ pub struct Pass {
 const CONFIRM: Duration = Duration::from_millis(150);
 
 /// The denied connections of one network namespace.
-struct Denied {
+struct DeniedConnections {
     namespace: File,
     connections: Vec<(TcpSocket, Reason)>,
 }
 
 /// Judges every connection to a listener in every network namespace that a process lives in, and cuts what the image denies.
-pub fn pass(image: &Image, cgroup: &Path) -> io::Result<Pass> {
+pub fn cut_denied(image: &Image, cgroup: &Path) -> io::Result<CutSummary> {
     let mut model = Model { image: image.clone(), ..Model::default() };
     let (mut pass, first) = look(&mut model, cgroup)?;
     if first.is_empty() {
@@ -62,9 +62,9 @@ pub fn pass(image: &Image, cgroup: &Path) -> io::Result<Pass> {
     std::thread::sleep(CONFIRM);
     let candidates: HashSet<[u8; 8]> =
         first.iter().flat_map(|denied| &denied.connections).map(|(socket, _)| socket.cookie()).collect();
-    for Denied { namespace, mut connections } in look(&mut model, cgroup)?.1 {
+    for DeniedConnections { namespace, mut connections } in look(&mut model, cgroup)?.1 {
         connections.retain(|(socket, _)| candidates.contains(&socket.cookie()));
-        for (done, cut) in in_namespace(&namespace, || Diag::destroy(&connections))?.into_iter().zip(connections) {
+        for (done, cut) in in_namespace(&namespace, || SockDiag::destroy(&connections))?.into_iter().zip(connections) {
             if done { pass.cut.push(cut) } else { pass.failed += 1 }
         }
     }
@@ -72,14 +72,14 @@ pub fn pass(image: &Image, cgroup: &Path) -> io::Result<Pass> {
 }
 
 /// One look at all connections: how many were judged, and which are denied.
-fn look(model: &mut Model, cgroup: &Path) -> io::Result<(Pass, Vec<Denied>)> {
+fn look(model: &mut Model, cgroup: &Path) -> io::Result<(CutSummary, Vec<DeniedConnections>)> {
     let groups = groups(image_generation(&model.image), &model.image.entries.followed, cgroup)?;
     let covers_all = crate::kernel::cgroups::root::v2_root().is_ok_and(|root| root == cgroup);
     let own = fs::metadata("/proc/self/ns/net")?.ino();
     let (found, mut blind) = namespaces(own)?;
     let mut dumped = Vec::new();
     for (id, namespace) in found {
-        match in_namespace(&namespace, Diag::dump) {
+        match in_namespace(&namespace, SockDiag::dump) {
             Ok(sockets) => dumped.push((id, namespace, sockets)),
             // What may not be entered is left out and told; this namespace can always be judged.
             Err(error) if id != own && error.kind() == io::ErrorKind::PermissionDenied => blind = true,
@@ -87,14 +87,14 @@ fn look(model: &mut Model, cgroup: &Path) -> io::Result<(Pass, Vec<Denied>)> {
         }
     }
     // The other ends are read after all of these: a connection that was seen above has its opener here, however new it is.
-    model.pinholes = pinholes(&Diag::dump()?, &own_inodes()?, &groups);
+    model.pinholes = pinholes(&SockDiag::dump()?, &own_inodes()?, &groups);
     if groups.values().any(|group| group.caller.roles != 0) {
         for (_, namespace, _) in dumped.iter().filter(|(id, ..)| *id != own) {
-            let callers = in_namespace(namespace, Diag::dump)?;
+            let callers = in_namespace(namespace, SockDiag::dump)?;
             model.pinholes.extend(callers.iter().filter_map(|socket| opened_by_caller(socket, &groups)));
         }
     }
-    let mut pass = Pass { namespaces: dumped.len(), blind, ..Pass::default() };
+    let mut pass = CutSummary { namespaces: dumped.len(), blind, ..CutSummary::default() };
     let mut denied = Vec::new();
     for (id, namespace, sockets) in dumped {
         let listening: BTreeSet<u16> =
@@ -119,7 +119,7 @@ fn look(model: &mut Model, cgroup: &Path) -> io::Result<(Pass, Vec<Denied>)> {
             connections.extend(denied.map(|reason| (socket, reason)));
         }
         if !connections.is_empty() {
-            denied.push(Denied { namespace, connections });
+            denied.push(DeniedConnections { namespace, connections });
         }
     }
     Ok((pass, denied))
@@ -127,7 +127,7 @@ fn look(model: &mut Model, cgroup: &Path) -> io::Result<(Pass, Vec<Denied>)> {
 
 /// What is known of a cgroup below the guarded one.
 #[derive(Clone, Copy, Debug, Default)]
-struct Group {
+struct CgroupFacts {
     caller: Caller,
     in_pods: bool,
 }
@@ -180,7 +180,7 @@ fn opening(from: SocketAddr, to: SocketAddr) -> Vec<u8> {
 
 /// What the kernel's pinholes were when the connections of this namespace were opened: those of the guard's own sockets and of the
 /// companion are the tunnel's, the others the node's, and some a caller's too.
-fn pinholes(dumped: &[TcpSocket], own: &HashSet<u32>, groups: &Groups) -> BTreeMap<FlowKey, Pinhole> {
+fn pinholes(dumped: &[TcpSocket], own: &HashSet<u32>, groups: &CgroupTree) -> BTreeMap<FlowKey, Pinhole> {
     let pinhole = |socket: &TcpSocket| {
         if own.contains(&socket.inode) {
             return (flow(socket), Pinhole::of(Pinhole::TUNNEL));
@@ -195,7 +195,7 @@ fn pinholes(dumped: &[TcpSocket], own: &HashSet<u32>, groups: &Groups) -> BTreeM
 }
 
 /// The pinhole of a socket in a named cgroup.
-fn opened_by_caller(socket: &TcpSocket, groups: &Groups) -> Option<(FlowKey, Pinhole)> {
+fn opened_by_caller(socket: &TcpSocket, groups: &CgroupTree) -> Option<(FlowKey, Pinhole)> {
     let Caller { cgroup, roles } = groups.get(&socket.cgroup?)?.caller;
     let via = match roles {
         0 => return None,
@@ -272,12 +272,12 @@ fn own_inodes() -> io::Result<HashSet<u32>> {
 }
 
 /// The cgroups below the guarded one, by id: on cgroup v2, the inode of the directory.
-type Groups = HashMap<u64, Group>;
+type CgroupTree = HashMap<u64, CgroupFacts>;
 
 /// Walks the cgroups below the guarded one.
-fn groups((generation, facts): (u8, Generation), followed: &Followed, cgroup: &Path) -> io::Result<Groups> {
-    let mut groups = Groups::new();
-    let mut left = vec![(cgroup.to_path_buf(), Group::default())];
+fn groups((generation, facts): (u8, Generation), followed: &Followed, cgroup: &Path) -> io::Result<CgroupTree> {
+    let mut groups = CgroupTree::new();
+    let mut left = vec![(cgroup.to_path_buf(), CgroupFacts::default())];
     while let Some((path, mut group)) = left.pop() {
         // A cgroup that is gone by now has no sockets that matter.
         let Ok(id) = fs::metadata(&path).map(|metadata| metadata.ino()) else { continue };
