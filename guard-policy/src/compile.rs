@@ -1,6 +1,6 @@
 //! Owns the step from a document to a ruleset: a pure function, all or nothing.
-//! Called by `watch` and `check`.
-//! Must never return a ruleset together with an error, and never one that the kernel's tables cannot hold.
+//! Called by `policy_file`, and by `daemon/agent` for `--dial-anything`.
+//! Must never return a ruleset together with an error, or a ruleset that does not fit into the kernel's tables.
 
 use std::{collections::BTreeMap, ops::RangeInclusive};
 
@@ -27,12 +27,15 @@ use crate::{
     tables::build::tables,
 };
 
-/// `apiVersion`.
+/// The value of `apiVersion` that this build accepts.
 pub const API_VERSION: &str = "nodeguard.dev/v1alpha1";
-/// `kind`.
+/// The value of `kind` that this build accepts.
 pub const KIND: &str = "NodeGuardPolicy";
 
-/// Compiles a document for this node. With the ruleset come its warnings; without it, at least one error.
+/// Compiles a document for a node. Returns the ruleset with its warnings, or all findings, at least one of them an error.
+///
+/// The node's facts matter for the kernel's tables and for warnings: its own addresses, and the service range that is guessed from
+/// `service_host`. The same document and the same facts always give the same ruleset.
 pub fn compile(source: &Source, node: &NodeFacts) -> Result<(Ruleset, Vec<Diagnostic>), Vec<Diagnostic>> {
     let document = decode(source)?;
     let mut findings = Findings::default();
@@ -49,7 +52,7 @@ pub fn compile(source: &Source, node: &NodeFacts) -> Result<(Ruleset, Vec<Diagno
                 "NG010",
                 span(&guard.name),
                 format!("two rules are named `{}`", rule.name),
-                format!("the other one is on line {line}"),
+                format!("the first one is on line {line}"),
             ));
         }
         rules.push(rule);
@@ -71,7 +74,7 @@ pub fn compile(source: &Source, node: &NodeFacts) -> Result<(Ruleset, Vec<Diagno
     check_pods_cgroups(&document, &rules, &mut findings);
     check_rules(&document, &rules, &mut findings);
 
-    // RulesetTables of a document that is rejected anyway would only repeat its errors.
+    // The tables of a rejected document would only repeat its errors.
     let broken = |findings: &Findings| findings.0.iter().any(|finding| finding.severity == Severity::Error);
     if broken(&findings) {
         return Err(findings.0);
@@ -87,10 +90,10 @@ pub fn compile(source: &Source, node: &NodeFacts) -> Result<(Ruleset, Vec<Diagno
                 Diagnostic::error(
                     "NG014",
                     place.clone(),
-                    format!("the policy has {have} {what}, more than the {most} that the kernel's tables hold"),
-                    "the whole document",
+                    format!("the policy has {have} {what}, but the kernel's tables hold at most {most}"),
+                    "applies to the whole document",
                 )
-                .help("nothing was changed; join prefixes or ports, or split the policy by node"),
+                .help("merge prefixes or ports, or write a smaller policy for each group of nodes"),
             );
         }
     }
@@ -116,29 +119,29 @@ fn check_head(document: &Document, findings: &mut Findings) {
             findings.add(Diagnostic::error(
                 "NG004",
                 span(text),
-                format!("{field} `{}` is not known", text.value),
-                format!("`{want}`"),
+                format!("unsupported {field} `{}`", text.value),
+                format!("must be `{want}`"),
             ));
         }
     }
 }
 
-/// What there is of each kind, and how much of it one generation of the kernel's tables can hold: half of each.
+/// For each kind of entry: its name, how many there are, and how many one generation can have. That is half of the kernel's table.
 fn sizes(rules: &[GuardRule], tables: &RulesetTables) -> [(&'static str, usize, usize); 8] {
     let v4 = tables.peers.keys().filter(|(_, net)| matches!(net, IpNet::V4(_))).count();
     [
         ("rules", rules.len(), MAX_RULES as usize),
         ("guarded ports", tables.ports.len() + tables.destination_ports.len(), MAX_PORTS as usize / 2),
-        ("callers of all rules together", tables.callers.len(), MAX_CALLERS as usize / 2),
+        ("callers in all rules together", tables.callers.len(), MAX_CALLERS as usize / 2),
         ("cgroups", tables.cgroups.len(), MAX_CALLERS as usize / 2),
-        ("prefixes of destinations", tables.destinations.len(), MAX_DESTINATIONS as usize / 2),
+        ("destination prefixes", tables.destinations.len(), MAX_DESTINATIONS as usize / 2),
         ("pod prefixes and node addresses", tables.scopes.len(), MAX_SCOPES as usize / 2),
         ("IPv4 peer prefixes", v4, MAX_PEERS as usize / 2),
         ("IPv6 peer prefixes", tables.peers.len() - v4, MAX_PEERS as usize / 2),
     ]
 }
 
-/// What is allowed and does not fit together.
+/// Warns about dials to a port whose rules do not allow `tunnel`.
 fn warn(document: &Document, rules: &[GuardRule], findings: &mut Findings) {
     let mut check = |ports: &serde_saphyr::Spanned<Vec<serde_saphyr::Spanned<String>>>,
                      guarded: &dyn Fn(&GuardRule) -> &[RangeInclusive<u16>]| {
@@ -155,12 +158,12 @@ fn warn(document: &Document, rules: &[GuardRule], findings: &mut Findings) {
                 |rule: &&GuardRule| guarded(rule).iter().any(|range| *range.start() <= last && first <= *range.end());
             let guarding: Vec<&GuardRule> = rules.iter().filter(meets).collect();
             if let Some(rule) = guarding.first().filter(|_| guarding.iter().all(|rule| !rule.tunnel)) {
-                let message = format!("dials to port {} will be refused by the kernel", text.value);
+                let message = format!("the kernel will deny dials to port {}", text.value);
                 findings.add(Diagnostic::warning(
                     "NG102",
                     span(text),
                     message,
-                    format!("rule `{}` guards it and does not allow `tunnel`", rule.name),
+                    format!("rule `{}` guards this port and does not allow `tunnel`", rule.name),
                 ));
             }
         }

@@ -1,6 +1,6 @@
-//! Owns the step from rules to the kernel's tables: every port of every scope with the union of what its rules allow.
-//! Called by `compile`, with rules in which nothing is wrong.
-//! Must never let one rule take away what another one allows.
+//! Owns the step from rules to the kernel's tables: each port of each scope, with everyone whom its rules allow.
+//! Called by `compile`, with rules that have no errors.
+//! Must never let one rule take away what another rule allows.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,10 +14,10 @@ use crate::{
     tables::{destinations::destinations, peers::peers},
 };
 
-/// The rules (indices) that guard a port together, and the number of their peer list.
+/// The indices of the rules that guard a port together, and the number of their peer list.
 type Lists = BTreeMap<Vec<usize>, u32>;
 
-/// The kernel's tables.
+/// Builds the kernel's tables.
 pub(crate) fn tables(document: &CheckedDocument<'_>, node: &NodeFacts) -> RulesetTables {
     let rules = document.rules;
     let mut tables = RulesetTables { audit: document.audit, edge: document.edge.clone(), ..RulesetTables::default() };
@@ -26,13 +26,13 @@ pub(crate) fn tables(document: &CheckedDocument<'_>, node: &NodeFacts) -> Rulese
     let of = |index: &usize| rules.get(*index);
     add_scope(&mut tables, &mut lists, rules, NODE_SCOPE, &all, false);
 
-    // Rules without prefixes guard the ports of every pod, also of those whose address a prefix holds.
+    // Rules without prefixes guard the ports of every pod, including pods whose address lies in a prefix of another rule.
     let every: Vec<usize> = all.iter().copied().filter(|index| of(index).is_some_and(GuardRule::all_pods)).collect();
     if let Some(first) = every.first().and_then(of) {
         tables.pods_cgroup = Some(first.pods_cgroup.clone().map_or(PodsCgroup::Usual, PodsCgroup::Named));
         add_scope(&mut tables, &mut lists, rules, ALL_PODS_SCOPE, &every, true);
     }
-    // A pod's address belongs to its longest prefix, which therefore carries the rules of every prefix around it.
+    // Only the longest matching prefix of a pod's address is looked up, so it carries the rules of every prefix that contains it.
     let mut scopes: BTreeMap<Vec<usize>, u32> = BTreeMap::new();
     for cidr in rules.iter().flat_map(|rule| &rule.cidrs).copied().collect::<BTreeSet<IpNet>>() {
         let around = |rule: &GuardRule| rule.all_pods() || rule.cidrs.iter().any(|outer| outer.contains(&cidr));
@@ -57,7 +57,7 @@ pub(crate) fn tables(document: &CheckedDocument<'_>, node: &NodeFacts) -> Rulese
     tables
 }
 
-/// The guarded ports of a scope.
+/// Adds the guarded ports of a scope.
 fn add_scope(
     tables: &mut RulesetTables,
     lists: &mut Lists,
@@ -94,8 +94,8 @@ fn add_scope(
     }
 }
 
-/// The named cgroups, and which lists admit them. A process is known by the deepest named cgroup around it, which therefore carries what
-/// is allowed to every one above it.
+/// Adds the named cgroups and the lists that admit them. A process is identified by the innermost named cgroup that contains it, so that
+/// cgroup carries what is allowed to each outer one.
 fn add_cgroups(tables: &mut RulesetTables, lists: &Lists, document: &CheckedDocument<'_>) {
     for cgroup in document.rules.iter().flat_map(|rule| &rule.callers) {
         *tables.cgroups.entry(cgroup.clone()).or_default() |= CgroupValue::CALLER;
@@ -114,7 +114,7 @@ fn add_cgroups(tables: &mut RulesetTables, lists: &Lists, document: &CheckedDocu
     }
 }
 
-/// Whether a cgroup is another one or lies below it.
+/// Whether `inner` is `outer` or lies below it.
 fn is_inside(inner: &str, outer: &str) -> bool {
     inner.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }

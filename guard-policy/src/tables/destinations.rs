@@ -1,6 +1,6 @@
-//! Owns where processes of this node may go: the destinations of the companion, and the control plane's ports.
-//! Called by `tables`.
-//! Must never let a wide prefix reach what `authorize` keeps out of it: loopback, link-local, multicast.
+//! Owns where processes of this node may connect to: the destinations of the companion, and the control plane's ports.
+//! Called by `build`.
+//! Must never let a wide prefix include what `authorize` excludes: loopback, link-local and multicast addresses.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,18 +18,18 @@ use crate::{
     special::special,
 };
 
-/// Ports of a prefix.
+/// A prefix and the ports that may be reached there.
 struct ReachablePorts<'a> {
     cidr: IpNet,
     protocol: u8,
     ports: &'a [RangeInclusive<u16>],
-    /// Whether special addresses inside are meant too.
+    /// Whether the prefix includes the special addresses inside it.
     special: bool,
-    /// Whether addresses inside that are Services' are not meant.
+    /// Whether this is a prefix of pods, which excludes the addresses of Services inside it.
     pods: bool,
 }
 
-/// The prefixes whose addresses are never reached because a wider one holds them: `authorize` keeps them out of dials.
+/// The prefixes of the special addresses. A wider prefix does not include them, as in `authorize`.
 fn special_prefixes() -> impl Iterator<Item = IpNet> {
     const SPECIAL: [&str; 9] = [
         "0.0.0.0/8",
@@ -84,10 +84,10 @@ pub(crate) fn destinations(tables: &mut RulesetTables, document: &CheckedDocumen
     }
 }
 
-/// The ports of a set of destinations, by protocol.
+/// A set of ports, each with its protocol.
 type PortSet = BTreeSet<(u8, u16)>;
 
-/// Adds one list: an address belongs to its longest prefix, which therefore has the ports of every prefix around it.
+/// Adds one list. Only the longest matching prefix of an address is looked up, so it carries the ports of every prefix that contains it.
 fn add(
     tables: &mut RulesetTables,
     sets: &mut BTreeMap<PortSet, u32>,
