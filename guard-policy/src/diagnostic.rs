@@ -194,8 +194,8 @@ mod tests {
     fn a_finding_shows_file_line_column_excerpt_and_help() {
         let source = Source { path: "policy.yaml".into(), text: "a: é\nports: [102500]\n".to_owned() };
         let start = source.text.find("102500").unwrap();
-        let diagnostic =
-            Diagnostic::error("NG006", start..start + 6, "102500 is not a port", "from 1 to 65535").help("write a port");
+        let diagnostic = Diagnostic::error("NG006", start..start + 6, "102500 is not a port", "from 1 to 65535")
+            .help("write a port");
         let text = source.render(std::slice::from_ref(&diagnostic), false);
         assert_eq!(
             text,

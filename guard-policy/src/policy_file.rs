@@ -42,7 +42,10 @@ pub fn read(path: &Path) -> Result<String, Rejected> {
     let failed = |message: String, help: &str| Rejected::unreadable(path, "NG001", message, help);
     let opened = std::fs::metadata(path).and_then(|about| {
         if about.len() > MAX_BYTES {
-            return Err(io::Error::other(format!("the file has {} bytes; at most {MAX_BYTES} are allowed", about.len())));
+            return Err(io::Error::other(format!(
+                "the file has {} bytes; at most {MAX_BYTES} are allowed",
+                about.len()
+            )));
         }
         std::fs::read(path)
     });

@@ -61,7 +61,11 @@ const SYNTAX: [(&str, &str, &str); 14] = [
     ("misplaced bracket", "a bracket is closed that is not open", "remove it, or open it before"),
     ("unclosed quote", "a quote is not closed", "the quote begins here"),
     ("tabs disallowed", "a line is indented with a tab", "indent with spaces"),
-    ("mapping values are not allowed", "a `:` is not allowed here", "align the line, or quote a value that contains `: `"),
+    (
+        "mapping values are not allowed",
+        "a `:` is not allowed here",
+        "align the line, or quote a value that contains `: `",
+    ),
     ("did not find expected key", "the indentation does not match", "align this line with a field above"),
     ("expected '-'", "the indentation does not match", "begin the entry with `- `, aligned with the entries above"),
     ("simple key expected", "a `:` is missing", "write `field: value`"),
@@ -103,7 +107,8 @@ fn unexpected(expected: &str, rest: &str) -> YamlError {
 /// The line of the field of the same name that stands before `again` in the same group of fields.
 fn first_line(text: &str, again: usize, key: &str) -> Option<usize> {
     let before = text.get(..again)?;
-    let column = |at: usize| at - before.get(..at).and_then(|before| before.rfind('\n')).map_or(0, |newline| newline + 1);
+    let column =
+        |at: usize| at - before.get(..at).and_then(|before| before.rfind('\n')).map_or(0, |newline| newline + 1);
     let same_group = |first: usize| {
         let between = before.get(first..).unwrap_or_default();
         let mut depth = 0i32;
@@ -119,7 +124,8 @@ fn first_line(text: &str, again: usize, key: &str) -> Option<usize> {
     let is_field = |first: usize| {
         let name_before = before.get(..first).and_then(|before| before.chars().last());
         let after = before.get(first + key.len()..).unwrap_or_default();
-        name_before.is_none_or(|letter| " \n{,\"'".contains(letter)) && after.trim_start_matches(['"', '\'']).starts_with(':')
+        name_before.is_none_or(|letter| " \n{,\"'".contains(letter))
+            && after.trim_start_matches(['"', '\'']).starts_with(':')
     };
     let first = before.match_indices(key).map(|(at, _)| at).filter(|at| is_field(*at) && same_group(*at)).last()?;
     Some(before.get(..first)?.matches('\n').count() + 1)
@@ -148,30 +154,147 @@ mod tests {
         let spec = |text: &str| format!("{HEAD}spec: {text}\n");
         let lines = |text: &str| format!("{HEAD}spec:\n{text}\n");
         let mut all: Vec<String> = [
-            "", "# nothing\n", "hello", "[a, b]", "42", "null", "---\n---\n", "{", "[", "\"", "'", "? ", "&", "*", "!",
-            "a: !<", "|x", ">9999", "---a", "...\nx", "- a\nb: c", "a:\n- b\n c: d", "a: b: c", "\t", "%FOO\na: b", "%YAML 3.0\n---\na: b",
+            "",
+            "# nothing\n",
+            "hello",
+            "[a, b]",
+            "42",
+            "null",
+            "---\n---\n",
+            "{",
+            "[",
+            "\"",
+            "'",
+            "? ",
+            "&",
+            "*",
+            "!",
+            "a: !<",
+            "|x",
+            ">9999",
+            "---a",
+            "...\nx",
+            "- a\nb: c",
+            "a:\n- b\n c: d",
+            "a: b: c",
+            "\t",
+            "%FOO\na: b",
+            "%YAML 3.0\n---\na: b",
         ]
         .map(str::to_owned)
         .into();
-        all.extend(["text", "[text]", "{}", "", "{mode: }", "{mode: ~}", "{mode: [a]}", "{mode: {a: b}}", "{mode: a, mode: b}"].map(spec));
-        all.extend(["{guards: []}", "{mode: \"a}", "{mode: 'a}", "{mode: *x}", "{<<: text}", "{? [a] : b}", "{1: b}", "{~: b}"].map(spec));
-        all.extend(["{guard: text}", "{guard: {}}", "{guard: }", "{tunnel: [a]}", "{tunnel: {dial: [}}", "{tunnel: {dial: []}", "&a [*a]"].map(spec));
-        all.extend(["text", "[]", "~", "{name: a, node: 1}", "{name: a, node: {ports: 1}}", "{name: a, node: {ports: [[1]]}}"].map(rule));
-        all.extend(["{name: a, allow: tunnel}", "{name: a, allow: [tunnel]}", "{name: a, allow: [tunnel: yes]}"].map(rule));
-        all.extend(["{name: a, allow: [tunnel: {a: b}]}", "{name: a, allow: [ipBlock: 10.0.0.0/8]}", "{name: a, node: {ports: [~]}}"].map(rule));
-        all.extend(["\tmode: a", "  mode: a\n   guard: []", "  mode: a\n guard: []", "  mode: a: b", "  mode: @x", "  mode: \"\\q\""].map(lines));
+        all.extend(
+            [
+                "text",
+                "[text]",
+                "{}",
+                "",
+                "{mode: }",
+                "{mode: ~}",
+                "{mode: [a]}",
+                "{mode: {a: b}}",
+                "{mode: a, mode: b}",
+            ]
+            .map(spec),
+        );
+        all.extend(
+            [
+                "{guards: []}",
+                "{mode: \"a}",
+                "{mode: 'a}",
+                "{mode: *x}",
+                "{<<: text}",
+                "{? [a] : b}",
+                "{1: b}",
+                "{~: b}",
+            ]
+            .map(spec),
+        );
+        all.extend(
+            [
+                "{guard: text}",
+                "{guard: {}}",
+                "{guard: }",
+                "{tunnel: [a]}",
+                "{tunnel: {dial: [}}",
+                "{tunnel: {dial: []}",
+                "&a [*a]",
+            ]
+            .map(spec),
+        );
+        all.extend(
+            ["text", "[]", "~", "{name: a, node: 1}", "{name: a, node: {ports: 1}}", "{name: a, node: {ports: [[1]]}}"]
+                .map(rule),
+        );
+        all.extend(
+            ["{name: a, allow: tunnel}", "{name: a, allow: [tunnel]}", "{name: a, allow: [tunnel: yes]}"].map(rule),
+        );
+        all.extend(
+            [
+                "{name: a, allow: [tunnel: {a: b}]}",
+                "{name: a, allow: [ipBlock: 10.0.0.0/8]}",
+                "{name: a, node: {ports: [~]}}",
+            ]
+            .map(rule),
+        );
+        all.extend(
+            [
+                "\tmode: a",
+                "  mode: a\n   guard: []",
+                "  mode: a\n guard: []",
+                "  mode: a: b",
+                "  mode: @x",
+                "  mode: \"\\q\"",
+            ]
+            .map(lines),
+        );
         all.extend(["  mode: |\n  x", "  guard:\n  - a\n - b", "  mode: `x`", "  mode: %x"].map(lines));
-        all.extend([spec(&"[".repeat(3000)), spec(&format!("&a x\nb: [{}]", "*a, ".repeat(70))), format!("{HEAD}]"), format!("{HEAD}spec: \0")]);
+        all.extend([
+            spec(&"[".repeat(3000)),
+            spec(&format!("&a x\nb: [{}]", "*a, ".repeat(70))),
+            format!("{HEAD}]"),
+            format!("{HEAD}spec: \0"),
+        ]);
         all
     }
 
     #[test]
     fn no_finding_speaks_of_the_library_or_of_our_code() {
         const FORBIDDEN: [&str; 34] = [
-            "Option", "Policy in", "serde", "deserialize", "from_str", "mapping", "sequence start", "scalar", "null ", "struct", "enum",
-            "variant", "invalid type", "did not find", "while parsing", "while scanning", "disallowed", "simple key", "breach", "budget",
-            "recursion", "weak", "unknown anchor", "merge value", "document start", "major version", "mismatched", "misplaced", "unclosed",
-            "indicator", "tag URI", "end of input", "expected one of", "multiple YAML",
+            "Option",
+            "Policy in",
+            "serde",
+            "deserialize",
+            "from_str",
+            "mapping",
+            "sequence start",
+            "scalar",
+            "null ",
+            "struct",
+            "enum",
+            "variant",
+            "invalid type",
+            "did not find",
+            "while parsing",
+            "while scanning",
+            "disallowed",
+            "simple key",
+            "breach",
+            "budget",
+            "recursion",
+            "weak",
+            "unknown anchor",
+            "merge value",
+            "document start",
+            "major version",
+            "mismatched",
+            "misplaced",
+            "unclosed",
+            "indicator",
+            "tag URI",
+            "end of input",
+            "expected one of",
+            "multiple YAML",
         ];
         for text in broken() {
             let (id, message, label) = finding(&text);
@@ -189,14 +312,22 @@ mod tests {
         let spec = |text: &str| format!("{HEAD}spec: {text}\n");
         for (text, message, label) in [
             (String::new(), "the document is empty", "write a policy"),
-            (spec("{guards: []}"), "unknown field `guards`", "the fields here are mode, guard, tunnel, controlPlane, edge"),
+            (
+                spec("{guards: []}"),
+                "unknown field `guards`",
+                "the fields here are mode, guard, tunnel, controlPlane, edge",
+            ),
             (spec("{mode: a, guard: []}"), "the field `tunnel` is missing", "add `tunnel` beside this field"),
             (spec("{mode: a, guard: text}"), "a list expected, `text` found", "write a list, as in `[value]`"),
             (spec("{mode: [a]}"), "a single value expected, a list found", "write one value"),
             (spec("[a]"), "fields expected, a list found", "write fields, as in `{field: value}`"),
             (spec("{mode: }"), "a value is missing", "write a value"),
             (spec("{mode: a, tunnel: }"), "fields expected, no value found", "write fields, as in `{field: value}`"),
-            (spec("{mode: a, tunnel: {dial: [}}"), "a bracket is closed by one of another kind", "write `]` after `[`, and `}` after `{`"),
+            (
+                spec("{mode: a, tunnel: {dial: [}}"),
+                "a bracket is closed by one of another kind",
+                "write `]` after `[`, and `}` after `{`",
+            ),
             (format!("{HEAD}spec:\n\tmode: a"), "a line is indented with a tab", "indent with spaces"),
         ] {
             let (_, found, beside) = finding(&text);
@@ -215,8 +346,14 @@ mod tests {
         assert_eq!(twice(format!("{HEAD}kind: NodeGuardPolicy\n")), "the first one is on line 2");
         let spec = |text: &str| format!("{HEAD}spec:\n{text}\n");
         assert_eq!(twice(spec("  mode: a\n  guard: [{mode: b}]\n  mode: c")), "the first one is on line 5");
-        assert_eq!(twice(spec("  guard:\n  - mode: a\n  - name: b\n    mode: c\n    # mode: d\n    mode: e")), "the first one is on line 8");
-        assert_eq!(twice(spec("  guard: [{name: a,\n    mode: b, allow: [{mode: d}], mode: e}]")), "the first one is on line 6");
+        assert_eq!(
+            twice(spec("  guard:\n  - mode: a\n  - name: b\n    mode: c\n    # mode: d\n    mode: e")),
+            "the first one is on line 8"
+        );
+        assert_eq!(
+            twice(spec("  guard: [{name: a,\n    mode: b, allow: [{mode: d}], mode: e}]")),
+            "the first one is on line 6"
+        );
         assert_eq!(twice(spec("  \"mode\": a\n  mode: b")), "remove one of the two");
     }
 }

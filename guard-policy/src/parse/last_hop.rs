@@ -44,11 +44,19 @@ pub(crate) fn certificate(
         wrong(span(written), "`certificate` checks nothing".to_owned(), "add `ca`, `pins` or both");
     }
     if let Some(ca) = ca.as_ref().filter(|ca| !Path::new(&ca.value).is_absolute()) {
-        wrong(span(ca), format!("`{}` is not an absolute path", ca.value), "as in `/etc/kubernetes/pki/kubelet-ca.crt`");
+        wrong(
+            span(ca),
+            format!("`{}` is not an absolute path", ca.value),
+            "as in `/etc/kubernetes/pki/kubelet-ca.crt`",
+        );
     }
     if let Some(name) = name {
         if ca.is_none() {
-            wrong(span(name), "`name` without `ca` proves nothing".to_owned(), "anyone can write this name in a certificate; add `ca`");
+            wrong(
+                span(name),
+                "`name` without `ca` proves nothing".to_owned(),
+                "anyone can write this name in a certificate; add `ca`",
+            );
         } else if ServerName::try_from(name.value.as_str()).is_err() {
             wrong(span(name), format!("`{}` is neither a DNS name nor an address", name.value), "as in `node-1`");
         }
@@ -57,9 +65,11 @@ pub(crate) fn certificate(
     for text in pins {
         match text.value.parse::<Pin>() {
             Ok(pin) => parsed.push(pin),
-            Err(error) => {
-                wrong(span(text), error.to_string(), "docs/konnectivity.md shows how to compute the pin of a public key")
-            }
+            Err(error) => wrong(
+                span(text),
+                error.to_string(),
+                "docs/konnectivity.md shows how to compute the pin of a public key",
+            ),
         }
     }
     parsed.sort_unstable();

@@ -95,7 +95,12 @@ impl Findings {
             Some(range) => Some(range),
             None => {
                 let message = format!("`{}` is neither a port nor a port range", text.value);
-                self.add(Diagnostic::error("NG006", span(text), message, "write a number from 1 to 65535, or `first-last`"));
+                self.add(Diagnostic::error(
+                    "NG006",
+                    span(text),
+                    message,
+                    "write a number from 1 to 65535, or `first-last`",
+                ));
                 None
             }
         }
@@ -121,14 +126,22 @@ impl Findings {
     /// Requires `TCP`, where no other protocol is possible.
     pub(crate) fn only_tcp(&mut self, text: Option<&Spanned<String>>) {
         if let Some(text) = text.filter(|text| text.value != "TCP") {
-            self.add(Diagnostic::error("NG015", span(text), "the tunnel carries only TCP", "write `TCP`, or remove `protocol`"));
+            self.add(Diagnostic::error(
+                "NG015",
+                span(text),
+                "the tunnel carries only TCP",
+                "write `TCP`, or remove `protocol`",
+            ));
         }
     }
 
     /// A list of prefixes, at least one.
     pub(crate) fn cidrs(&mut self, cidrs: &Spanned<Vec<Spanned<String>>>, help: &'static str) -> Vec<IpNet> {
         if cidrs.value.is_empty() {
-            self.add(Diagnostic::error("NG007", span(cidrs), "the list of prefixes is empty", "add at least one prefix").help(help));
+            self.add(
+                Diagnostic::error("NG007", span(cidrs), "the list of prefixes is empty", "add at least one prefix")
+                    .help(help),
+            );
         }
         cidrs.value.iter().filter_map(|text| self.cidr(text)).collect()
     }
@@ -165,7 +178,9 @@ impl Findings {
                     "write an address and a length, as in `10.0.8.0/24` or `fd00:8::/64`",
                 );
                 self.add(match value.parse::<std::net::IpAddr>() {
-                    Ok(address) => diagnostic.help(format!("for this single address, write `{}`", IpNet::from(address))),
+                    Ok(address) => {
+                        diagnostic.help(format!("for this single address, write `{}`", IpNet::from(address)))
+                    }
                     Err(_) => diagnostic,
                 });
                 return None;
@@ -186,8 +201,13 @@ impl Findings {
         if net.trunc() != net {
             let message = format!("`{value}` has bits set beyond its prefix length");
             self.add(
-                Diagnostic::error("NG007", span(text), message, format!("the network is `{}`", net.trunc()))
-                    .help(format!("write `{}` for the network, or `{}` for the single address", net.trunc(), IpNet::from(net.addr()))),
+                Diagnostic::error("NG007", span(text), message, format!("the network is `{}`", net.trunc())).help(
+                    format!(
+                        "write `{}` for the network, or `{}` for the single address",
+                        net.trunc(),
+                        IpNet::from(net.addr())
+                    ),
+                ),
             );
             return None;
         }

@@ -19,8 +19,13 @@ const LONGEST: usize = 15;
 pub(crate) fn parse_edge(edge: &EdgeSpec, rules: &[GuardRule], findings: &mut Findings) -> BTreeSet<String> {
     if edge.interfaces.value.is_empty() {
         findings.add(
-            Diagnostic::error("NG019", span(&edge.interfaces), "the list of interfaces is empty", "add at least one interface")
-                .help("to do without the edge tier, remove `edge`"),
+            Diagnostic::error(
+                "NG019",
+                span(&edge.interfaces),
+                "the list of interfaces is empty",
+                "add at least one interface",
+            )
+            .help("to do without the edge tier, remove `edge`"),
         );
     }
     let mut interfaces = BTreeSet::new();

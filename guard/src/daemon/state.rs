@@ -27,7 +27,7 @@ use crate::{
             programs::{Programs, attachments, pinned_maps},
         },
         observe::{events::DenialLog, map_use::MapCounter},
-        tables::apply::{Apply, RulesetInForce},
+        tables::apply::{AppliedRuleset, Apply},
     },
     report::{
         admin::Snapshots,
@@ -103,7 +103,7 @@ pub struct Guard {
     /// What the kernel half could not do.
     pub lost: PerCpuArray<MapData, u64>,
     /// What is in force in the kernel.
-    pub in_force: Arc<ArcSwap<RulesetInForce>>,
+    pub in_force: Arc<ArcSwap<AppliedRuleset>>,
     /// How full the maps are.
     pub usage: Mutex<MapCounter>,
     /// The edge tier, as it was found last.

@@ -1,6 +1,6 @@
-//! Owns asking the kernel for TCP sockets, and ending them: sock_diag(7), in the network namespace of the calling thread.
-//! Called by `established`, and by `kubelet` (who listens).
-//! Must never end a socket by its addresses alone: the cookie says which one was judged.
+//! Owns listing and ending TCP sockets with sock_diag(7), in the network namespace of the calling thread.
+//! Called by `established`, and by `dial/kubelet` to find listeners.
+//! Must never end a socket by its addresses alone: the cookie identifies the socket that was judged.
 
 use std::{collections::BTreeSet, io, net::SocketAddr};
 
@@ -21,13 +21,13 @@ const CGROUP_ID: u16 = 21;
 /// A TCP socket, IPv4 addresses in IPv4 form.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TcpSocket {
-    /// Its own address.
+    /// The local address.
     pub local: SocketAddr,
-    /// Its peer's.
+    /// The peer's address.
     pub remote: SocketAddr,
-    /// Its inode; 0 where no process holds it.
+    /// The inode; 0 if no process has the socket open.
     pub inode: u32,
-    /// Its cgroup, where the kernel says it.
+    /// The id of the cgroup, if the kernel reports it.
     pub cgroup: Option<u64>,
     state: u8,
     family: u8,
@@ -35,18 +35,18 @@ pub struct TcpSocket {
 }
 
 impl TcpSocket {
-    /// The kernel's name for it, as sock_diag writes it.
+    /// The cookie, in the byte order of sock_diag.
     pub(crate) fn cookie(&self) -> [u8; 8] {
         self.id.cookie
     }
 
-    /// Whether it is a listener.
+    /// Whether the socket is a listener.
     pub fn listens(&self) -> bool {
         self.state == TCP_LISTEN
     }
 }
 
-/// The kernel's names (cookies) of the sockets that listen on a TCP port, in this thread's network namespace.
+/// The cookies of the sockets that listen on a TCP port, in this thread's network namespace.
 pub(crate) fn listeners(port: u16) -> io::Result<BTreeSet<u64>> {
     let diag = SockDiag::open()?;
     let mut cookies = BTreeSet::new();
@@ -68,7 +68,7 @@ pub(crate) fn listeners(port: u16) -> io::Result<BTreeSet<u64>> {
 pub(crate) struct SockDiag(Socket);
 
 impl SockDiag {
-    /// Every TCP socket of this thread's network namespace, but those that only wait for their timer.
+    /// Every TCP socket of this thread's network namespace, except those in TIME_WAIT.
     pub(crate) fn dump() -> io::Result<Vec<TcpSocket>> {
         let diag = SockDiag::open()?;
         let mut sockets = Vec::new();
@@ -79,7 +79,7 @@ impl SockDiag {
         Ok(sockets)
     }
 
-    /// Ends sockets with a RST (`SOCK_DESTROY`, Linux 4.5 with CONFIG_INET_DIAG_DESTROY). One that is gone already counts as ended.
+    /// Ends sockets with a RST (`SOCK_DESTROY`, Linux 4.5 with CONFIG_INET_DIAG_DESTROY). A socket that no longer exists counts as ended.
     pub(crate) fn destroy(sockets: &[(TcpSocket, Reason)]) -> io::Result<Vec<bool>> {
         let diag = SockDiag::open()?;
         let mut done = Vec::new();
@@ -89,7 +89,7 @@ impl SockDiag {
                 Ok(()) => true,
                 Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
                 Err(error) => {
-                    tracing::error!(%error, %local, "SOCK_DESTROY");
+                    tracing::error!(%error, %local, "cannot end a connection (SOCK_DESTROY)");
                     false
                 }
             });
@@ -126,7 +126,7 @@ impl SockDiag {
         self.0.send(&bytes, 0).map(drop)
     }
 
-    /// Reads answers until the kernel says that there are no more.
+    /// Reads answers until the last one.
     fn receive(&self, mut take: impl FnMut(InetResponse)) -> io::Result<()> {
         let mut buffer = Vec::with_capacity(64 << 10);
         loop {
@@ -146,8 +146,8 @@ impl SockDiag {
                 } else if matches!(message.payload, NetlinkPayload::Error(_) | NetlinkPayload::Done(_)) {
                     return Ok(());
                 } else if message.payload != NetlinkPayload::Noop {
-                    // An overrun above all: sockets may be missing, and then nothing was judged.
-                    return Err(io::Error::other("an answer that sock_diag does not give"));
+                    // Above all an overrun: sockets may be missing, so the result cannot be used.
+                    return Err(io::Error::other("unexpected sock_diag message"));
                 }
             }
         }

@@ -1,6 +1,6 @@
-//! Owns writing the ruleset's maps: carries out a plan, operation by operation.
-//! Called by `app`, at start and on every edit.
-//! Must never leave the generation in force half-written: what fails before `Activate` has changed nothing that decides.
+//! Owns writing the maps of the ruleset: it carries out a plan, operation by operation.
+//! Called by `daemon/run` at start, `daemon/edit` on every edit and `daemon/hold` for mending.
+//! Must never leave the generation in force half-written: a failure before `Activate` has changed nothing that decides.
 
 use std::{
     collections::BTreeMap,
@@ -37,46 +37,46 @@ use crate::kernel::{
     },
 };
 
-/// How much of the tables is looked at.
+/// Which tables are compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MendScope {
-    /// What decides, and not what only stands in for it: names, the numbers of guarded ports.
+    /// The tables that decide, without the names of rules and the bit map of port numbers.
     Deciding,
-    /// Everything.
+    /// All tables.
     All,
 }
 
-/// The one writer of the ruleset's maps.
+/// The only writer of the ruleset's maps.
 pub struct Apply {
     maps: RulesetMaps,
-    /// What the maps hold; `None` where a failure left it unknown, so that it is read anew.
+    /// What the maps hold; `None` after a failure, so that they are read again.
     image: Option<Image>,
-    /// What was brought into force last by this daemon.
+    /// The last ruleset that this daemon brought into force.
     wanted: Option<Arc<Ruleset>>,
-    /// Below which the policy's cgroups are.
+    /// The cgroup below which the policy's cgroups are looked up.
     base: Option<PathBuf>,
-    /// The cgroups that there were when the maps were written.
+    /// The cgroups that existed when the maps were written.
     cgroups: Cgroups,
     took: SwitchTimes,
 }
 
-/// What the steps of the last switch took.
+/// How long the steps of a switch took.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SwitchTimes {
-    /// Writing the new generation beside the old one.
+    /// Writing the new generation beside the old generation.
     pub write: Duration,
-    /// The store that makes it the one in force.
+    /// The store that puts the new generation into force.
     pub flip: Duration,
-    /// Waiting for the last run with the old one, and removing that.
+    /// Waiting for programs that use the old generation, and removing it.
     pub sweep: Duration,
 }
 
-/// A ruleset that is in force.
+/// The epoch and the rule names of the ruleset in force.
 #[derive(Clone, Debug, Default)]
-pub struct RulesetInForce {
-    /// Its epoch.
+pub struct AppliedRuleset {
+    /// The epoch.
     pub epoch: u32,
-    /// The names of the rule slots that count.
+    /// The names of the used rule slots.
     pub names: BTreeMap<u16, String>,
 }
 
@@ -94,22 +94,22 @@ impl Apply {
         })
     }
 
-    /// Looks below this cgroup for those that a policy names; without it none is ever there.
+    /// Sets the cgroup below which the policy's cgroups are looked up. Without it, none is found.
     pub fn below(mut self, base: &Path) -> Apply {
         self.base = Some(base.to_path_buf());
         self
     }
 
-    /// What is in force now, whoever put it there.
-    pub fn in_force(&self) -> RulesetInForce {
+    /// The ruleset in force, which may come from an earlier daemon.
+    pub fn in_force(&self) -> AppliedRuleset {
         self.image
             .as_ref()
-            .map(|image| RulesetInForce { epoch: image.epoch, names: image.names.clone() })
+            .map(|image| AppliedRuleset { epoch: image.epoch, names: image.names.clone() })
             .unwrap_or_default()
     }
 
-    /// Brings a ruleset into force. Without effect, and with the same epoch, where it is in force already.
-    pub fn apply(&mut self, ruleset: &Arc<Ruleset>) -> Result<RulesetInForce, ApplyError> {
+    /// Brings a ruleset into force. If it is in force already, nothing changes and the epoch stays.
+    pub fn apply(&mut self, ruleset: &Arc<Ruleset>) -> Result<AppliedRuleset, ApplyError> {
         let mut image = match self.image.take() {
             Some(image) => image,
             None => read(&self.maps, None)?,
@@ -137,12 +137,12 @@ impl Apply {
         Ok(self.in_force())
     }
 
-    /// What the last switch took.
+    /// How long the steps of the last switch took.
     pub fn took(&self) -> SwitchTimes {
         self.took
     }
 
-    /// Brings the cgroups into force that came or went since; whether there were any.
+    /// Updates the maps if cgroups were created or removed. Returns whether any were.
     pub fn follow(&mut self) -> Result<bool, ApplyError> {
         let Some(wanted) = self.wanted.clone() else { return Ok(false) };
         if self.find(&wanted) == self.cgroups {
@@ -152,7 +152,7 @@ impl Apply {
         Ok(true)
     }
 
-    /// The ruleset that was brought into force by this daemon, and the cgroups that it found for it.
+    /// The last ruleset that this daemon brought into force, and the cgroups that it found for it.
     pub fn followed(&self) -> Option<(Arc<Ruleset>, Cgroups)> {
         self.wanted.clone().map(|wanted| (wanted, self.cgroups.clone()))
     }
@@ -166,13 +166,13 @@ impl Apply {
         self.image.as_ref().map(of_image).unwrap_or_default()
     }
 
-    /// What the maps hold, for judging what is not a packet.
+    /// What the maps hold, to judge open connections on the host.
     pub fn image(&self) -> Option<Image> {
         self.image.clone()
     }
 
-    /// Compares what the maps hold with what was written, and brings the ruleset into force anew where somebody else wrote. `true` where
-    /// that was needed.
+    /// Compares the maps with what was written, and brings the ruleset into force again if someone else changed them. Returns whether that was
+    /// necessary.
     pub fn mend(&mut self, look: MendScope) -> Result<bool, ApplyError> {
         let Some(wanted) = self.wanted.clone() else { return Ok(false) };
         let known = match look {
@@ -188,7 +188,7 @@ impl Apply {
         Ok(true)
     }
 
-    /// Whether the epoch that was written last is the active one, and its generation whole.
+    /// Whether the epoch that was written last is active and its generation complete.
     pub fn is_active(&self) -> bool {
         let Some(image) = &self.image else { return true };
         let generation = Active { epoch: image.epoch }.generation();
@@ -196,14 +196,13 @@ impl Apply {
             && self.maps.generations.get(&generation.into(), 0).is_ok_and(|found| found == image.generation(generation))
     }
 
-    /// One operation outside any plan: for a comparison with the host's tables, which get the same. The next plan begins with what the maps
-    /// hold then.
+    /// Carries out one operation outside any plan, so that tests can compare the maps with the host's tables. The next plan reads the maps again.
     pub fn carry_out(&mut self, op: &MapOp) -> Result<(), ApplyError> {
         self.image = None;
         write(&mut self.maps, std::slice::from_ref(op))
     }
 
-    /// Takes over what rules of the same name had counted in maps of another ABI.
+    /// Takes over counters from the maps of another ABI, for rules of the same name.
     pub fn carry(&mut self, counts: &[CarriedCount]) -> Result<(), ApplyError> {
         let names = self.in_force().names;
         for CarriedCount { rule, reason, audited, packets } in counts {
@@ -219,7 +218,7 @@ impl Apply {
         Ok(())
     }
 
-    /// The counters of every rule slot in use, and of packets that reached no rule, in the order of the slots.
+    /// The counters of every used rule slot, and of packets that reached no rule, in the order of the slots: slot, reason, audited, packets.
     pub fn counters(&self) -> Result<Vec<(u16, Reason, bool, u64)>, ApplyError> {
         let slots = self.image.iter().flat_map(|image| image.names.keys().copied()).chain([NO_RULE]);
         let mut counters = Vec::new();
@@ -244,7 +243,7 @@ impl Apply {
     }
 }
 
-/// Carries out operations of one kind, the big tables' all at once.
+/// Carries out operations of one kind. Those on large maps are collected and written in batches.
 fn write(maps: &mut RulesetMaps, ops: &[MapOp]) -> Result<(), ApplyError> {
     let mut pending = PendingWrites::default();
     for op in ops {
@@ -290,10 +289,10 @@ fn write(maps: &mut RulesetMaps, ops: &[MapOp]) -> Result<(), ApplyError> {
     bring(&maps.ports, "PORTS", pending.ports.into_iter())
 }
 
-/// Entries of a table: a value to write, or none to remove.
+/// Writes to a map: a value for a key, or `None` to remove the key.
 type Writes<K, V> = Vec<(K, Option<V>)>;
 
-/// What one run of operations does to the big tables.
+/// The collected writes to the large maps.
 #[derive(Default)]
 struct PendingWrites {
     scopes: Writes<(u32, ScopeKey), ScopeValue>,
@@ -325,7 +324,7 @@ fn bring<K: aya::Pod, V: aya::Pod>(
             None => gone.push(key),
         }
     }
-    // Removals first, as planned: they make room.
+    // Removals first, as planned, because they make room.
     table.remove(&gone).and_then(|()| table.put(&written)).map_err(refused(name))
 }
 
@@ -347,7 +346,7 @@ fn put<K: aya::Pod, V: aya::Pod>(
     .map_err(|error| ApplyError::Map(name, error))
 }
 
-/// Somebody else may have removed the entry: it is gone, as wanted.
+/// Removing an entry that someone else has removed is not an error.
 fn absent_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {
     match result {
         Err(MapError::KeyNotFound) => Ok(()),

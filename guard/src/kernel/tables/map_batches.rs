@@ -1,6 +1,6 @@
-//! Owns the bpf(2) calls on a map's entries, single and in batches, which the eBPF library has only the single ones of.
-//! Called by `bulk` and `usage`.
-//! Must never know what a table means: keys and values are plain bytes here.
+//! Owns the bpf(2) calls on the entries of a map, single and in batches. The eBPF library has no batches.
+//! Called by `large_map` and `observe/map_use`.
+//! Must never know what a map means: keys and values are plain bytes here.
 
 use std::{
     io,
@@ -20,10 +20,10 @@ const GET_NEXT_KEY: libc::c_long = 4;
 const LOOKUP_BATCH: libc::c_long = 24;
 const UPDATE_BATCH: libc::c_long = 26;
 const DELETE_BATCH: libc::c_long = 27;
-/// The kernel's own `ENOTSUPP`, which a map without a batch call answers with.
+/// The kernel's internal `ENOTSUPP`, which it returns for a type of map without batch calls.
 const ENOTSUPP: i32 = 524;
 
-/// For one entry.
+/// The attributes of a call for one entry.
 #[repr(C)]
 #[derive(Default)]
 struct ElementAttr {
@@ -35,7 +35,7 @@ struct ElementAttr {
     flags: u64,
 }
 
-/// For many.
+/// The attributes of a call for many entries.
 #[repr(C)]
 #[derive(Default)]
 struct BatchAttr {
@@ -49,17 +49,17 @@ struct BatchAttr {
     flags: u64,
 }
 
-/// How far a batch came.
+/// The outcome of a batch.
 pub(crate) enum BatchResult {
-    /// All of it: so many entries.
+    /// All entries were processed: this many.
     Done(usize),
-    /// The kernel has no such call for this kind of map; nothing was done.
+    /// The kernel has no such call for this type of map, and nothing was done.
     Unknown,
-    /// After so many entries there was an error.
+    /// An error after this many entries.
     Stopped(usize, io::Error),
 }
 
-/// Where a lookup goes on: a key, or (hash tables) a bucket's number.
+/// Where the next look-up continues: at a key, or at a bucket number in a hash map.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub(crate) union BatchCursor<K: Pod> {
@@ -78,30 +78,30 @@ pub(crate) fn delete<K: Pod>(map: &MapFd, key: &K) -> io::Result<()> {
     bpf(DELETE_ELEM, &mut element(map, Some(key))).map(drop)
 }
 
-/// The value of an entry; `None` where there is none.
+/// The value of an entry, if it exists.
 pub(crate) fn lookup<K: Pod, V: Pod>(map: &MapFd, key: &K) -> io::Result<Option<V>> {
     answer(LOOKUP_ELEM, map, Some(key))
 }
 
-/// The key that follows, or the first one.
+/// The key after `key`, or the first key.
 pub(crate) fn next_key<K: Pod>(map: &MapFd, key: Option<&K>) -> io::Result<Option<K>> {
     answer(GET_NEXT_KEY, map, key)
 }
 
-/// Writes entries: as many keys as values.
+/// Writes entries. `keys` and `values` must have the same length.
 pub(crate) fn update_batch<K: Pod, V: Pod>(map: &MapFd, keys: &[K], values: &[V]) -> BatchResult {
     let count = keys.len().min(values.len()) as u32;
     let (keys, values) = (keys.as_ptr() as u64, values.as_ptr() as u64);
     run(UPDATE_BATCH, BatchAttr { keys, values, count, map_fd: map.as_fd().as_raw_fd() as u32, ..BatchAttr::default() })
 }
 
-/// Removes entries. Ends at one that is not there, with `ENOENT`.
+/// Removes entries. Stops with `ENOENT` at an entry that does not exist.
 pub(crate) fn delete_batch<K: Pod>(map: &MapFd, keys: &[K]) -> BatchResult {
     let (count, keys) = (keys.len() as u32, keys.as_ptr() as u64);
     run(DELETE_BATCH, BatchAttr { keys, count, map_fd: map.as_fd().as_raw_fd() as u32, ..BatchAttr::default() })
 }
 
-/// Reads so many entries from a place on, and moves it. Stopped by `ENOENT` at the end of the table: what was found before counts.
+/// Reads up to `most` entries from the cursor on, and advances it. `ENOENT` means the end of the map; the entries found before are valid.
 pub(crate) fn lookup_batch<K: Pod, V: Pod>(
     map: &MapFd,
     place: &mut Option<BatchCursor<K>>,
@@ -128,7 +128,7 @@ pub(crate) fn lookup_batch<K: Pod, V: Pod>(
         BatchResult::Stopped(..) | BatchResult::Unknown => 0,
     }
     .min(most);
-    // SAFETY: the kernel has written so many entries, and every pattern of bytes is a value of a `Pod`.
+    // SAFETY: the kernel has written `found` entries, and any bytes are a valid `Pod`.
     unsafe {
         keys.set_len(found);
         values.set_len(found);
@@ -148,7 +148,7 @@ fn element<K: Pod>(map: &MapFd, key: Option<&K>) -> ElementAttr {
 fn answer<K: Pod, A: Pod>(command: libc::c_long, map: &MapFd, key: Option<&K>) -> io::Result<Option<A>> {
     let mut answer = MaybeUninit::<A>::uninit();
     match bpf(command, &mut ElementAttr { value: answer.as_mut_ptr() as u64, ..element(map, key) }) {
-        // SAFETY: the kernel has written the answer, and every pattern of bytes is one.
+        // SAFETY: the kernel has written the answer, and any bytes are a valid `Pod`.
         Ok(_) => Ok(Some(unsafe { answer.assume_init() })),
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
         Err(error) => Err(error),
@@ -161,7 +161,7 @@ fn run(command: libc::c_long, mut attr: BatchAttr) -> BatchResult {
         Ok(_) => BatchResult::Done(attr.count as usize),
         Err(error) => match error.raw_os_error() {
             Some(libc::EINVAL | libc::EOPNOTSUPP | ENOTSUPP) => BatchResult::Unknown,
-            // An error before the first entry leaves the count as it was asked.
+            // After an error before the first entry, the count is unchanged.
             Some(_) | None => BatchResult::Stopped(if attr.count < wanted { attr.count as usize } else { 0 }, error),
         },
     }

@@ -1,6 +1,6 @@
-//! Owns the step from "what the maps hold" and "what the policy wants" to map operations: a pure function.
-//! Called by `apply`, at start (with what the pinned maps hold) and on every edit: there is no second path.
-//! Must never touch an entry of the generation in force before the next one is active.
+//! Owns the step from the content of the maps and the wanted ruleset to map operations: a pure function.
+//! Called by `apply` at start and on every edit: both take the same path.
+//! Must never touch an entry of the generation in force before the next generation is active.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -21,14 +21,14 @@ use guard_policy::{
 };
 use ipnet::IpNet;
 
-/// One write to one map.
+/// One operation on the maps.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MapOp {
-    /// Gives a rule slot to a rule, its counters at zero.
+    /// Assigns a rule slot to a rule and sets its counters to zero.
     Name(u16, String),
     /// Frees a rule slot.
     Unname(u16),
-    /// Writes an entry, or removes it (`None`).
+    /// Writes the entry of a scope, or removes it (`None`).
     Scope((u32, ScopeKey), Option<ScopeValue>),
     /// The same for a port.
     Port(PortKey, Option<PortValue>),
@@ -36,7 +36,7 @@ pub enum MapOp {
     ScopeCopy((u32, ScopeKey), Option<ScopeValue>),
     /// The same for the copy of a port's entry.
     PortCopy(PortKey, Option<PortValue>),
-    /// A word of the port numbers; `None` is zero.
+    /// Writes a word of the bit map of port numbers; `None` is zero.
     PortNumbers(u32, Option<u64>),
     /// The same for an IPv4 peer.
     PeerV4((u32, PeerKey4), Option<PeerValue>),
@@ -48,38 +48,40 @@ pub enum MapOp {
     Caller(CallerKey, Option<CallerValue>),
     /// The same for a named cgroup.
     Cgroup(CgroupKey, Option<CgroupValue>),
-    /// What has to be known of a generation; `None` is nothing.
+    /// Writes the header of a generation; `None` marks the generation as incomplete.
     Generation(u8, Option<Generation>),
-    /// The one store that makes the new generation the one in force.
+    /// The single store that puts the new generation into force.
     Activate(u32),
-    /// Waits until no program run uses the old generation any more.
+    /// Waits until no running program uses the old generation.
     Grace,
 }
 
-/// What has to be done, and what will then be so.
+/// The operations of a change, and the state after it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
-    /// In this order.
+    /// The operations, in order.
     pub ops: Vec<MapOp>,
-    /// The epoch that is in force afterwards.
+    /// The epoch in force after the last operation.
     pub epoch: u32,
-    /// The rule slot of each rule, by its index in the ruleset.
+    /// The rule slot of each rule, in the order of the ruleset.
     pub slots: Vec<u16>,
 }
 
-/// Why no plan could be made.
+/// Why a change cannot be planned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PlanError {
-    /// The ruleset has more rules than there are free slots.
-    #[error("more rules than rule slots: {0} are wanted, {RULE_SLOTS} exist in all")]
+    /// The ruleset needs more rule slots than are free.
+    #[error(
+        "not enough free rule slots: the policy has {0} rules, and the rules in force keep theirs until the switch ({RULE_SLOTS} in all)"
+    )]
     NoSlots(usize),
 }
 
-/// Plans the way from `have` to `want` on a node that has these cgroups. Nothing to do where `have` already says what `want` says; where
-/// only cgroups came or went, the generation in force follows them.
+/// Plans the change from `have` to `want` on a node with these cgroups. The plan is empty if `have` already is what is wanted. If only cgroups
+/// were created or removed, it changes entries of the generation in force.
 pub fn plan(have: &Image, want: &Ruleset, cgroups: &Cgroups) -> Result<Plan, PlanError> {
     let slots = assign_slots(have, want)?;
-    // Somebody else may have written another epoch into the active slot than the one that the programs go by.
+    // Someone else may have written another epoch into the active slot than the one that the programs use.
     let InForce { epoch: in_force, generation } = have.in_force();
     let generation = generation.unwrap_or(Active { epoch: in_force }.generation());
     let names: BTreeMap<u16, String> =
@@ -101,7 +103,7 @@ pub fn plan(have: &Image, want: &Ruleset, cgroups: &Cgroups) -> Result<Plan, Pla
             return Ok(Plan { ops, epoch: in_force, slots });
         }
     }
-    // Epoch 0 means "none": a wrap skips it and keeps the generation's parity moving.
+    // Epoch 0 means "none": a wrap skips it and still changes the generation, which is the parity of the epoch.
     let epoch = if in_force >= u32::MAX - 1 { (in_force & 1) ^ 3 } else { in_force + 1 };
     let new = Active { epoch }.generation();
     let target = encode(want, &slots, epoch, cgroups);
@@ -154,7 +156,7 @@ impl MapOp {
     }
 }
 
-/// A rule keeps the slot of its name; a new name takes a slot that no rule in force uses.
+/// A rule keeps the slot of its name. A new name gets a slot that no rule in force uses.
 fn assign_slots(have: &Image, want: &Ruleset) -> Result<Vec<u16>, PlanError> {
     let by_name: BTreeMap<&str, u16> = have.names.iter().map(|(slot, name)| (name.as_str(), *slot)).collect();
     let taken: BTreeSet<u16> = have.names.keys().copied().collect();
@@ -166,7 +168,7 @@ fn assign_slots(have: &Image, want: &Ruleset) -> Result<Vec<u16>, PlanError> {
         .ok_or(PlanError::NoSlots(want.rules.len()))
 }
 
-/// A ruleset as the entries of an epoch's generation.
+/// Encodes a ruleset as the entries of an epoch's generation.
 fn encode(want: &Ruleset, slots: &[u16], epoch: u32, cgroups: &Cgroups) -> Entries {
     let generation = Active { epoch }.generation();
     let slot = |rule: usize| slots.get(rule).copied().unwrap_or(guard_common::abi::NO_RULE);
@@ -184,7 +186,7 @@ fn encode(want: &Ruleset, slots: &[u16], epoch: u32, cgroups: &Cgroups) -> Entri
     }
     entries.scopes_copy = entries.scopes.clone();
     entries.ports_copy = entries.ports.clone();
-    // Sorted at once, and not entry by entry: there may be a hundred thousand.
+    // Collected first and sorted once, because there may be a hundred thousand entries.
     let (mut peers_v4, mut peers_v6) = (Vec::new(), Vec::new());
     for ((list, prefix), peer) in &want.tables.peers {
         match peer_entry(*list, prefix, peer, slot, generation) {
@@ -230,7 +232,7 @@ fn peer_entry(list: u32, prefix: &IpNet, peer: &Peer, slot: impl Fn(usize) -> u1
     }
 }
 
-/// Whether every wanted peer is there: the cheap question before the whole comparison, as an edit of a long list ends it early.
+/// Whether every wanted peer exists. This cheap check comes before the full comparison, because it ends early after an edit of a long list.
 fn holds_peers(have: &Entries, want: &Ruleset, slots: &[u16], generation: u8) -> bool {
     let slot = |rule: usize| slots.get(rule).copied().unwrap_or(guard_common::abi::NO_RULE);
     want.tables.peers.iter().all(|((list, prefix), peer)| match peer_entry(*list, prefix, peer, slot, generation) {
@@ -239,7 +241,7 @@ fn holds_peers(have: &Entries, want: &Ruleset, slots: &[u16], generation: u8) ->
     })
 }
 
-/// What of a ruleset depends on the cgroups that there are.
+/// Encodes the part of a ruleset that depends on cgroups.
 fn encode_followed(want: &Ruleset, slot: impl Fn(usize) -> u16, epoch: u32, cgroups: &Cgroups) -> Followed {
     let generation = Active { epoch }.generation();
     let tables = &want.tables;
@@ -282,7 +284,7 @@ fn port_value(rule: &PortRule, slot: impl Fn(usize) -> u16) -> PortValue {
     }
 }
 
-/// A prefix in the 16-byte form, with its length in that form.
+/// A prefix in the 16-byte form of an address, with the length in that form.
 fn mapped_prefix(prefix: &IpNet) -> ([u8; 16], u32) {
     match prefix {
         IpNet::V4(net) => (guard_common::packet::mapped(net.network().octets()), 96 + u32::from(net.prefix_len())),
@@ -290,7 +292,7 @@ fn mapped_prefix(prefix: &IpNet) -> ([u8; 16], u32) {
     }
 }
 
-/// The operations that make the entries of one generation in `have` equal to `target`. It counts as whole again when they are all done.
+/// The operations that make the entries of one generation in `have` equal to `target`. The generation is incomplete until the last of them.
 fn bring(ops: &mut Vec<MapOp>, have: &Entries, target: &Entries, generation: u8) {
     let mut followed = have.followed.clone();
     if followed.generations.remove(&generation).is_some() {
@@ -323,7 +325,7 @@ fn bring(ops: &mut Vec<MapOp>, have: &Entries, target: &Entries, generation: u8)
     follow(ops, &followed, &target.followed, generation);
 }
 
-/// The same for what follows the cgroups. A cgroup is admitted only where it is named too, whichever of both comes first.
+/// The same for the entries that follow cgroups. Their order does not matter: a cgroup is admitted only if it is also named.
 fn follow(ops: &mut Vec<MapOp>, have: &Followed, target: &Followed, generation: u8) {
     difference(ops, &have.callers, &target.callers, |key| key.list[0] >> 7 == generation, MapOp::Caller);
     difference(ops, &have.cgroups, &target.cgroups, |key| key.generation == u64::from(generation), MapOp::Cgroup);
@@ -337,7 +339,7 @@ fn difference<K: Ord + Copy, V: Copy + PartialEq>(
     of_generation: impl Fn(&K) -> bool,
     op: impl Fn(K, Option<V>) -> MapOp,
 ) {
-    // Removals first: the table may be full of a generation that was never finished.
+    // Removals first: the table may be full of entries of a generation that was never finished.
     for key in have.keys().filter(|key| of_generation(key) && !target.contains_key(key)) {
         ops.push(op(*key, None));
     }
@@ -413,7 +415,7 @@ mod tests {
         [("/here".to_owned(), 7), ("/here/too".to_owned(), 8)].into_iter().collect()
     }
 
-    /// The part of an image that a packet can meet: the entries of the generation in force, nothing where none is whole.
+    /// The part of an image that a packet can meet: the entries of the generation in force, or nothing if no generation is complete.
     fn view(image: &Image) -> Entries {
         let Some(generation) = image.in_force().generation else { return Entries::default() };
         let mut entries = image.entries.clone();
@@ -455,7 +457,7 @@ mod tests {
             let mut image = Image::default();
             let plan_of_first = plan(&image, &first, &cgroups()).unwrap();
             run(&mut image, &plan_of_first.ops);
-            // A crash in the middle of an apply: the next one starts from whatever is there.
+            // A crash in the middle of an apply: the next apply starts from what the maps hold.
             let half = plan(&image, &second, &cgroups()).unwrap().ops;
             let before = view(&image);
             let cut = crash.min(half.len());

@@ -1,5 +1,5 @@
-//! Owns reading what the maps hold: the image that a plan starts from.
-//! Called by `apply`, at start and to see whether somebody changed something.
+//! Owns reading the maps into an image, from which a plan starts.
+//! Called by `apply`, at start and to detect changes by others.
 //! Must never write.
 
 use std::collections::BTreeMap;
@@ -14,7 +14,7 @@ use crate::kernel::tables::{
     ruleset_maps::{RulesetMaps, rule_name},
 };
 
-/// Reads the maps; what decides nothing by itself is taken from what is known, if anything is.
+/// Reads the maps. With a known image, the names of rules and the bit map of port numbers are copied from it instead of being read.
 pub(crate) fn read(maps: &RulesetMaps, known: Option<&Image>) -> Result<Image, ApplyError> {
     let mut image = Image {
         epoch: maps.active.get(&0, 0).map_err(|error| ApplyError::Map("ACTIVE", error))?.epoch,
@@ -50,7 +50,7 @@ pub(crate) fn read(maps: &RulesetMaps, known: Option<&Image>) -> Result<Image, A
     Ok(image)
 }
 
-/// The names of rules, and the numbers of guarded ports.
+/// Reads the names of rules and the bit map of port numbers.
 fn read_rest(maps: &RulesetMaps, image: &mut Image) -> Result<(), ApplyError> {
     for slot in 0..RULE_SLOTS as u16 {
         let name = maps.names.get(&u32::from(slot), 0).map_err(|error| ApplyError::Map("RULE_NAMES", error))?;
