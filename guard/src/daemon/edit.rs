@@ -114,14 +114,14 @@ pub(crate) async fn follow(guard: Arc<Guard>) {
 /// Cuts the connections that were open before the ruleset in force and that it does not admit.
 pub(crate) fn cut(guard: &Guard) {
     let Some(image) = lock(&guard.apply).image() else { return };
-    let pass = match established::cut_denied(&image, &guard.cgroup) {
-        Ok(pass) => pass,
+    let summary = match established::cut_denied(&image, &guard.cgroup) {
+        Ok(summary) => summary,
         Err(error) => {
             guard.uncut.store(true, Ordering::Relaxed);
             return tracing::error!(%error, "open connections cannot be judged: those that are no longer admitted go on");
         }
     };
-    let CutSummary { namespaces, judged, cut, failed, blind } = pass;
+    let CutSummary { namespaces, judged, cut, failed, blind } = summary;
     guard.uncut.store(failed > 0, Ordering::Relaxed);
     guard.blind.store(blind, Ordering::Relaxed);
     guard.cut.fetch_add(cut.len() as u64, Ordering::Relaxed);
@@ -145,8 +145,8 @@ mod tests {
     use guard_policy::{
         compile::compile,
         diagnostic::{Rejected, Source},
-        policy_file::LoadedPolicy,
         node_facts::NodeFacts,
+        policy_file::LoadedPolicy,
     };
 
     use super::*;

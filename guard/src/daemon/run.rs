@@ -22,7 +22,7 @@ use crate::{
         state::{Current, Guard},
     },
     kernel::{
-        links::{programs::KernelHalf, programs as open},
+        links::{programs, programs::KernelHalf},
         observe::{events, events::DenialLog, map_use::MapCounter},
         pinholes::KernelPinholes,
         tables::apply::Apply,
@@ -37,7 +37,7 @@ pub async fn run(config: Config, colour: bool) -> anyhow::Result<()> {
 
     // Policy and kernel: what is pinned is adopted, the ruleset comes into force, and only then is anything attached.
     let first = load(&policy, &node);
-    let KernelHalf { maps, health: lost, events, cookies, mut programs } = open::open(&location)?;
+    let KernelHalf { maps, health: lost, events, cookies, mut programs } = programs::open(&location)?;
     let mut apply = Apply::new(maps)?.below(&location.cgroup);
     let mut current = Current::default();
     match &first {
