@@ -1,22 +1,22 @@
-//! Owns the judgement on a dial: may the control plane reach this address? A pure function.
-//! Called by `dial` on each resolved address before it connects, and by `connections` when the ruleset changes.
-//! Must never be asked about a name: what is judged is the address that is then dialled.
+//! Owns the judgement on a dial: whether the control plane may reach an address. A pure function.
+//! Called by `dial/serve` for each resolved address before it connects, and by `dial/connections` when the ruleset changes.
+//! Must never judge a name: it judges the address that is dialled.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crate::{
     node_facts::NodeFacts,
     refusal::Refusal,
-    ruleset::{Demands, DialRule, DialTarget, Ruleset},
+    ruleset::{DialDemands, DialRule, DialTarget, Ruleset},
     special::special,
 };
 
-/// Proof that a dial was authorized. Only [`authorize`] makes one, and connecting takes one.
+/// Proof that a dial was authorized. Only [`authorize`] can build a permit, and connecting requires one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Permit {
     address: SocketAddr,
     rule: String,
-    demands: Demands,
+    demands: DialDemands,
 }
 
 impl Permit {
@@ -25,21 +25,24 @@ impl Permit {
         self.address
     }
 
-    /// The first rule that allows it: `tunnel.dial[0]`.
+    /// The first entry of `tunnel.dial` that allows the dial, as in `tunnel.dial[0]`.
     pub fn rule(&self) -> &str {
         &self.rule
     }
 
-    /// What every rule that names the address and port asks of the connection.
-    pub fn demands(&self) -> &Demands {
+    /// The demands of all entries that name the address and the port.
+    pub fn demands(&self) -> &DialDemands {
         &self.demands
     }
 }
 
-/// Judges one address under a ruleset.
+/// Judges a dial to one address. Without a ruleset every dial is refused.
+///
+/// An IPv4-mapped IPv6 address is judged as the IPv4 address, and an unspecified address as loopback, because that is what the kernel connects
+/// to. The permit holds the address that may be dialled. The [`Refusal`] says why a dial is refused; it is a decision, not a failure.
 pub fn authorize(ruleset: Option<&Ruleset>, node: &NodeFacts, address: SocketAddr) -> Result<Permit, Refusal> {
     let ruleset = ruleset.ok_or(Refusal::NoPolicy)?;
-    // An IPv4 address in IPv6 clothes is the IPv4 address to the kernel, and so to the policy.
+    // The kernel treats an IPv4-mapped IPv6 address as the IPv4 address, so the policy does too.
     let address = SocketAddr::new(address.ip().to_canonical(), address.port());
     let special = special(address.ip());
     let address = SocketAddr::new(meant(address.ip()), address.port());
@@ -60,8 +63,11 @@ pub fn authorize(ruleset: Option<&Ruleset>, node: &NodeFacts, address: SocketAdd
                 Some(never @ Refusal::Unspecified) if !address.ip().is_loopback() => return Err(never),
                 Some(_) | None => {}
             }
-            let permit =
-                permit.get_or_insert_with(|| Permit { address, rule: rule.name.clone(), demands: Demands::default() });
+            let permit = permit.get_or_insert_with(|| Permit {
+                address,
+                rule: rule.name.clone(),
+                demands: DialDemands::default(),
+            });
             permit.demands.join(&rule.demands);
         } else if names {
             refusal = Refusal::PortNotNamed;
@@ -72,7 +78,7 @@ pub fn authorize(ruleset: Option<&Ruleset>, node: &NodeFacts, address: SocketAdd
     }
     let for_the_node = |rule: &DialRule| rule.target == DialTarget::Node && rule.has_port(address.port());
     if refusal == Refusal::AddressNotNamed {
-        // The node's own addresses were named above.
+        // The loop above has admitted the node's own addresses at this port, so this is not one of them.
         let another_node = ruleset.dial.iter().any(for_the_node);
         if ruleset.services.is_declared(address.ip()) || (ruleset.services.may_hold(address.ip()) && !another_node) {
             refusal = Refusal::ServiceAddress;
@@ -83,7 +89,7 @@ pub fn authorize(ruleset: Option<&Ruleset>, node: &NodeFacts, address: SocketAdd
     Err(special.unwrap_or(refusal))
 }
 
-/// Connecting to the unspecified address connects to loopback, so that is what is judged and dialled.
+/// Connecting to an unspecified address connects to loopback. So the loopback address is judged and dialled.
 fn meant(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(Ipv4Addr::UNSPECIFIED) => Ipv4Addr::LOCALHOST.into(),
@@ -179,7 +185,7 @@ mod tests {
         assert!(permit("10.1.0.1:80").demands().tls);
         let both = permit("10.0.0.7:10250");
         assert_eq!((both.rule(), both.demands().certificates.len()), ("tunnel.dial[2]", 2));
-        assert!(both.demands().exceed(&Demands::default()) && !Demands::default().exceed(both.demands()));
+        assert!(both.demands().exceed(&DialDemands::default()) && !DialDemands::default().exceed(both.demands()));
         assert!(!both.demands().exceed(both.demands()));
     }
 

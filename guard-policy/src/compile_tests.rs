@@ -180,7 +180,7 @@ fn yaml(rules: &[RandomRule]) -> String {
 }
 
 /// The scope that the kernel finds for a pod's address.
-fn scope_of(tables: &Tables, address: IpAddr) -> Option<u32> {
+fn scope_of(tables: &RulesetTables, address: IpAddr) -> Option<u32> {
     tables
         .scopes
         .iter()

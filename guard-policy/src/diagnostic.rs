@@ -1,6 +1,6 @@
-//! Owns what is said about a policy document: findings with an id, a place and a help, for people and as JSON.
-//! Called by `document` and `compile` to make findings, by `watch` and `check` to show them.
-//! Must never show a finding without its place where it has one.
+//! Owns findings about a policy document: each has an id, a position and a help text, and is rendered for people and as JSON.
+//! Called by `document`, `parse` and `compile` to make findings; by `daemon/edit` and `nodeguard check` to show them.
+//! Must never show a finding without its position if it has one.
 
 use std::{
     ops::Range,
@@ -10,12 +10,12 @@ use std::{
 use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
 use serde::Serialize;
 
-/// A document as it was read.
+/// The text of a document and the path that it was read from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Source {
-    /// Where it was read from, as the operator named it.
+    /// The path as the operator wrote it.
     pub path: PathBuf,
-    /// Its text.
+    /// The text of the document.
     pub text: String,
 }
 
@@ -23,9 +23,9 @@ pub struct Source {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Severity {
-    /// The document is not taken.
+    /// The document is rejected.
     Error,
-    /// The document is taken, and may not mean what its author thinks.
+    /// The document is accepted, but it may not do what its author expects.
     Warning,
 }
 
@@ -34,51 +34,51 @@ pub enum Severity {
 pub struct Diagnostic {
     /// `NG0xx` for errors, `NG1xx` for warnings.
     pub id: &'static str,
-    /// Follows from the id.
+    /// `Error` for `NG0xx`, `Warning` for `NG1xx`.
     pub severity: Severity,
-    /// What is wrong, in one line.
+    /// The problem, in one line.
     pub message: String,
-    /// Where: bytes of the text. `None` only where there is no text.
+    /// The position, as a byte range of the text. `None` if the text could not be read.
     pub span: Option<Range<usize>>,
-    /// What is said at the place.
+    /// The text shown at the position.
     pub label: String,
-    /// What to do.
+    /// How to solve the problem.
     pub help: Option<String>,
 }
 
-/// A document that is not taken, and why.
+/// A rejected document and the reasons.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rejected {
-    /// The document; its text is empty if it could not be read.
+    /// The document. Its text is empty if the file could not be read.
     pub source: Source,
-    /// At least one error; warnings may stand among them.
+    /// At least one error, possibly with warnings among them.
     pub diagnostics: Vec<Diagnostic>,
 }
 
-/// A finding as data.
+/// A finding as it appears in JSON.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Finding {
-    /// The id.
+    /// The id, as in `NG006`.
     pub id: &'static str,
-    /// The severity.
+    /// `error` or `warning`.
     pub severity: Severity,
-    /// The file.
+    /// The path of the file.
     pub file: PathBuf,
-    /// Counted from 1; 0 where there is no text.
+    /// The line, counted from 1; 0 if there is no text.
     pub line: usize,
-    /// In characters, counted from 1; 0 where there is no text.
+    /// The column in characters, counted from 1; 0 if there is no text.
     pub column: usize,
-    /// What is wrong.
+    /// The problem, in one line.
     pub message: String,
-    /// What is said at the place.
+    /// The text shown at the position.
     pub label: String,
-    /// What to do.
+    /// How to solve the problem.
     pub help: Option<String>,
 }
 
 impl Diagnostic {
-    /// An error at a place.
+    /// An error at a byte range of the text.
     pub fn error(
         id: &'static str,
         span: Range<usize>,
@@ -89,7 +89,7 @@ impl Diagnostic {
         Diagnostic { id, severity: Severity::Error, message, span: Some(span), label, help: None }
     }
 
-    /// A warning at a place.
+    /// A warning at a byte range of the text.
     pub fn warning(
         id: &'static str,
         span: Range<usize>,
@@ -99,7 +99,7 @@ impl Diagnostic {
         Diagnostic { severity: Severity::Warning, ..Diagnostic::error(id, span, message, label) }
     }
 
-    /// The same with what to do.
+    /// Adds a help text.
     #[must_use]
     pub fn help(mut self, help: impl Into<String>) -> Diagnostic {
         self.help = Some(help.into());
@@ -108,7 +108,7 @@ impl Diagnostic {
 }
 
 impl Source {
-    /// Renders findings as rustc does, with excerpts.
+    /// Renders findings as rustc does: with the file, the line, the column and an excerpt. `colour` adds terminal escapes.
     pub fn render(&self, diagnostics: &[Diagnostic], colour: bool) -> String {
         let renderer = if colour { Renderer::styled() } else { Renderer::plain() };
         let path = self.path.display().to_string();
@@ -135,7 +135,7 @@ impl Source {
         out
     }
 
-    /// The same as data.
+    /// Converts findings for JSON.
     pub fn findings(&self, diagnostics: &[Diagnostic]) -> Vec<Finding> {
         let finding = |diagnostic: &Diagnostic| {
             let (line, column) = diagnostic.span.as_ref().map_or((0, 0), |span| self.position(span.start));
@@ -145,14 +145,14 @@ impl Source {
         diagnostics.iter().map(finding).collect()
     }
 
-    /// Line and column of a byte, both from 1; the column counts characters.
+    /// The line and the column of a byte offset, both counted from 1. The column counts characters.
     pub fn position(&self, byte: usize) -> (usize, usize) {
         let before = self.text.get(..self.clamp(&(byte..byte)).start).unwrap_or_default();
         let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
         (before.matches('\n').count() + 1, before.get(line_start..).unwrap_or_default().chars().count() + 1)
     }
 
-    /// A span that lies inside the text, on character boundaries, and is never empty where there is text to show.
+    /// The part of a span that lies inside the text, moved back to character boundaries.
     fn clamp(&self, span: &Range<usize>) -> Range<usize> {
         let down = |mut at: usize| {
             at = at.min(self.text.len());
@@ -167,7 +167,7 @@ impl Source {
 }
 
 impl Rejected {
-    /// A document that could not even be read.
+    /// A document whose file could not be read.
     pub fn unreadable(path: &Path, id: &'static str, message: String, help: &str) -> Rejected {
         let diagnostic = Diagnostic {
             id,
@@ -180,7 +180,7 @@ impl Rejected {
         Rejected { source: Source { path: path.to_path_buf(), text: String::new() }, diagnostics: vec![diagnostic] }
     }
 
-    /// All findings as text.
+    /// Renders all findings as text.
     pub fn render(&self, colour: bool) -> String {
         self.source.render(&self.diagnostics, colour)
     }
@@ -194,12 +194,12 @@ mod tests {
     fn a_finding_shows_file_line_column_excerpt_and_help() {
         let source = Source { path: "policy.yaml".into(), text: "a: é\nports: [102500]\n".to_owned() };
         let start = source.text.find("102500").unwrap();
-        let diagnostic =
-            Diagnostic::error("NG006", start..start + 6, "102500 is no port", "from 1 to 65535").help("write a port");
+        let diagnostic = Diagnostic::error("NG006", start..start + 6, "102500 is not a port", "from 1 to 65535")
+            .help("write a port");
         let text = source.render(std::slice::from_ref(&diagnostic), false);
         assert_eq!(
             text,
-            "error[NG006]: 102500 is no port\n --> policy.yaml:2:9\n  |\n2 | ports: [102500]\n  |         ^^^^^^ from 1 to 65535\n  |\n  = help: write a port\n"
+            "error[NG006]: 102500 is not a port\n --> policy.yaml:2:9\n  |\n2 | ports: [102500]\n  |         ^^^^^^ from 1 to 65535\n  |\n  = help: write a port\n"
         );
         let finding = &source.findings(&[diagnostic])[0];
         assert_eq!((finding.line, finding.column), (2, 9));

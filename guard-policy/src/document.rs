@@ -1,13 +1,16 @@
-//! Owns the policy document as it is written: strict decoding of YAML, every value with its place.
-//! Called by `watch` and `check`, before `compile`.
+//! Owns the policy document as written: strict decoding of YAML, each value with its position.
+//! Called by `compile`.
 //! Must never accept what it does not know: an unknown field, a second document or a duplicate key is an error.
 
 use std::ops::Range;
 
 use serde::Deserialize;
-use serde_saphyr::{DefaultMessageFormatter, MessageFormatter, Spanned};
+use serde_saphyr::Spanned;
 
-use crate::diagnostic::{Diagnostic, Source};
+use crate::{
+    diagnostic::{Diagnostic, Source},
+    yaml_error::{YamlError, describe},
+};
 
 /// A whole document.
 #[derive(Debug, Deserialize)]
@@ -17,9 +20,9 @@ pub struct Document {
     pub api_version: Spanned<String>,
     /// `NodeGuardPolicy`.
     pub kind: Spanned<String>,
-    /// The name.
+    /// The name of the policy.
     pub metadata: Metadata,
-    /// The policy.
+    /// What the policy guards and allows.
     pub spec: Spec,
 }
 
@@ -27,7 +30,7 @@ pub struct Document {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Metadata {
-    /// How `status` and logs call the policy.
+    /// The name of the policy in `status` and in the log.
     pub name: Spanned<String>,
 }
 
@@ -37,37 +40,37 @@ pub struct Metadata {
 pub struct Spec {
     /// `Enforce` or `Audit`.
     pub mode: Spanned<String>,
-    /// The rules.
-    pub guard: Vec<Guard>,
-    /// The tunnel.
-    pub tunnel: Tunnel,
-    /// The hub rule.
-    pub control_plane: Option<ControlPlane>,
-    /// The edge tier.
-    pub edge: Option<Edge>,
+    /// The rules. A port that no rule names is not guarded.
+    pub guard: Vec<GuardSpec>,
+    /// What the control plane may dial through the tunnel.
+    pub tunnel: TunnelSpec,
+    /// The hub rule: what this node may reach of the control plane.
+    pub control_plane: Option<ControlPlaneSpec>,
+    /// The edge tier: early drops on the uplinks.
+    pub edge: Option<EdgeSpec>,
 }
 
 /// `spec.edge`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Edge {
-    /// The uplinks on which strangers' opening packets are dropped before the stack.
+pub struct EdgeSpec {
+    /// The uplinks on which the opening packets of strangers are dropped before the network stack.
     pub interfaces: Spanned<Vec<Spanned<String>>>,
 }
 
 /// An entry of `spec.guard`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Guard {
-    /// Unique in the document.
+pub struct GuardSpec {
+    /// The name of the rule, unique in the document.
     pub name: Spanned<String>,
-    /// `Audit` for this rule alone.
+    /// `Audit` for this rule only.
     pub mode: Option<Spanned<String>>,
-    /// The node's ports.
+    /// Ports of the node itself.
     pub node: Option<NodePorts>,
-    /// Pods' ports.
+    /// Ports of pods.
     pub pods: Option<PodPorts>,
-    /// Who may reach them; empty admits nobody.
+    /// Who may reach the ports; an empty list admits nobody.
     pub allow: Spanned<Vec<Selector>>,
 }
 
@@ -85,9 +88,9 @@ pub struct NodePorts {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PodPorts {
-    /// Prefixes of pod addresses on this node. Without them every pod is meant, by its cgroup.
+    /// Prefixes of pod addresses on this node. Without them the rule applies to every pod, identified by its cgroup.
     pub cidrs: Option<Spanned<Vec<Spanned<String>>>>,
-    /// The cgroup that pods live in, where it is not one of the usual ones.
+    /// The cgroup of the pods, if it is not one of the usual ones.
     pub cgroup: Option<Spanned<String>>,
     /// Ports and ranges.
     pub ports: Spanned<Vec<Spanned<String>>>,
@@ -103,8 +106,8 @@ pub struct Selector {
     pub tunnel: Option<Spanned<Empty>>,
     /// Connections opened in this node's own network namespace.
     pub node: Option<Spanned<Empty>>,
-    /// A local process, by its cgroup.
-    pub caller: Option<Spanned<Caller>>,
+    /// A local process, identified by its cgroup.
+    pub caller: Option<Spanned<CallerSpec>>,
     /// Source addresses.
     pub ip_block: Option<Spanned<IpBlock>>,
 }
@@ -112,8 +115,8 @@ pub struct Selector {
 /// `{cgroup}`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Caller {
-    /// The path of a cgroup below the guarded one: processes in it and below it are meant.
+pub struct CallerSpec {
+    /// The path of a cgroup below the guarded one. It matches processes in this cgroup and below it.
     pub cgroup: Spanned<String>,
 }
 
@@ -126,9 +129,9 @@ pub struct Empty {}
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct IpBlock {
-    /// Who.
+    /// The source addresses that are admitted.
     pub cidr: Spanned<String>,
-    /// But not these, inside `cidr`.
+    /// Prefixes inside `cidr` that are not admitted.
     #[serde(default)]
     pub except: Vec<Spanned<String>>,
 }
@@ -136,30 +139,30 @@ pub struct IpBlock {
 /// `spec.tunnel`.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Tunnel {
-    /// Where the control plane may go; empty is nowhere.
-    pub dial: Vec<Dial>,
-    /// An upstream agent beside the guard, whose connections count as the tunnel's.
-    pub companion: Option<Companion>,
-    /// The cluster's service range: addresses in it are no pods'.
+pub struct TunnelSpec {
+    /// What the control plane may dial; with an empty list it may dial nothing.
+    pub dial: Vec<DialSpec>,
+    /// An upstream agent that runs beside the guard. Its connections count as `tunnel`.
+    pub companion: Option<CompanionSpec>,
+    /// The cluster's service range. `pods` never matches an address in it.
     pub service_cidrs: Option<Spanned<Vec<Spanned<String>>>>,
 }
 
 /// `tunnel.companion`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Companion {
-    /// The cgroup that it runs in.
+pub struct CompanionSpec {
+    /// The cgroup that the agent runs in.
     pub cgroup: Spanned<String>,
-    /// What it may reach beside the destinations of `dial`: its servers, its name server.
-    pub servers: Spanned<Vec<Server>>,
+    /// What the agent may reach in addition to the destinations of `dial`: its proxy-servers and its name server.
+    pub servers: Spanned<Vec<ServerSpec>>,
 }
 
 /// An entry of `companion.servers`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Server {
-    /// Where.
+pub struct ServerSpec {
+    /// The addresses of the server.
     pub cidr: Spanned<String>,
     /// Ports and ranges.
     pub ports: Spanned<Vec<Spanned<String>>>,
@@ -170,34 +173,34 @@ pub struct Server {
 /// `spec.controlPlane`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct ControlPlane {
-    /// Addresses of the control plane.
+pub struct ControlPlaneSpec {
+    /// The addresses of the control plane.
     pub addresses: Spanned<Vec<Spanned<String>>>,
-    /// The TCP ports that this node and its pods may reach there; all others are denied.
+    /// The TCP ports that this node and its pods may reach at these addresses; every other port is denied.
     pub ports: Spanned<Vec<Spanned<String>>>,
 }
 
-/// An entry of `tunnel.dial`: one of `node`, `pods` and `services`, and what is asked of the last hop.
+/// An entry of `tunnel.dial`: one of `node`, `pods` and `services`, and the demands on the last hop.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Dial {
-    /// The node's own addresses.
+pub struct DialSpec {
+    /// Addresses of this node.
     pub node: Option<Spanned<NodePorts>>,
-    /// Pods' addresses.
+    /// Addresses of pods.
     pub pods: Option<Spanned<PodPorts>>,
-    /// Services' addresses, dialled as they are.
+    /// Addresses of Services, dialled without change.
     pub services: Option<Spanned<ServicePorts>>,
-    /// `Required`: what the control plane sends first must be a TLS ClientHello.
+    /// `Required`: the first bytes from the control plane must be a TLS ClientHello.
     pub tls: Option<Spanned<String>>,
-    /// What kubelet's serving certificate must hold before a dial to it is made.
-    pub certificate: Option<Spanned<Certificate>>,
+    /// What kubelet's serving certificate must satisfy before kubelet is dialled.
+    pub certificate: Option<Spanned<CertificateSpec>>,
 }
 
 /// `services: {cidrs, ports, protocol}`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ServicePorts {
-    /// Prefixes of Services' addresses; without them, `tunnel.serviceCidrs`.
+    /// Prefixes of Service addresses; the default is `tunnel.serviceCidrs`.
     pub cidrs: Option<Spanned<Vec<Spanned<String>>>>,
     /// Ports and ranges of the Services.
     pub ports: Spanned<Vec<Spanned<String>>>,
@@ -208,21 +211,21 @@ pub struct ServicePorts {
 /// `{ca, name, pins}` of an entry of `tunnel.dial`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Certificate {
-    /// A PEM file of CA certificates.
+pub struct CertificateSpec {
+    /// The path of a PEM file with CA certificates.
     pub ca: Option<Spanned<String>>,
-    /// The name or address that the certificate must be for, where it is not the dialled one.
+    /// The name or address that the certificate must be valid for; the default is the dialled address.
     pub name: Option<Spanned<String>>,
-    /// Hashes of public keys, one of which must be the certificate's.
+    /// Hashes of public keys. The certificate's public key must match one of them.
     #[serde(default)]
     pub pins: Vec<Spanned<String>>,
 }
 
-/// Decodes a document. One that fails is read once more without types, so that a wrong indent is told as such and not as a missing field.
+/// Decodes a document. If that fails, the text is decoded once more without types, so that broken syntax is not reported as a missing field.
 pub fn decode(source: &Source) -> Result<Document, Vec<Diagnostic>> {
     let options = || {
         let mut options = serde_saphyr::options! { strict_booleans: true, with_snippet: false };
-        // A policy with 100,000 prefixes is 600,000 nodes; aliases are not needed at all.
+        // A policy with 100,000 prefixes has 600,000 nodes. No policy needs aliases.
         options.budget =
             serde_saphyr::budget! { max_events: 4_000_000, max_nodes: 2_000_000, max_aliases: 64, max_anchors: 64 };
         options
@@ -230,21 +233,20 @@ pub fn decode(source: &Source) -> Result<Document, Vec<Diagnostic>> {
     serde_saphyr::from_str_with_options(&source.text, options()).map_err(|error| {
         let untyped = serde_saphyr::from_str_with_options::<serde_json::Value>(&source.text, options());
         vec![match untyped {
-            Err(error) => finding(source, "NG002", &error),
-            Ok(_) => finding(source, "NG003", &error),
+            Err(error) => finding(source, "NG002", "not valid YAML", &error),
+            Ok(_) => finding(source, "NG003", "not a NodeGuardPolicy", &error),
         }]
     })
 }
 
-/// The bytes that a value was written with.
+/// The byte range of a value in the text.
 pub fn span<T>(value: &Spanned<T>) -> Range<usize> {
     let span = value.referenced.span();
     let start = span.byte_offset().unwrap_or(0) as usize;
     start..start + span.byte_len().unwrap_or(0) as usize
 }
 
-fn finding(source: &Source, id: &'static str, error: &serde_saphyr::Error) -> Diagnostic {
-    let message = DefaultMessageFormatter.format_message(error).into_owned();
+fn finding(source: &Source, id: &'static str, what: &str, error: &serde_saphyr::Error) -> Diagnostic {
     let span = error.location().map_or(source.text.len()..source.text.len(), |location| {
         let span = location.span();
         match (span.byte_offset(), span.byte_len()) {
@@ -260,7 +262,7 @@ fn finding(source: &Source, id: &'static str, error: &serde_saphyr::Error) -> Di
             }
         }
     });
-    let what = if id == "NG002" { "not valid YAML" } else { "not a NodeGuardPolicy" };
-    Diagnostic::error(id, span, format!("{what}: {message}"), "here")
-        .help("docs/policy.md lists every field; `nodeguard check FILE` tries a document without applying it")
+    let YamlError { message, label } = describe(error, &source.text, &span);
+    Diagnostic::error(id, span, format!("{what}: {message}"), label)
+        .help("docs/policy.md describes every field; `nodeguard check FILE` checks a file without applying it")
 }

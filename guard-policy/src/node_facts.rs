@@ -1,16 +1,16 @@
-//! Owns what a policy is compiled for: the addresses and names of a node.
-//! Called by `compile` and `authorize`; the daemon reads the facts.
-//! Must never read anything itself: a document compiles the same wherever the facts come from.
+//! Owns the facts of a node that a policy is compiled for: its addresses and names.
+//! Called by `compile` and `authorize`; `sys/node_facts` reads the facts from the machine.
+//! Must never read the machine itself: the same facts give the same ruleset everywhere.
 
 use std::net::IpAddr;
 
-/// The node's own addresses and names, as one reading.
+/// The addresses and names of a node, read at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeFacts {
-    /// Every address of an interface in the node's network namespace that is neither loopback nor link-local, sorted.
+    /// The addresses of the interfaces in the node's network namespace, sorted, without loopback and link-local addresses.
     pub addresses: Vec<IpAddr>,
-    /// The node's names (host name, `--node-name`, `host` identifiers), lower case: a dial to one of them is a dial to the first address.
+    /// The names of the node in lower case: host name, `--node-name`, `host` identifiers. A dial to one of them goes to the first address.
     pub names: Vec<String>,
-    /// Where pods reach the API server (`KUBERNETES_SERVICE_HOST`): as a rule the first address of the service range.
+    /// The address at which pods reach the API server (`KUBERNETES_SERVICE_HOST`). It is normally the first address of the service range.
     pub service_host: Option<IpAddr>,
 }

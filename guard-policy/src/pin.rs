@@ -1,5 +1,5 @@
-//! Owns the SHA-256 of a public key, as operators write it.
-//! Called by the parser of a policy, and by the daemon for the certificates of servers and of kubelet.
+//! Owns the pin of a public key: its SHA-256, in the notation that operators use.
+//! Called by `parse/last_hop`, by `net/verify` for proxy-servers and by `dial/kubelet` for kubelet.
 //! Must never be computed from anything but the whole SubjectPublicKeyInfo.
 
 use std::{fmt, str::FromStr};
@@ -8,18 +8,18 @@ use data_encoding::{BASE64, BASE64_NOPAD};
 use rustls_pki_types::SubjectPublicKeyInfoDer;
 use sha2::{Digest, Sha256};
 
-/// The SHA-256 of a server's public key (SubjectPublicKeyInfo), as in RFC 7469.
+/// The SHA-256 of a public key (SubjectPublicKeyInfo, DER), as in RFC 7469. It is written `sha256/` and 44 characters of base64.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Pin([u8; 32]);
 
 impl Pin {
-    /// The pin of a key.
+    /// Computes the pin of a key.
     pub fn of(key: &SubjectPublicKeyInfoDer<'_>) -> Pin {
         Pin(Sha256::digest(key).into())
     }
 }
 
-/// A text that is not a pin.
+/// The text is not a pin.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is not a pin; write `sha256/` and the base64 of 32 bytes")]
 pub struct PinError(String);
@@ -29,7 +29,7 @@ impl FromStr for Pin {
 
     fn from_str(text: &str) -> Result<Pin, PinError> {
         let digits = text.strip_prefix("sha256/").or(text.strip_prefix("sha256//")).unwrap_or(text);
-        // The padding says nothing: 32 bytes have one `=`, which some tools leave out.
+        // Some tools leave out the padding; 32 bytes always have one `=`.
         let bytes =
             BASE64_NOPAD.decode(digits.trim_end_matches('=').as_bytes()).ok().and_then(|bytes| bytes.try_into().ok());
         bytes.map(Pin).ok_or_else(|| PinError(text.to_owned()))

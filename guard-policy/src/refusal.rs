@@ -1,6 +1,6 @@
-//! Owns why a dial is refused: a closed list with a stable name and a sentence each.
-//! Called by `authorize`, by the dial that is refused, and by whatever counts or reports refusals.
-//! Must never hold a word that the proxy-server reads as another kind of failure (`timeout`, `deadline exceeded`).
+//! Owns the reasons why a dial is refused: a closed list, each with a stable name and a sentence.
+//! Called by `authorize` and `dial`, which refuse, and by `dial/audit` and `report`, which count and show refusals.
+//! Must never contain a phrase that the proxy-server takes for another kind of failure (`timeout`, `deadline exceeded`).
 
 use std::fmt;
 
@@ -13,36 +13,36 @@ pub enum Refusal {
     AddressNotNamed,
     /// An entry names the address, but not the port.
     PortNotNamed,
-    /// Nobody's address that is known here, at a port that an entry names for this node's own: most likely another node's.
+    /// An unknown address with a port that an entry names for this node. It most likely belongs to another node.
     AnotherNode,
-    /// A Service's address, and nobody says which pods are behind it.
+    /// The address of a Service whose endpoints are unknown.
     ServiceAddress,
-    /// The Services of the cluster are known, and none has this address and port.
+    /// No Service of the cluster has this address and port.
     ServiceUnknown,
-    /// A Service without an endpoint that takes connections.
+    /// The Service has no endpoint that accepts connections.
     ServiceNotReady,
-    /// The Services of the cluster are to be known, and were never read.
+    /// The Services of the cluster should be known, but could not be read yet.
     ServicesUnread,
-    /// What the backend shows is not what `certificate` asks for.
+    /// The backend's serving certificate does not satisfy `certificate`.
     KubeletCertificate,
-    /// Loopback, which reaches what trusts its own node.
+    /// A loopback address: services there trust local clients.
     Loopback,
-    /// Link-local, which is where clouds serve credentials.
+    /// A link-local address: clouds serve credentials there.
     LinkLocal,
     /// A multicast or broadcast address.
     Multicast,
-    /// An unspecified address, which means this node.
+    /// An unspecified address, which the kernel treats as this node.
     Unspecified,
     /// Not TCP.
     Protocol,
     /// Not `host:port`.
     Malformed,
-    /// The agent is draining or at its limit of dials.
+    /// The agent is draining, or it has reached its limit of dials.
     Busy,
 }
 
 impl Refusal {
-    /// Every one.
+    /// Every reason, in the order of the enum.
     pub const ALL: [Refusal; 16] = [
         Refusal::NoPolicy,
         Refusal::AddressNotNamed,
@@ -62,7 +62,7 @@ impl Refusal {
         Refusal::Busy,
     ];
 
-    /// The stable name: a word in the audit line, in `status` and in metrics.
+    /// The stable name, used in the audit record, in `status` and in metrics.
     pub fn name(self) -> &'static str {
         match self {
             Refusal::NoPolicy => "no-policy",
@@ -85,7 +85,7 @@ impl Refusal {
     }
 }
 
-/// What the control plane's user reads. Free of words that the server would take for another kind of failure.
+/// The sentence that a user of the control plane reads.
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -93,31 +93,31 @@ impl fmt::Display for Refusal {
             Refusal::AddressNotNamed => "no entry of tunnel.dial names this address",
             Refusal::PortNotNamed => "tunnel.dial names this address with other ports only",
             Refusal::AnotherNode => {
-                "this is no address of this node, and tunnel.dial names the port for this node's own addresses: if it is another node's, \
-                 the proxy-server chose the wrong agent; start it with --proxy-strategies=destHost,default (or destHost,defaultRoute), \
+                "this is not an address of this node, and tunnel.dial names the port only for this node's own addresses. If it is the address of another \
+                 node, the proxy-server chose the wrong agent: start it with --proxy-strategies=destHost,default (or destHost,defaultRoute), \
                  and let every agent advertise its addresses"
             }
             Refusal::ServiceAddress => {
-                "this is a Service's address (ClusterIP), and the guard does not know which pods are behind it: give it read access to \
-                 EndpointSlices (deploy/services.yaml, --watch-services), so that it picks one and judges its address; or name the range \
-                 in tunnel.dial as `services`, and allow what the pods then see by `ipBlock`"
+                "this is the address of a Service (ClusterIP), and the guard does not know which pods are behind it. Give the guard read access to \
+                 EndpointSlices (deploy/services.yaml, --watch-services), so that it dials an endpoint and judges that address; or name the \
+                 range in tunnel.dial as `services`, and allow the source address that the pods then see by `ipBlock`"
             }
             Refusal::ServiceUnknown => "no Service of the cluster has this address and port",
-            Refusal::ServiceNotReady => "the Service has no endpoint that takes connections",
+            Refusal::ServiceNotReady => "the Service has no endpoint that accepts connections",
             Refusal::ServicesUnread => {
-                "the Services of the cluster were not read yet (--watch-services): does the API server answer, and does it let the guard \
+                "the Services of the cluster could not be read yet (--watch-services): check that the API server answers and that the guard may \
                  read Services and EndpointSlices (deploy/services.yaml)"
             }
-            Refusal::KubeletCertificate => "the serving certificate is not the one that tunnel.dial asks for",
-            Refusal::Loopback => "loopback addresses are not dialled unless tunnel.dial names exactly this one",
-            Refusal::LinkLocal => "link-local addresses are not dialled unless tunnel.dial names exactly this one",
+            Refusal::KubeletCertificate => "the serving certificate does not satisfy tunnel.dial",
+            Refusal::Loopback => "loopback addresses are not dialled unless tunnel.dial names exactly this address",
+            Refusal::LinkLocal => "link-local addresses are not dialled unless tunnel.dial names exactly this address",
             Refusal::Multicast => "multicast and broadcast addresses are not dialled",
             Refusal::Unspecified => {
-                "unspecified addresses mean loopback, which is not dialled unless tunnel.dial names exactly this one"
+                "an unspecified address means loopback, which is not dialled unless tunnel.dial names exactly this address"
             }
-            Refusal::Protocol => "only tcp is dialled",
+            Refusal::Protocol => "only TCP is dialled",
             Refusal::Malformed => "the address is not host:port",
-            Refusal::Busy => "the guard takes no more dials now",
+            Refusal::Busy => "the guard accepts no more dials now",
         })
     }
 }

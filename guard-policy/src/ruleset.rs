@@ -1,6 +1,6 @@
-//! Owns the compiled policy: the immutable set that the kernel half and the tunnel half work from.
-//! Called by `kernel/plan` (tables), `authorize` (dial rules), `status` (names and modes).
-//! Must never refer back to the document: what is in force does not change when the file does.
+//! Owns the ruleset, the compiled policy: it is immutable, and both the kernel half and the tunnel half work from it.
+//! Called by `kernel/tables/plan` (tables), `authorize` (dial rules) and `daemon/state` (names and modes).
+//! Must never refer back to the document: an edit of the file does not change the ruleset in force.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,12 +15,12 @@ use ipnet::IpNet;
 
 use crate::pin::Pin;
 
-/// Whether a denial is carried out or only counted.
+/// Whether denials are enforced or only counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 pub enum Mode {
-    /// Deny for real.
+    /// Denies.
     Enforce,
-    /// Count and report what would be denied; let it through.
+    /// Allows, and counts and reports what would be denied.
     Audit,
 }
 
@@ -29,82 +29,81 @@ pub enum Mode {
 pub struct Ruleset {
     /// `metadata.name`.
     pub name: String,
-    /// SHA-256 of the document's bytes, in hex.
+    /// The SHA-256 of the document's bytes, in lower-case hex.
     pub digest: String,
     /// `spec.mode`.
     pub mode: Mode,
-    /// The rules in the order of the document. Other parts name a rule by its index here.
-    pub rules: Vec<Rule>,
-    /// What the kernel is to hold.
-    pub tables: Tables,
-    /// Where the control plane may go through the tunnel, in the order of the document; anything else is refused.
+    /// The rules in the order of the document. Tables refer to a rule by its index in this list.
+    pub rules: Vec<RuleSummary>,
+    /// The content of the kernel's tables.
+    pub tables: RulesetTables,
+    /// What the control plane may dial through the tunnel, in the order of the document. Any other dial is refused.
     pub dial: Vec<DialRule>,
-    /// Which addresses are Services'.
+    /// The addresses that belong to Services.
     pub services: ServiceRange,
 }
 
-/// A rule, as far as people see it.
+/// A rule as it is shown to people.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Rule {
-    /// Unique in the document.
+pub struct RuleSummary {
+    /// The name, unique in the document.
     pub name: String,
-    /// The stricter of nothing: `Audit` where the document or the rule says so.
+    /// `Audit` if the document or the rule says so, otherwise `Enforce`.
     pub mode: Mode,
-    /// What it guards, for tables: `node 10250`, `pods 10.244.1.0/24 8080,9000-9010`.
+    /// What the rule guards, as in `node 10250` or `pods 10.244.1.0/24 8080,9000-9010`.
     pub guards: String,
-    /// Who it allows, for tables: `tunnel, node, 10.0.8.0/24 except 10.0.8.66/32`.
+    /// Whom the rule allows, as in `tunnel, node, 10.0.8.0/24 except 10.0.8.66/32`.
     pub allows: String,
 }
 
-/// The number of a set of listeners: 0 is the node's own, any other the pods of one set of prefixes.
-pub type Scope = u32;
-/// The node's own listeners.
-pub const NODE_SCOPE: Scope = ScopeValue::NODE;
-/// The listeners of every pod, by its cgroup.
-pub const ALL_PODS_SCOPE: Scope = ScopeValue::ALL_PODS;
+/// The number of a set of listeners: [`NODE_SCOPE`], [`ALL_PODS_SCOPE`], or the pods of one set of prefixes.
+pub type ScopeNumber = u32;
+/// The listeners of the node itself.
+pub const NODE_SCOPE: ScopeNumber = ScopeValue::NODE;
+/// The listeners of every pod, identified by its cgroup.
+pub const ALL_PODS_SCOPE: ScopeNumber = ScopeValue::ALL_PODS;
 
-/// The kernel's tables, without epoch or rule slots (`kernel/plan` adds both).
+/// The content of the kernel's tables, without epochs and rule slots. `kernel/tables/plan` adds both.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Tables {
-    /// Destination prefixes, the longest match wins: pod prefixes, and the node's own addresses as [`NODE_SCOPE`].
-    pub scopes: BTreeMap<IpNet, Scope>,
-    /// Guarded ports.
+pub struct RulesetTables {
+    /// The scope of each destination prefix: pod prefixes, and this node's addresses as [`NODE_SCOPE`]. The longest match wins.
+    pub scopes: BTreeMap<IpNet, ScopeNumber>,
+    /// The guarded ports and who may reach them.
     pub ports: BTreeMap<GuardedPort, PortRule>,
-    /// Peer prefixes by list, the longest match wins. Within a list every prefix says the whole truth for the addresses whose
-    /// longest match it is, so that one look-up decides.
+    /// The peer prefixes of each peer list. The longest match in a list decides alone, so that one look-up is enough.
     pub peers: BTreeMap<(u32, IpNet), Peer>,
-    /// Cgroups by list with the rule (index) that admits them. A cgroup inside an admitted one is admitted by the same rule.
+    /// The cgroups of each peer list, with the index of the rule that admits them. Named cgroups inside an admitted cgroup are listed too.
     pub callers: BTreeMap<(u32, String), usize>,
-    /// Every cgroup that the policy names, with its roles (`CgroupValue::*`).
+    /// Every cgroup that the policy names, with its roles (bits of `CgroupValue`).
     pub cgroups: BTreeMap<String, u32>,
-    /// Where a rule guards ports of every pod: how their cgroup is found.
+    /// How the cgroup of the pods is found, if a rule guards ports of every pod.
     pub pods_cgroup: Option<PodsCgroup>,
-    /// Where the companion may go and which control-plane addresses there are, the longest match wins: the set of ports, by list
-    /// (`DestinationKey::*`).
+    /// The destinations of the companion and the addresses of the control plane, by list (`DestinationKey::*`), each with the number of
+    /// its port set. The longest match wins.
     pub destinations: BTreeMap<(u32, IpNet), u32>,
-    /// The ports of each set of destinations; a set without an entry has none.
+    /// The ports of each port set. A set without an entry has no ports.
     pub destination_ports: BTreeSet<DestinationPort>,
-    /// Whether a UDP port is guarded.
+    /// Whether any guarded port is a UDP port.
     pub has_udp: bool,
-    /// Whether nothing is denied.
+    /// Whether the whole policy only audits.
     pub audit: bool,
-    /// The interfaces that the edge tier is on.
+    /// The interfaces of the edge tier.
     pub edge: BTreeSet<String>,
 }
 
-/// How the cgroup that pods live in is found.
+/// How the cgroup of the pods is found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PodsCgroup {
-    /// One of the places where kubelet puts it.
+    /// At one of the paths that kubelet uses.
     Usual,
-    /// As the policy says.
+    /// At the path that the policy names.
     Named(String),
 }
 
-/// A port that may be reached at a set of destinations.
+/// A port of a port set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct DestinationPort {
-    /// The set.
+    /// The number of the port set.
     pub set: u32,
     /// The IP protocol number.
     pub protocol: u8,
@@ -112,118 +111,118 @@ pub struct DestinationPort {
     pub port: u16,
 }
 
-/// A guarded port, ranges spread out.
+/// One guarded port. A range becomes one entry for each port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct GuardedPort {
-    /// Whose listener.
-    pub scope: Scope,
+    /// Whose listeners are guarded.
+    pub scope: ScopeNumber,
     /// The IP protocol number.
     pub protocol: u8,
     /// The port.
     pub port: u16,
 }
 
-/// Who may reach a guarded port: the union of what its rules allow.
+/// Who may reach a guarded port: everyone whom one of its rules allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PortRule {
-    /// The peer list.
+    /// The number of the peer list.
     pub list: u32,
-    /// The rule (index) that a denial is counted for: the first one that guards the port.
+    /// The index of the rule that denials are counted for: the first rule that guards the port.
     pub rule: usize,
-    /// The first rule that allows `tunnel`.
+    /// The index of the first rule that allows `tunnel`.
     pub tunnel: Option<usize>,
-    /// The first rule that allows `node`.
+    /// The index of the first rule that allows `node`.
     pub node: Option<usize>,
     /// Whether a rule allows a `caller`.
     pub caller: bool,
-    /// Whether every rule that guards the port only audits.
+    /// Whether all rules that guard the port only audit.
     pub audit: bool,
 }
 
-/// What the longest matching prefix of a peer list says.
+/// The decision of one prefix of a peer list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Peer {
-    /// The rule (index) that is counted.
+    /// The index of the rule that the decision is counted for.
     pub rule: usize,
-    /// Admitted or cut out.
+    /// Whether the prefix is admitted.
     pub kind: PeerKind,
 }
 
-/// Whether a peer prefix admits.
+/// Whether a prefix of a peer list is admitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PeerKind {
-    /// At least one block with this prefix inside its `cidr` and outside every `except` of it.
+    /// Admitted: at least one block contains the prefix, and none of its exceptions does.
     Allow,
-    /// Inside an `except` of every block that covers it.
+    /// Not admitted: every block that contains the prefix has an exception that contains it too.
     Except,
 }
 
 /// One entry of `tunnel.dial`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DialRule {
-    /// How messages name it: `tunnel.dial[0]`.
+    /// The name in messages, as in `tunnel.dial[0]`.
     pub name: String,
-    /// Where to.
+    /// The destinations.
     pub target: DialTarget,
-    /// The ports, as written.
+    /// The ports, as ranges.
     pub ports: Vec<RangeInclusive<u16>>,
-    /// What is asked of the connection itself.
-    pub demands: Demands,
+    /// The demands on the connection.
+    pub demands: DialDemands,
 }
 
-/// What a dial has to hold beside its address.
+/// The demands on a dialled connection, beyond its address.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Demands {
-    /// Whether the first bytes must be those of a TLS handshake, both ways.
+pub struct DialDemands {
+    /// Whether the first bytes in both directions must be a TLS handshake.
     pub tls: bool,
-    /// What the backend's serving certificate must hold before it is dialled: all of these.
+    /// What the backend's serving certificate must satisfy before the backend is dialled. All demands count.
     pub certificates: Vec<Arc<CertificateDemand>>,
 }
 
-impl Demands {
-    /// Adds those of another entry that names the same address and port.
-    pub fn join(&mut self, other: &Demands) {
+impl DialDemands {
+    /// Adds the demands of another entry that names the same address and port.
+    pub fn join(&mut self, other: &DialDemands) {
         self.tls |= other.tls;
         let new = other.certificates.iter().filter(|demand| !self.certificates.contains(demand));
         let new: Vec<_> = new.cloned().collect();
         self.certificates.extend(new);
     }
 
-    /// Whether a connection that was made under `before` may lack something that is asked now.
-    pub fn exceed(&self, before: &Demands) -> bool {
+    /// Whether these demands contain one that `before` does not, so that a connection made under `before` may not satisfy them.
+    pub fn exceed(&self, before: &DialDemands) -> bool {
         (self.tls && !before.tls) || self.certificates.iter().any(|demand| !before.certificates.contains(demand))
     }
 }
 
-/// What a serving certificate must hold. At least one of `ca` and `pins` is there.
+/// What a serving certificate must satisfy. At least one of `ca` and `pins` is set.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CertificateDemand {
-    /// It comes from a CA in this file (PEM), is valid now, and is for the name.
+    /// A PEM file of CA certificates: the certificate must be issued by one of them, be valid now and be valid for the name.
     pub ca: Option<PathBuf>,
-    /// The name or address that it is for; `None` means the dialled address.
+    /// The name or address that the certificate must be valid for; `None` means the dialled address.
     pub name: Option<String>,
-    /// Its public key is one of these.
+    /// The pins of public keys: the certificate's key must match one of them. Empty means any key.
     pub pins: Vec<Pin>,
 }
 
 /// The destinations of a dial rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DialTarget {
-    /// The node's own addresses.
+    /// Addresses of this node.
     Node,
-    /// Addresses inside these prefixes that are no Service's.
+    /// Addresses inside these prefixes that do not belong to a Service.
     Pods(Vec<IpNet>),
-    /// Addresses of Services inside these prefixes, dialled as they are.
+    /// Addresses of Services inside these prefixes, dialled without change.
     Services(Vec<IpNet>),
 }
 
 impl DialRule {
-    /// Whether the rule names this port.
+    /// Whether the entry names this port.
     pub fn has_port(&self, port: u16) -> bool {
         self.ports.iter().any(|range| range.contains(&port))
     }
 
-    /// Whether one of the rule's prefixes is exactly this address.
+    /// Whether one of the entry's pod prefixes is exactly this address (/32 or /128).
     pub fn names_exactly(&self, address: IpAddr) -> bool {
         match &self.target {
             DialTarget::Node | DialTarget::Services(_) => false,
@@ -232,43 +231,43 @@ impl DialRule {
     }
 }
 
-/// The service range, as far as it is known.
+/// What is known about the cluster's service range.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ServiceRange {
     /// `tunnel.serviceCidrs`.
     pub declared: Vec<IpNet>,
-    /// Where the document says nothing of that family.
-    pub guessed: Option<Guess>,
+    /// The guessed range, if the document declares none of that address family.
+    pub guessed: Option<GuessedRange>,
 }
 
-/// A range that is guessed from its first Service's address, the API server's.
+/// A service range that is guessed from its first address, the ClusterIP of the API server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Guess {
-    /// That address.
+pub struct GuessedRange {
+    /// The ClusterIP of the API server.
     pub first: IpAddr,
-    /// The largest range that it can be the first address of.
+    /// The largest range that can begin with this address.
     pub range: IpNet,
 }
 
 impl ServiceRange {
-    /// Whether the address is a Service's by the operator's word.
+    /// Whether the document declares that the address belongs to a Service.
     pub fn is_declared(&self, address: IpAddr) -> bool {
         self.declared.iter().any(|cidr| cidr.contains(&address))
     }
 
-    /// Whether the address may be a Service's.
+    /// Whether the address may belong to a Service, declared or guessed.
     pub fn may_hold(&self, address: IpAddr) -> bool {
         self.is_declared(address) || self.guessed.is_some_and(|guess| guess.range.contains(&address))
     }
 
-    /// Whether an address inside a prefix of pods is not meant by it: it is declared a Service's; or the prefix is so wide that it holds the API
-    /// server's ClusterIP too, and with it the Services around that.
+    /// Whether a prefix of pods does not apply to an address inside it. That is so if the address is declared a Service's, or if the prefix
+    /// also contains the ClusterIP of the API server and the address lies in the range that is guessed from it.
     pub fn is_cut_out(&self, pods: IpNet, address: IpAddr) -> bool {
-        let mixed = |guess: &Guess| pods.contains(&guess.first) && guess.range.contains(&address);
+        let mixed = |guess: &GuessedRange| pods.contains(&guess.first) && guess.range.contains(&address);
         self.is_declared(address) || self.guessed.as_ref().is_some_and(mixed)
     }
 
-    /// The prefixes that either says.
+    /// The declared and the guessed prefixes.
     pub fn prefixes(&self) -> impl Iterator<Item = IpNet> {
         self.declared.iter().copied().chain(self.guessed.map(|guess| guess.range))
     }

@@ -1,12 +1,13 @@
-//! Owns the addresses that no prefix includes: loopback, link-local, multicast, unspecified.
-//! Called by `authorize` and by `tables/destinations`.
+//! Owns the special addresses, which no wider prefix includes: loopback, link-local, multicast, unspecified.
+//! Called by `authorize`, by `tables/destinations` and by `daemon/agent`.
 //! Must never depend on a policy: these addresses are special everywhere.
 
 use std::net::IpAddr;
 
 use crate::refusal::Refusal;
 
-/// The addresses that are never dialled because a prefix happens to hold them.
+/// The refusal for a special address, `None` for any other. A special address is dialled only if a prefix names exactly this address;
+/// a multicast address is never dialled.
 pub fn special(address: IpAddr) -> Option<Refusal> {
     match address {
         IpAddr::V4(v4) if v4.octets()[0] == 0 => Some(Refusal::Unspecified),

@@ -10,7 +10,7 @@ use clap::Parser;
 use nodeguard::{
     cli::{
         args::{Cli, Command, LogFormat, Output},
-        check::check,
+        check_policy::check,
         config,
     },
     daemon::{agent, memory, run},

@@ -6,12 +6,12 @@ use std::sync::Arc;
 
 use aya::maps::{LpmTrie, Map, MapData, lpm_trie::Key};
 use guard_common::abi::{PeerKey4, PeerValue};
-use guard_policy::ruleset::{Mode, Peer, PeerKind, Rule, Ruleset, Tables};
+use guard_policy::ruleset::{Mode, Peer, PeerKind, RuleSummary, Ruleset, RulesetTables};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use lab::agree::load;
 use nodeguard::kernel::tables::{
-    apply::{Apply, Look},
-    maps::Maps,
+    apply::{Apply, MendScope},
+    ruleset_maps::RulesetMaps,
 };
 
 use crate::agree::object;
@@ -19,8 +19,8 @@ use crate::agree::object;
 const COUNT: u32 = 40_000;
 
 fn ruleset(salt: u32) -> Ruleset {
-    let rule = Rule { name: "many".into(), mode: Mode::Enforce, guards: String::new(), allows: String::new() };
-    let mut tables = Tables::default();
+    let rule = RuleSummary { name: "many".into(), mode: Mode::Enforce, guards: String::new(), allows: String::new() };
+    let mut tables = RulesetTables::default();
     for number in 0..COUNT {
         let v4 = Ipv4Net::new_assert((number * 64 + salt).into(), 32);
         let v6 = Ipv6Net::new_assert((u128::from(number * 64 + salt) << 64).into(), 128);
@@ -38,11 +38,11 @@ fn a_big_table_holds_what_was_written_also_where_somebody_else_removed_some() {
     let Some(Map::LpmTrie(peers)) = ebpf.map("PEERS_V4") else { panic!("PEERS_V4 is no trie") };
     let again = Map::from_map_data(MapData::from_id(peers.info().unwrap().id()).unwrap()).unwrap();
     let mut other: LpmTrie<MapData, PeerKey4, PeerValue> = again.try_into().unwrap();
-    let mut apply = Apply::new(Maps::take(&mut ebpf).unwrap()).unwrap();
+    let mut apply = Apply::new(RulesetMaps::take(&mut ebpf).unwrap()).unwrap();
     for salt in 0..4 {
         apply.apply(&Arc::new(ruleset(salt))).unwrap();
         assert_eq!(apply.image().unwrap().entries.peers_v4.len(), COUNT as usize);
-        assert!(!apply.mend(Look::All).unwrap(), "the maps hold something else than was written");
+        assert!(!apply.mend(MendScope::All).unwrap(), "the maps hold something else than was written");
         // Ends batches of the removal that comes with the next ruleset: at the first entry, in the middle, side by side, at the last.
         let keys: Vec<Key<PeerKey4>> = other.keys().map(Result::unwrap).collect();
         assert_eq!(keys.len(), COUNT as usize);
@@ -50,7 +50,7 @@ fn a_big_table_holds_what_was_written_also_where_somebody_else_removed_some() {
             other.remove(&keys[index]).unwrap();
         }
     }
-    assert!(apply.mend(Look::All).unwrap(), "what was removed went unseen");
-    assert!(!apply.mend(Look::All).unwrap());
+    assert!(apply.mend(MendScope::All).unwrap(), "what was removed went unseen");
+    assert!(!apply.mend(MendScope::All).unwrap());
     assert_eq!(other.keys().count(), COUNT as usize);
 }

@@ -183,7 +183,7 @@ fn where_xdp_is_taken_it_falls_back_to_tcx_and_says_so() {
     assert_eq!((link.hook.as_str(), link.attached), ("tcx", true), "{link:?}");
     assert!(link.note.contains("xdp:"), "{link:?}");
     let daemon = lab.daemon.as_ref().unwrap();
-    assert!(daemon.printed().contains("edge tier, by the next best way"), "{}", daemon.printed());
+    assert!(daemon.printed().contains("edge tier attached with a fallback hook"), "{}", daemon.printed());
     assert!(daemon.status().unwrap().weakened.iter().all(|line| !line.contains("edge")));
     who_comes(&mut lab);
     drop(others);
@@ -195,7 +195,7 @@ fn interfaces_come_and_go_and_a_killed_daemon_leaves_the_tier() {
     let status = |lab: &Lab| lab.daemon.as_ref().unwrap().status().unwrap();
     let first = on(&status(&lab), "eth0");
     let waits = on(&status(&lab), "later0");
-    assert!(first.attached && !waits.attached && waits.note.contains("not there"), "{waits:?}");
+    assert!(first.attached && !waits.attached && waits.note.contains("does not exist"), "{waits:?}");
     let told = |status: &Status| status.weakened.iter().any(|line| line.contains("later0"));
     assert!(told(&status(&lab)), "{:?}", status(&lab).weakened);
 

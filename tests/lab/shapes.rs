@@ -20,7 +20,7 @@ use lab::{
 };
 use nodeguard::kernel::{
     pinholes::OpenPinholes,
-    tables::{apply::Apply, maps::Maps},
+    tables::{apply::Apply, ruleset_maps::RulesetMaps},
 };
 
 pub(crate) const HTTP: u16 = 10_251;
@@ -101,7 +101,7 @@ pub(crate) fn wire(lab: &Lab, who: Who) -> Wire {
 
 /// What the guard has counted, read from the pinned maps.
 pub(crate) fn counter(lab: &Lab) -> impl Fn() -> Result<Counts> + use<> {
-    let apply = Apply::new(Maps::pinned(&lab.directory.join("bpf/nodeguard")).unwrap()).unwrap();
+    let apply = Apply::new(RulesetMaps::pinned(&lab.directory.join("bpf/nodeguard")).unwrap()).unwrap();
     move || judged::counts(&apply)
 }
 

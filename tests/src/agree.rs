@@ -16,13 +16,13 @@ use guard_common::{
     decide, denied_at_the_edge,
 };
 use guard_policy::{
-    ruleset::{ALL_PODS_SCOPE, GuardedPort, Mode, Peer, PeerKind, PortRule, Rule, Ruleset, Tables},
+    ruleset::{ALL_PODS_SCOPE, GuardedPort, Mode, Peer, PeerKind, PortRule, RuleSummary, Ruleset, RulesetTables},
     tables::host::Model,
 };
 use nodeguard::kernel::{
     cgroups::follow::find,
     pinholes::OpenPinholes,
-    tables::{apply::Apply, maps::Maps, plan, plan::Op},
+    tables::{apply::Apply, plan, plan::MapOp, ruleset_maps::RulesetMaps},
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
@@ -95,7 +95,7 @@ impl Pair {
             probe: Array::try_from(ebpf.take_map("PROBE").unwrap()).unwrap(),
             pinholes: OpenPinholes::take(&mut ebpf).unwrap(),
             udp_flows: HashMap::try_from(ebpf.take_map("UDP_FLOWS").unwrap()).unwrap(),
-            apply: Apply::new(Maps::take(&mut ebpf).unwrap()).unwrap().below(Path::new(HERE)),
+            apply: Apply::new(RulesetMaps::take(&mut ebpf).unwrap()).unwrap().below(Path::new(HERE)),
             ebpf,
             model: Model::default(),
         }
@@ -105,7 +105,7 @@ impl Pair {
     fn change(&mut self, rng: &mut StdRng) {
         let ruleset = random_ruleset(rng);
         for op in &plan::plan(&self.model.image, &ruleset, &find(Path::new(HERE), &ruleset)).unwrap().ops {
-            plan::step(&mut self.model.image, op);
+            op.apply_to(&mut self.model.image);
         }
         let in_force = self.apply.apply(&Arc::new(ruleset)).unwrap();
         assert_eq!(in_force.epoch, self.model.image.epoch);
@@ -158,16 +158,16 @@ impl Pair {
         for _ in 0..pick(rng, &[0, 0, 0, 0, 1, 3]) {
             let entries = &self.model.image.entries;
             let op = match rng.random_range(0..6) {
-                0 => one(rng, &entries.ports).map(|key| Op::Port(key, None)),
-                1 => one(rng, &entries.scopes).map(|key| Op::Scope(key, None)),
-                2 => one(rng, &entries.ports_copy).map(|key| Op::PortCopy(key, None)),
-                3 => one(rng, &entries.scopes_copy).map(|key| Op::ScopeCopy(key, None)),
-                4 => Some(Op::Activate(rng.random_range(0..50))),
-                _ => Some(Op::Generation(rng.random_range(0..2), None)),
+                0 => one(rng, &entries.ports).map(|key| MapOp::Port(key, None)),
+                1 => one(rng, &entries.scopes).map(|key| MapOp::Scope(key, None)),
+                2 => one(rng, &entries.ports_copy).map(|key| MapOp::PortCopy(key, None)),
+                3 => one(rng, &entries.scopes_copy).map(|key| MapOp::ScopeCopy(key, None)),
+                4 => Some(MapOp::Activate(rng.random_range(0..50))),
+                _ => Some(MapOp::Generation(rng.random_range(0..2), None)),
             };
             if let Some(op) = op {
                 self.apply.carry_out(&op).unwrap();
-                plan::step(&mut self.model.image, &op);
+                op.apply_to(&mut self.model.image);
             }
         }
     }
@@ -285,7 +285,7 @@ fn pool_v6() -> Vec<[u8; 16]> {
 fn random_ruleset(rng: &mut StdRng) -> Ruleset {
     let count = rng.random_range(1..5);
     let rules = (0..count)
-        .map(|_| Rule {
+        .map(|_| RuleSummary {
             name: format!("rule-{}", rng.random_range(0..1000)),
             mode: Mode::Enforce,
             guards: String::new(),
@@ -310,7 +310,7 @@ fn random_ruleset(rng: &mut StdRng) -> Ruleset {
     .iter()
     .map(|text| text.parse().unwrap())
     .collect();
-    let mut tables = Tables::default();
+    let mut tables = RulesetTables::default();
     for net in &networks {
         if rng.random_bool(0.4) {
             tables.scopes.insert(*net, rng.random_range(0..3));

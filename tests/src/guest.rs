@@ -34,7 +34,7 @@ use lab::{
 };
 use nix::mount::{MsFlags, mount};
 use nodeguard::kernel::{
-    links::{edge_hooks::EDGE_PROGRAMS, load, load::Loaded, object::PROGRAMS},
+    links::{edge_hooks::EDGE_PROGRAMS, object::PROGRAMS, programs, programs::KernelHalf},
     pinholes::{KernelPinholes, OpenPinholes},
     pins::{Location, pins},
     tables::apply::Apply,
@@ -117,7 +117,7 @@ fn try_all(cgroup: &Path, bpffs: &Path) {
     say(&format!("KERNEL {}", nix::sys::utsname::uname().unwrap().release().to_string_lossy()));
     join(&cgroup.join("elsewhere"));
     let location = Location { cgroup: cgroup.to_path_buf(), bpffs: bpffs.to_path_buf() };
-    let Loaded { maps, cookies, mut programs, .. } = load::open(&location).unwrap();
+    let KernelHalf { maps, cookies, mut programs, .. } = programs::open(&location).unwrap();
     let source = Source { path: "guest".into(), text: POLICY.to_owned() };
     // By these a kernel without the namespace helper tells the node's listeners from pods'.
     let addresses = ["127.0.0.1", "fd00::1"].map(|address| address.parse().unwrap()).into();
@@ -126,7 +126,7 @@ fn try_all(cgroup: &Path, bpffs: &Path) {
     let mut apply = Apply::new(maps).unwrap().below(cgroup);
     apply.apply(&Arc::new(ruleset)).unwrap();
     programs.attach().unwrap();
-    for attachment in load::attachments(bpffs) {
+    for attachment in programs::attachments(bpffs) {
         let verified = programs.verified(&attachment.name);
         say(&format!(
             "PROGRAM {} {} {verified}",
@@ -134,7 +134,7 @@ fn try_all(cgroup: &Path, bpffs: &Path) {
             if attachment.attached { "attached" } else { "missing" }
         ));
     }
-    assert_eq!(load::attachments(bpffs).iter().filter(|program| program.attached).count(), PROGRAMS.len());
+    assert_eq!(programs::attachments(bpffs).iter().filter(|program| program.attached).count(), PROGRAMS.len());
     say(&format!("NAMESPACE {}", if programs.netns_helper { "cookie" } else { "address" }));
     let pinholes = KernelPinholes::new(cookies).unwrap();
     connections(&pinholes, cgroup);

@@ -1,6 +1,6 @@
-//! Owns reading what an entry of `tunnel.dial` asks of the last hop: `tls` and `certificate`.
-//! Called by `read`.
-//! Must never let a demand through that demands nothing: a certificate that nothing is checked of is an error.
+//! Owns parsing the demands of an entry of `tunnel.dial` on the last hop: `tls` and `certificate`.
+//! Called by `rules`.
+//! Must never accept a demand without effect: a `certificate` that checks nothing is an error.
 
 use std::{path::Path, sync::Arc};
 
@@ -9,27 +9,27 @@ use serde_saphyr::Spanned;
 
 use crate::{
     diagnostic::Diagnostic,
-    document::{Certificate, span},
+    document::{CertificateSpec, span},
     parse::scalars::Findings,
     pin::Pin,
     ruleset::{CertificateDemand, DialTarget},
 };
 
-/// `Required` is the one value there is.
+/// `Required` is the only value.
 pub(crate) fn tls(text: &Spanned<String>, findings: &mut Findings) -> bool {
     if text.value != "Required" {
-        let message = format!("`tls: {}` is not known", text.value);
-        findings.add(Diagnostic::error("NG030", span(text), message, "`Required`, or leave it out"));
+        let message = format!("unknown value `{}` for `tls`", text.value);
+        findings.add(Diagnostic::error("NG030", span(text), message, "write `Required`, or remove `tls`"));
     }
     true
 }
 
 pub(crate) fn certificate(
-    written: &Spanned<Certificate>,
+    written: &Spanned<CertificateSpec>,
     target: &DialTarget,
     findings: &mut Findings,
 ) -> Option<Arc<CertificateDemand>> {
-    let Certificate { ca, name, pins } = &written.value;
+    let CertificateSpec { ca, name, pins } = &written.value;
     let mut wrong = |place, message: String, label: &str| {
         findings.add(Diagnostic::error("NG031", place, message, label));
     };
@@ -37,35 +37,45 @@ pub(crate) fn certificate(
         wrong(
             span(written),
             "only the certificate of this node's kubelet can be checked".to_owned(),
-            "move it to an entry of `node`, or use `tls: Required` for pods",
+            "move it to an entry with `node`, or use `tls: Required` for pods",
         );
     }
     if ca.is_none() && pins.is_empty() {
-        wrong(span(written), "nothing is checked of this certificate".to_owned(), "name a `ca`, or `pins`, or both");
+        wrong(span(written), "`certificate` checks nothing".to_owned(), "add `ca`, `pins` or both");
     }
     if let Some(ca) = ca.as_ref().filter(|ca| !Path::new(&ca.value).is_absolute()) {
-        wrong(span(ca), format!("`{}` is no absolute path", ca.value), "as in `/etc/kubernetes/pki/kubelet-ca.crt`");
+        wrong(
+            span(ca),
+            format!("`{}` is not an absolute path", ca.value),
+            "as in `/etc/kubernetes/pki/kubelet-ca.crt`",
+        );
     }
     if let Some(name) = name {
         if ca.is_none() {
-            wrong(span(name), "a name without `ca` proves nothing".to_owned(), "anybody can write it in a certificate");
+            wrong(
+                span(name),
+                "`name` without `ca` proves nothing".to_owned(),
+                "anyone can write this name in a certificate; add `ca`",
+            );
         } else if ServerName::try_from(name.value.as_str()).is_err() {
             wrong(span(name), format!("`{}` is neither a DNS name nor an address", name.value), "as in `node-1`");
         }
     }
-    let mut read = Vec::new();
+    let mut parsed = Vec::new();
     for text in pins {
         match text.value.parse::<Pin>() {
-            Ok(pin) => read.push(pin),
-            Err(error) => {
-                wrong(span(text), error.to_string(), "of the public key, as `openssl` makes it (docs/konnectivity.md)")
-            }
+            Ok(pin) => parsed.push(pin),
+            Err(error) => wrong(
+                span(text),
+                error.to_string(),
+                "docs/konnectivity.md shows how to compute the pin of a public key",
+            ),
         }
     }
-    read.sort_unstable();
-    read.dedup();
+    parsed.sort_unstable();
+    parsed.dedup();
     let (ca, name) = (ca.as_ref().map(|ca| ca.value.clone().into()), name.as_ref().map(|name| name.value.clone()));
-    Some(Arc::new(CertificateDemand { ca, name, pins: read }))
+    Some(Arc::new(CertificateDemand { ca, name, pins: parsed }))
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
-//! Owns reading the parts of a document: every value checked, everything wrong found at once.
+//! Owns parsing the parts of a document: it checks every value and reports all mistakes at once.
 //! Called by `compile`.
-//! Must never stop at the first mistake, and never pass one on as a value.
+//! Must never stop at the first mistake, or turn a mistake into a value.
 
 use guard_common::packet::{TCP, UDP};
 use ipnet::IpNet;
@@ -8,22 +8,22 @@ use ipnet::IpNet;
 use crate::{
     diagnostic::Diagnostic,
     document,
-    document::{Dial, Document, Guard, NodePorts, PodPorts, Selector, span},
+    document::{DialSpec, Document, GuardSpec, NodePorts, PodPorts, Selector, span},
     node_facts::NodeFacts,
     parse::{
+        checked::{Companion, CompanionServer, ControlPlane, GuardRule, PeerBlock},
         last_hop,
-        parts::{Block, Companion, ControlPlane, Read, Server},
         scalars::{Findings, join},
-        service_range::{check_pods, read_services},
+        service_range::{check_pods, parse_services},
     },
-    ruleset::{Demands, DialRule, DialTarget, Mode, ServiceRange},
+    ruleset::{DialDemands, DialRule, DialTarget, Mode, ServiceRange},
 };
 
-const POD_CIDRS: &str = "the pod CIDR of this node: `kubectl get node NAME -o jsonpath={.spec.podCIDRs}`";
+const POD_CIDRS: &str = "to show the pod CIDR of this node, run `kubectl get node NAME -o jsonpath={.spec.podCIDRs}`";
 
-pub(crate) fn read_rule(index: usize, guard: &Guard, whole: Mode, findings: &mut Findings) -> Read {
+pub(crate) fn parse_rule(index: usize, guard: &GuardSpec, whole: Mode, findings: &mut Findings) -> GuardRule {
     let own = guard.mode.as_ref().map_or(Mode::Enforce, |mode| findings.mode(mode));
-    let mut rule = Read {
+    let mut rule = GuardRule {
         name: findings.name(&guard.name),
         mode: if whole == Mode::Audit { Mode::Audit } else { own },
         node: Vec::new(),
@@ -50,7 +50,7 @@ pub(crate) fn read_rule(index: usize, guard: &Guard, whole: Mode, findings: &mut
                     "NG012",
                     span(cgroup),
                     format!("rule `{}` names pods by both `cidrs` and `cgroup`", rule.name),
-                    "leave one of them out",
+                    "remove one of the two",
                 )),
             }
             rule.protocol = findings.protocol(pods.protocol.as_ref());
@@ -60,10 +60,10 @@ pub(crate) fn read_rule(index: usize, guard: &Guard, whole: Mode, findings: &mut
                 Diagnostic::error(
                     "NG012",
                     span(&guard.name),
-                    format!("rule `{}` must guard either `node` or `pods`", rule.name),
-                    "exactly one of `node: {ports: [...]}` and `pods: {cidrs: [...], ports: [...]}`",
+                    format!("rule `{}` must have exactly one of `node` and `pods`", rule.name),
+                    "write `node: {ports: [...]}` or `pods: {cidrs: [...], ports: [...]}`",
                 )
-                .help("write two rules to guard ports of both"),
+                .help("to guard ports of both, write two rules"),
             );
         }
     }
@@ -72,20 +72,20 @@ pub(crate) fn read_rule(index: usize, guard: &Guard, whole: Mode, findings: &mut
             "NG101",
             span(&guard.allow),
             format!("rule `{}` admits nobody", rule.name),
-            "an empty list is nobody, not everybody",
+            "an empty list allows nobody",
         ));
     }
     for selector in &guard.allow.value {
-        read_selector(index, selector, &guard.name, &mut rule, findings);
+        parse_selector(index, selector, &guard.name, &mut rule, findings);
     }
     rule
 }
 
-fn read_selector(
+fn parse_selector(
     index: usize,
     selector: &Selector,
     name: &serde_saphyr::Spanned<String>,
-    rule: &mut Read,
+    rule: &mut GuardRule,
     findings: &mut Findings,
 ) {
     let places: Vec<_> = [
@@ -102,8 +102,8 @@ fn read_selector(
         findings.add(Diagnostic::error(
             "NG009",
             place,
-            format!("an entry of `allow` of rule `{}` must be exactly one selector", name.value),
-            "`tunnel: {}`, `node: {}`, `caller: {cgroup: ...}` or `ipBlock: {cidr: ...}`",
+            format!("an entry of `allow` in rule `{}` must have exactly one selector", name.value),
+            "write `tunnel: {}`, `node: {}`, `caller: {cgroup: ...}` or `ipBlock: {cidr: ...}`",
         ));
         return;
     }
@@ -111,7 +111,7 @@ fn read_selector(
         findings.add(Diagnostic::error(
             "NG015",
             span(tunnel),
-            format!("rule `{}` guards UDP ports, and the tunnel carries TCP alone", name.value),
+            format!("rule `{}` guards UDP ports, but the tunnel carries only TCP", name.value),
             "remove this selector",
         ));
     }
@@ -126,7 +126,7 @@ fn read_selector(
             "NG103",
             span(&block.cidr),
             format!("`{cidr}` admits every {family} address"),
-            "the port is guarded against nobody here",
+            "no source address of this family is denied",
         ));
     }
     let mut except = Vec::new();
@@ -136,23 +136,28 @@ fn read_selector(
             findings.add(Diagnostic::error(
                 "NG008",
                 span(text),
-                format!("`{net}` does not lie inside `{cidr}`"),
-                "an exception is a smaller part of its block",
+                format!("`{net}` is not a smaller part of `{cidr}`"),
+                "an exception must lie inside its block and be smaller",
             ));
         }
         except.push(net);
     }
-    rule.blocks.push(Block { rule: index, cidr, except });
+    rule.blocks.push(PeerBlock { rule: index, cidr, except });
 }
 
-pub(crate) fn read_dial(index: usize, dial: &Dial, range: &ServiceRange, findings: &mut Findings) -> Option<DialRule> {
+pub(crate) fn parse_dial(
+    index: usize,
+    dial: &DialSpec,
+    range: &ServiceRange,
+    findings: &mut Findings,
+) -> Option<DialRule> {
     let name = format!("tunnel.dial[{index}]");
     let (target, ports) = match (&dial.node, &dial.pods, &dial.services) {
         (Some(node), None, None) => {
             findings.only_tcp(node.value.protocol.as_ref());
             (DialTarget::Node, findings.ports(&node.value.ports))
         }
-        (None, None, Some(services)) => read_services(&name, services, range, findings),
+        (None, None, Some(services)) => parse_services(&name, services, range, findings),
         (None, Some(pods), None) => {
             let PodPorts { cidrs, cgroup, ports, protocol } = &pods.value;
             findings.only_tcp(protocol.as_ref());
@@ -161,10 +166,10 @@ pub(crate) fn read_dial(index: usize, dial: &Dial, range: &ServiceRange, finding
                     Diagnostic::error(
                         "NG007",
                         span(pods),
-                        format!("`{name}` names pods without `cidrs`"),
-                        "add `cidrs: [...]`",
+                        format!("`pods` of `{name}` must have `cidrs` and no `cgroup`"),
+                        "write `cidrs: [...]`",
                     )
-                    .help("a dial is judged before it reaches anybody, by its address alone"),
+                    .help("a dial is judged by its address, before any cgroup is known"),
                 );
                 return None;
             };
@@ -178,8 +183,8 @@ pub(crate) fn read_dial(index: usize, dial: &Dial, range: &ServiceRange, finding
             findings.add(Diagnostic::error(
                 "NG012",
                 place,
-                format!("`{name}` must name one of `node`, `pods` and `services`"),
-                "exactly one of `node: {ports: [...]}`, `pods: {cidrs: [...], ports: [...]}` and `services: {ports: [...]}`",
+                format!("`{name}` must have exactly one of `node`, `pods` and `services`"),
+                "write `node: {ports: [...]}`, `pods: {cidrs: [...], ports: [...]}` or `services: {ports: [...]}`",
             ));
             return None;
         }
@@ -187,58 +192,63 @@ pub(crate) fn read_dial(index: usize, dial: &Dial, range: &ServiceRange, finding
     let tls = dial.tls.as_ref().is_some_and(|tls| last_hop::tls(tls, findings));
     let certificate =
         dial.certificate.as_ref().and_then(|certificate| last_hop::certificate(certificate, &target, findings));
-    Some(DialRule { name, target, ports, demands: Demands { tls, certificates: certificate.into_iter().collect() } })
+    Some(DialRule {
+        name,
+        target,
+        ports,
+        demands: DialDemands { tls, certificates: certificate.into_iter().collect() },
+    })
 }
 
-pub(crate) fn read_companion(companion: &document::Companion, findings: &mut Findings) -> Option<Companion> {
+pub(crate) fn parse_companion(companion: &document::CompanionSpec, findings: &mut Findings) -> Option<Companion> {
     let cgroup = findings.cgroup(&companion.cgroup);
     if companion.servers.value.is_empty() {
         findings.add(Diagnostic::error(
             "NG017",
             span(&companion.servers),
-            "a companion without servers could not reach its own",
-            "as in `{cidr: 10.0.0.5/32, ports: [8132]}`",
+            "`companion` has no `servers`, so it could not reach its proxy-server",
+            "add an entry, as in `{cidr: 10.0.0.5/32, ports: [8132]}`",
         ));
     }
     let mut servers = Vec::new();
     for server in &companion.servers.value {
         let protocol = findings.protocol(server.protocol.as_ref());
         let (cidr, ports) = (findings.cidr(&server.cidr), findings.ports(&server.ports));
-        servers.extend(cidr.map(|cidr| Server { cidr, protocol, ports }));
+        servers.extend(cidr.map(|cidr| CompanionServer { cidr, protocol, ports }));
     }
     Some(Companion { cgroup: cgroup?, servers })
 }
 
-pub(crate) fn read_control_plane(
-    hub: &document::ControlPlane,
+pub(crate) fn parse_control_plane(
+    hub: &document::ControlPlaneSpec,
     node: &NodeFacts,
     findings: &mut Findings,
 ) -> ControlPlane {
-    const HELP: &str = "the addresses of the API servers: `kubectl get endpoints kubernetes`";
+    const HELP: &str = "to show the addresses of the API servers, run `kubectl get endpoints kubernetes`";
     let addresses = findings.cidrs(&hub.addresses, HELP);
     for (text, cidr) in hub.addresses.value.iter().zip(&addresses) {
         if let Some(own) = node.addresses.iter().find(|own| cidr.contains(*own)) {
             findings.add(Diagnostic::warning(
                 "NG104",
                 span(text),
-                format!("`{cidr}` holds this node's own address {own}"),
-                "its own processes will reach only these ports of it",
+                format!("`{cidr}` contains {own}, an address of this node"),
+                "processes of this node will reach only these ports of it",
             ));
         }
     }
     ControlPlane { addresses, ports: findings.ports(&hub.ports) }
 }
 
-/// Pods live in one cgroup: rules that name it have to agree.
-pub(crate) fn check_pods_cgroups(document: &Document, rules: &[Read], findings: &mut Findings) {
+/// All pods are in one cgroup, so the rules that name it must agree.
+pub(crate) fn check_pods_cgroups(document: &Document, rules: &[GuardRule], findings: &mut Findings) {
     let mut named = rules.iter().zip(&document.spec.guard).filter(|(rule, _)| rule.all_pods());
     let Some((first, _)) = named.next() else { return };
     for (rule, guard) in named.filter(|(rule, _)| rule.pods_cgroup != first.pods_cgroup) {
         findings.add(Diagnostic::error(
             "NG018",
             span(&guard.name),
-            format!("rules `{}` and `{}` look for pods in different cgroups", first.name, rule.name),
-            "write the same `cgroup` in both, or in none",
+            format!("rules `{}` and `{}` name different cgroups for pods", first.name, rule.name),
+            "write the same `cgroup` in both rules, or in neither",
         ));
     }
 }

@@ -1,6 +1,6 @@
-//! Owns the leaf values of a document: ports, prefixes, names, modes, each read strictly and with its place.
-//! Called by `compile`.
-//! Must never guess: a prefix with host bits or a port range written backwards is an error that shows the right spelling.
+//! Owns parsing the scalar values of a document strictly: ports, prefixes, names, modes.
+//! Called by `compile` and the other files of `parse`.
+//! Must never guess: a prefix with host bits or a reversed port range is an error that shows the correct notation.
 
 use std::ops::{Range, RangeInclusive};
 
@@ -10,7 +10,7 @@ use serde_saphyr::Spanned;
 
 use crate::{diagnostic::Diagnostic, document::span, ruleset::Mode};
 
-/// The findings of one compilation, as they come.
+/// The findings of one compilation, in the order in which they were made.
 #[derive(Default)]
 pub(crate) struct Findings(pub(crate) Vec<Diagnostic>);
 
@@ -19,7 +19,7 @@ impl Findings {
         self.0.push(diagnostic);
     }
 
-    /// `Enforce` or `Audit`; on an error, the stricter one.
+    /// `Enforce` or `Audit`; `Enforce` after an error.
     pub(crate) fn mode(&mut self, text: &Spanned<String>) -> Mode {
         match text.value.as_str() {
             "Enforce" => Mode::Enforce,
@@ -29,14 +29,14 @@ impl Findings {
                     "NG005",
                     span(text),
                     format!("unknown mode `{other}`"),
-                    "`Enforce` or `Audit`",
+                    "write `Enforce` or `Audit`",
                 ));
                 Mode::Enforce
             }
         }
     }
 
-    /// A name: what fits in a metric label, a table and the kernel's name table.
+    /// A name that fits into a metric label, a table and the kernel's table of names.
     pub(crate) fn name(&mut self, text: &Spanned<String>) -> String {
         let value = &text.value;
         let letters =
@@ -50,8 +50,8 @@ impl Findings {
             self.add(Diagnostic::error(
                 "NG011",
                 span(text),
-                format!("`{value}` is no name"),
-                "1 to 63 of a-z, 0-9, `-` and `.`, beginning and ending with a letter or digit",
+                format!("`{value}` is not a valid name"),
+                "a name has 1 to 63 of a-z, 0-9, `-` and `.`, and begins and ends with a letter or a digit",
             ));
         }
         value.clone()
@@ -61,15 +61,15 @@ impl Findings {
     pub(crate) fn ports(&mut self, list: &Spanned<Vec<Spanned<String>>>) -> Vec<RangeInclusive<u16>> {
         if list.value.is_empty() {
             self.add(
-                Diagnostic::error("NG006", span(list), "no ports", "name at least one")
-                    .help("a rule without ports would guard nothing; remove it if that is meant"),
+                Diagnostic::error("NG006", span(list), "the list of ports is empty", "add at least one port")
+                    .help("a rule without ports guards nothing; to guard nothing, remove the rule"),
             );
         }
         list.value.iter().filter_map(|text| self.port(text)).collect()
     }
 
     fn port(&mut self, text: &Spanned<String>) -> Option<RangeInclusive<u16>> {
-        // Only digits: `+80`, `0x50` and ` 80` are numbers to some parsers and none to others.
+        // Only digits: some parsers also accept `+80`, `0x50` and ` 80`, others do not.
         let number = |text: &str| {
             text.bytes()
                 .all(|byte| byte.is_ascii_digit())
@@ -87,21 +87,26 @@ impl Findings {
                 self.add(Diagnostic::error(
                     "NG006",
                     span(text),
-                    format!("`{}` is a port range written backwards", text.value),
+                    format!("the port range `{}` is reversed", text.value),
                     format!("write `{right}`"),
                 ));
                 None
             }
             Some(range) => Some(range),
             None => {
-                let message = format!("`{}` is neither a port nor a range of ports", text.value);
-                self.add(Diagnostic::error("NG006", span(text), message, "a number from 1 to 65535, or `first-last`"));
+                let message = format!("`{}` is neither a port nor a port range", text.value);
+                self.add(Diagnostic::error(
+                    "NG006",
+                    span(text),
+                    message,
+                    "write a number from 1 to 65535, or `first-last`",
+                ));
                 None
             }
         }
     }
 
-    /// `TCP`, which is also what a missing protocol means, or `UDP`.
+    /// `TCP`, which is the default, or `UDP`.
     pub(crate) fn protocol(&mut self, text: Option<&Spanned<String>>) -> u8 {
         match text.map(|text| (text, text.value.as_str())) {
             None | Some((_, "TCP")) => TCP,
@@ -110,30 +115,38 @@ impl Findings {
                 self.add(Diagnostic::error(
                     "NG015",
                     span(text),
-                    format!("protocol `{other}` cannot be guarded"),
-                    "`TCP` or `UDP`",
+                    format!("unsupported protocol `{other}`"),
+                    "write `TCP` or `UDP`",
                 ));
                 TCP
             }
         }
     }
 
-    /// `TCP` where nothing else can be meant.
+    /// Requires `TCP`, where no other protocol is possible.
     pub(crate) fn only_tcp(&mut self, text: Option<&Spanned<String>>) {
         if let Some(text) = text.filter(|text| text.value != "TCP") {
-            self.add(Diagnostic::error("NG015", span(text), "the tunnel carries TCP alone", "`TCP`, or leave it out"));
+            self.add(Diagnostic::error(
+                "NG015",
+                span(text),
+                "the tunnel carries only TCP",
+                "write `TCP`, or remove `protocol`",
+            ));
         }
     }
 
     /// A list of prefixes, at least one.
     pub(crate) fn cidrs(&mut self, cidrs: &Spanned<Vec<Spanned<String>>>, help: &'static str) -> Vec<IpNet> {
         if cidrs.value.is_empty() {
-            self.add(Diagnostic::error("NG007", span(cidrs), "no prefixes", "name at least one").help(help));
+            self.add(
+                Diagnostic::error("NG007", span(cidrs), "the list of prefixes is empty", "add at least one prefix")
+                    .help(help),
+            );
         }
         cidrs.value.iter().filter_map(|text| self.cidr(text)).collect()
     }
 
-    /// The path of a cgroup: absolute, in its one spelling, and not the root, in which everything is.
+    /// The path of a cgroup: absolute, normalised, and not the root, which contains every process.
     pub(crate) fn cgroup(&mut self, text: &Spanned<String>) -> Option<String> {
         let value = text.value.strip_suffix('/').unwrap_or(&text.value);
         let parts = value.strip_prefix('/').map(|rest| rest.split('/').all(|part| !matches!(part, "" | "." | "..")));
@@ -144,10 +157,10 @@ impl Findings {
             Diagnostic::error(
                 "NG016",
                 span(text),
-                format!("`{}` is no path of a cgroup", text.value),
-                "as in `/system.slice/kubelet.service`",
+                format!("`{}` is not the path of a cgroup", text.value),
+                "write an absolute path without `.` and `..`, as in `/system.slice/kubelet.service`",
             )
-            .help("`cat /proc/PID/cgroup` shows the path of a process behind `0::`"),
+            .help("`cat /proc/PID/cgroup` shows the cgroup of a process after `0::`"),
         );
         None
     }
@@ -161,11 +174,13 @@ impl Findings {
                 let diagnostic = Diagnostic::error(
                     "NG007",
                     span(text),
-                    format!("`{value}` is no prefix"),
-                    "an address and a length, as in `10.0.8.0/24` or `fd00:8::/64`",
+                    format!("`{value}` is not a CIDR prefix"),
+                    "write an address and a length, as in `10.0.8.0/24` or `fd00:8::/64`",
                 );
                 self.add(match value.parse::<std::net::IpAddr>() {
-                    Ok(address) => diagnostic.help(format!("for this one address write `{}`", IpNet::from(address))),
+                    Ok(address) => {
+                        diagnostic.help(format!("for this single address, write `{}`", IpNet::from(address)))
+                    }
                     Err(_) => diagnostic,
                 });
                 return None;
@@ -178,16 +193,21 @@ impl Findings {
             self.add(Diagnostic::error(
                 "NG007",
                 span(text),
-                format!("`{value}` is an IPv4 prefix in IPv6 spelling"),
+                format!("`{value}` is an IPv4 prefix in IPv6 notation"),
                 format!("write `{v4}/{length}`"),
             ));
             return None;
         }
         if net.trunc() != net {
-            let message = format!("`{value}` has bits set beyond its length");
+            let message = format!("`{value}` has bits set beyond its prefix length");
             self.add(
-                Diagnostic::error("NG007", span(text), message, format!("the network is `{}`", net.trunc()))
-                    .help(format!("write `{}`, or `{}` for the one address", net.trunc(), IpNet::from(net.addr()))),
+                Diagnostic::error("NG007", span(text), message, format!("the network is `{}`", net.trunc())).help(
+                    format!(
+                        "write `{}` for the network, or `{}` for the single address",
+                        net.trunc(),
+                        IpNet::from(net.addr())
+                    ),
+                ),
             );
             return None;
         }
@@ -195,7 +215,7 @@ impl Findings {
     }
 }
 
-/// Ports as a person writes them: `8080,9000-9010`.
+/// Ports in the notation of the document: `8080,9000-9010`.
 pub(crate) fn port_text(ports: &[RangeInclusive<u16>]) -> String {
     let one = |range: &RangeInclusive<u16>| {
         if range.start() == range.end() {
@@ -207,7 +227,7 @@ pub(crate) fn port_text(ports: &[RangeInclusive<u16>]) -> String {
     ports.iter().map(one).collect::<Vec<_>>().join(",")
 }
 
-/// The place of a pair of values.
+/// The smallest span that contains both spans.
 pub(crate) fn join(first: &Range<usize>, second: &Range<usize>) -> Range<usize> {
     first.start.min(second.start)..first.end.max(second.end)
 }

@@ -1,6 +1,6 @@
-//! Owns which addresses are Services' (ClusterIPs): what the document says of the service range, and what can be guessed of it.
-//! Called by `compile` to read it, by `authorize` and `destinations` to tell a Service's address from a pod's.
-//! Must never take a guess for more than it is: it narrows prefixes that hold ClusterIPs anyway, and chooses the words of a refusal.
+//! Owns parsing the service range: which addresses the document declares as Services' (ClusterIPs), and which are guessed.
+//! Called by `compile` and `rules`.
+//! Must never let a guess do more than narrow a prefix that contains ClusterIPs, and choose the reason of a refusal.
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
@@ -12,19 +12,19 @@ use serde_saphyr::Spanned;
 
 use crate::{
     diagnostic::Diagnostic,
-    document::{Document, PodPorts, ServicePorts, Tunnel, span},
+    document::{Document, PodPorts, ServicePorts, TunnelSpec, span},
     node_facts::NodeFacts,
-    parse::{parts::Read, scalars::Findings},
-    ruleset::{DialTarget, Guess, ServiceRange},
+    parse::{checked::GuardRule, scalars::Findings},
+    ruleset::{DialTarget, GuessedRange, ServiceRange},
 };
 
-/// The widest range that Kubernetes takes, by family (`kube-apiserver`: "the mask must be >= 12", and 20 bits of an IPv6 address).
+/// The shortest prefix that Kubernetes accepts for IPv4 and IPv6 (`kube-apiserver`: "the mask must be >= 12", and 20 bits of an IPv6 address).
 const WIDEST: (u8, u8) = (12, 108);
-/// A range smaller than this is more likely no service range at all, but an API server that has an address of its own.
+/// The longest prefix that is guessed. A smaller range more likely means that the API server has an address outside the service range.
 const SMALLEST: (u8, u8) = (24, 120);
 
-/// The largest range that this can be the first Service's address of, without any of the node's own addresses.
-pub(crate) fn guess(first: IpAddr, own: &[IpAddr]) -> Option<Guess> {
+/// The largest service range that begins with this address and contains no address of this node.
+pub(crate) fn guess(first: IpAddr, own: &[IpAddr]) -> Option<GuessedRange> {
     let (network, widest, smallest) = match first {
         IpAddr::V4(first) => {
             let network = u32::from(first).checked_sub(1)?;
@@ -45,13 +45,13 @@ pub(crate) fn guess(first: IpAddr, own: &[IpAddr]) -> Option<Guess> {
     };
     let fits = |range: &IpNet| !own.iter().any(|own| range.contains(own));
     let range = (widest..=smallest).filter_map(range).find(fits)?;
-    Some(Guess { first, range })
+    Some(GuessedRange { first, range })
 }
 
-const RANGE: &str = "kube-apiserver's --service-cluster-ip-range (kubeadm: networking.serviceSubnet)";
+const RANGE: &str = "kube-apiserver has the range in --service-cluster-ip-range (kubeadm: networking.serviceSubnet)";
 
-/// Reads `tunnel.serviceCidrs`, and guesses where it says nothing.
-pub(crate) fn read_range(tunnel: &Tunnel, node: &NodeFacts, findings: &mut Findings) -> ServiceRange {
+/// Parses `tunnel.serviceCidrs`, and guesses the range if the document declares none of that address family.
+pub(crate) fn parse_range(tunnel: &TunnelSpec, node: &NodeFacts, findings: &mut Findings) -> ServiceRange {
     let written = tunnel.service_cidrs.as_ref();
     let declared: Vec<IpNet> = written.map(|cidrs| findings.cidrs(cidrs, RANGE)).unwrap_or_default();
     let said = |host: &IpAddr| declared.iter().any(|cidr| cidr.addr().is_ipv4() == host.is_ipv4());
@@ -59,8 +59,8 @@ pub(crate) fn read_range(tunnel: &Tunnel, node: &NodeFacts, findings: &mut Findi
     ServiceRange { declared, guessed }
 }
 
-/// Reads `services` of an entry of `tunnel.dial`.
-pub(crate) fn read_services(
+/// Parses `services` of an entry of `tunnel.dial`.
+pub(crate) fn parse_services(
     name: &str,
     services: &Spanned<ServicePorts>,
     range: &ServiceRange,
@@ -77,7 +77,7 @@ pub(crate) fn read_services(
             Diagnostic::error(
                 "NG020",
                 span(services),
-                format!("`{name}` names Services, and nothing says which addresses they have"),
+                format!("`{name}` names Services, but no service range is declared"),
                 "add `cidrs: [...]` here, or `serviceCidrs: [...]` to `tunnel`",
             )
             .help(RANGE),
@@ -86,7 +86,7 @@ pub(crate) fn read_services(
     (DialTarget::Services(cidrs), findings.ports(ports))
 }
 
-/// What is named as pods' and cannot be.
+/// Reports a prefix of pods that lies inside the declared service range.
 pub(crate) fn check_pods(cidrs: &[IpNet], pods: &Spanned<PodPorts>, range: &ServiceRange, findings: &mut Findings) {
     let inside = |cidr: &&IpNet| range.declared.iter().any(|declared| declared.contains(*cidr));
     if let Some(cidr) = cidrs.iter().find(inside) {
@@ -94,17 +94,17 @@ pub(crate) fn check_pods(cidrs: &[IpNet], pods: &Spanned<PodPorts>, range: &Serv
             Diagnostic::error(
                 "NG021",
                 span(pods),
-                format!("`{cidr}` is named as pods' and lies inside `serviceCidrs`"),
-                "no pod has such an address",
+                format!("`{cidr}` in `pods` lies inside `serviceCidrs`"),
+                "no pod has an address in the service range",
             )
-            .help("write `services` in the place of `pods` to have these addresses dialled as they are"),
+            .help("to dial these addresses without change, write `services` instead of `pods`"),
         );
     }
 }
 
-/// Which rule will not know connections to Services for the tunnel's.
-pub(crate) fn check_rules(document: &Document, rules: &[Read], findings: &mut Findings) {
-    let deaf = |rule: &&Read| !rule.pods.is_empty() && rule.tunnel && rule.blocks.is_empty();
+/// Warns if connections to Services will not match `tunnel` in a rule for pods.
+pub(crate) fn check_rules(document: &Document, rules: &[GuardRule], findings: &mut Findings) {
+    let deaf = |rule: &&GuardRule| !rule.pods.is_empty() && rule.tunnel && rule.blocks.is_empty();
     let Some(rule) = rules.iter().find(deaf) else { return };
     // One that names more than Services is an error already.
     let of_services = document.spec.tunnel.dial.iter().filter(|dial| dial.node.is_none() && dial.pods.is_none());
@@ -113,10 +113,10 @@ pub(crate) fn check_rules(document: &Document, rules: &[Read], findings: &mut Fi
             Diagnostic::warning(
                 "NG106",
                 span(services),
-                format!("rule `{}` will not know these connections for the tunnel's", rule.name),
-                "kube-proxy rewrites them on their way: pods see another address",
+                format!("these connections will not match `tunnel` in rule `{}`", rule.name),
+                "kube-proxy rewrites them on the way, so pods see another source address",
             )
-            .help("have the guard read EndpointSlices (--watch-services), or allow what pods see by `ipBlock`: mode Audit shows it"),
+            .help("let the guard read EndpointSlices (--watch-services), or allow the source address by `ipBlock`; audit mode shows it"),
         );
     }
 }
@@ -251,7 +251,7 @@ mod tests {
 
         #[test]
         fn a_guess_is_within_what_kubernetes_takes_and_never_the_nodes(first in any::<[u8; 4]>(), own in any::<[u8; 4]>()) {
-            if let Some(Guess { first, range }) = guess(first.into(), &[own.into()]) {
+            if let Some(GuessedRange { first, range }) = guess(first.into(), &[own.into()]) {
                 prop_assert!(range.contains(&first) && !range.contains(&IpAddr::from(own)));
                 prop_assert!((12..=24).contains(&range.prefix_len()) && range.trunc() == range);
                 prop_assert_eq!(range.hosts().next(), Some(first));

@@ -1,6 +1,6 @@
-//! Owns reading `spec.edge`: the names of the uplinks that the edge tier is on.
+//! Owns parsing `spec.edge`: the names of the uplinks of the edge tier.
 //! Called by `compile`.
-//! Must never ask whether an interface is there: one may come later, and the daemon waits for it.
+//! Must never check whether an interface exists: it may appear later, and the daemon waits for it.
 
 use std::collections::BTreeSet;
 
@@ -8,19 +8,24 @@ use guard_common::packet::TCP;
 
 use crate::{
     diagnostic::Diagnostic,
-    document::{Edge, span},
-    parse::{parts::Read, scalars::Findings},
+    document::{EdgeSpec, span},
+    parse::{checked::GuardRule, scalars::Findings},
     ruleset::Mode,
 };
 
-/// The longest name that the kernel takes (`IFNAMSIZ` without its end).
+/// The longest interface name in bytes (`IFNAMSIZ` without the terminating zero).
 const LONGEST: usize = 15;
 
-pub(crate) fn read_edge(edge: &Edge, rules: &[Read], findings: &mut Findings) -> BTreeSet<String> {
+pub(crate) fn parse_edge(edge: &EdgeSpec, rules: &[GuardRule], findings: &mut Findings) -> BTreeSet<String> {
     if edge.interfaces.value.is_empty() {
         findings.add(
-            Diagnostic::error("NG019", span(&edge.interfaces), "no interfaces", "name at least one")
-                .help("leave `edge` out where strangers are to be denied by the guard alone"),
+            Diagnostic::error(
+                "NG019",
+                span(&edge.interfaces),
+                "the list of interfaces is empty",
+                "add at least one interface",
+            )
+            .help("to do without the edge tier, remove `edge`"),
         );
     }
     let mut interfaces = BTreeSet::new();
@@ -31,24 +36,24 @@ pub(crate) fn read_edge(edge: &Edge, rules: &[Read], findings: &mut Findings) ->
             findings.add(Diagnostic::error(
                 "NG019",
                 span(text),
-                format!("`{}` is no name of a network interface", text.value),
-                "1 to 15 bytes without spaces, `/` and `:`, as in `eth0`",
+                format!("`{}` is not a valid interface name", text.value),
+                "a name has 1 to 15 bytes without spaces, `/` and `:`, as in `eth0`",
             ));
         }
     }
-    let works = |rule: &Read| !rule.node.is_empty() && rule.protocol == TCP && rule.mode == Mode::Enforce;
+    let works = |rule: &GuardRule| !rule.node.is_empty() && rule.protocol == TCP && rule.mode == Mode::Enforce;
     if !rules.iter().any(works) {
         findings.add(Diagnostic::warning(
             "NG105",
             span(&edge.interfaces),
-            "nothing will be dropped at the edge",
-            "no rule that enforces guards a TCP port of the node",
+            "the edge tier will drop nothing",
+            "no rule in enforce mode guards a TCP port of the node",
         ));
     }
     interfaces
 }
 
-/// What the kernel takes for a name (`dev_valid_name`).
+/// Whether the kernel accepts an interface name (`dev_valid_name`).
 fn is_name(text: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_graphic() && !matches!(byte, b'/' | b':');
     (1..=LONGEST).contains(&text.len()) && !matches!(text, "." | "..") && text.bytes().all(plain)

@@ -1,6 +1,6 @@
-//! Owns the step from rules to the kernel's tables: every port of every scope with the union of what its rules allow.
-//! Called by `compile`, with rules in which nothing is wrong.
-//! Must never let one rule take away what another one allows.
+//! Owns the step from rules to the kernel's tables: each port of each scope, with everyone whom its rules allow.
+//! Called by `compile`, with rules that have no errors.
+//! Must never let one rule take away what another rule allows.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,33 +9,33 @@ use ipnet::IpNet;
 
 use crate::{
     node_facts::NodeFacts,
-    parse::parts::{Block, Parts, Read},
-    ruleset::{ALL_PODS_SCOPE, GuardedPort, Mode, NODE_SCOPE, PodsCgroup, PortRule, Scope, Tables},
+    parse::checked::{CheckedDocument, GuardRule, PeerBlock},
+    ruleset::{ALL_PODS_SCOPE, GuardedPort, Mode, NODE_SCOPE, PodsCgroup, PortRule, RulesetTables, ScopeNumber},
     tables::{destinations::destinations, peers::peers},
 };
 
-/// The rules (indices) that guard a port together, and the number of their peer list.
+/// The indices of the rules that guard a port together, and the number of their peer list.
 type Lists = BTreeMap<Vec<usize>, u32>;
 
-/// The kernel's tables.
-pub(crate) fn tables(parts: &Parts<'_>, node: &NodeFacts) -> Tables {
-    let rules = parts.rules;
-    let mut tables = Tables { audit: parts.audit, edge: parts.edge.clone(), ..Tables::default() };
+/// Builds the kernel's tables.
+pub(crate) fn tables(document: &CheckedDocument<'_>, node: &NodeFacts) -> RulesetTables {
+    let rules = document.rules;
+    let mut tables = RulesetTables { audit: document.audit, edge: document.edge.clone(), ..RulesetTables::default() };
     let mut lists = Lists::new();
     let all: Vec<usize> = (0..rules.len()).collect();
     let of = |index: &usize| rules.get(*index);
     add_scope(&mut tables, &mut lists, rules, NODE_SCOPE, &all, false);
 
-    // Rules without prefixes guard the ports of every pod, also of those whose address a prefix holds.
-    let every: Vec<usize> = all.iter().copied().filter(|index| of(index).is_some_and(Read::all_pods)).collect();
+    // Rules without prefixes guard the ports of every pod, including pods whose address lies in a prefix of another rule.
+    let every: Vec<usize> = all.iter().copied().filter(|index| of(index).is_some_and(GuardRule::all_pods)).collect();
     if let Some(first) = every.first().and_then(of) {
         tables.pods_cgroup = Some(first.pods_cgroup.clone().map_or(PodsCgroup::Usual, PodsCgroup::Named));
         add_scope(&mut tables, &mut lists, rules, ALL_PODS_SCOPE, &every, true);
     }
-    // A pod's address belongs to its longest prefix, which therefore carries the rules of every prefix around it.
+    // Only the longest matching prefix of a pod's address is looked up, so it carries the rules of every prefix that contains it.
     let mut scopes: BTreeMap<Vec<usize>, u32> = BTreeMap::new();
     for cidr in rules.iter().flat_map(|rule| &rule.cidrs).copied().collect::<BTreeSet<IpNet>>() {
-        let around = |rule: &Read| rule.all_pods() || rule.cidrs.iter().any(|outer| outer.contains(&cidr));
+        let around = |rule: &GuardRule| rule.all_pods() || rule.cidrs.iter().any(|outer| outer.contains(&cidr));
         let of_scope: Vec<usize> = all.iter().copied().filter(|index| of(index).is_some_and(around)).collect();
         let next = NODE_SCOPE + 1 + scopes.len() as u32;
         let scope = *scopes.entry(of_scope).or_insert(next);
@@ -48,16 +48,24 @@ pub(crate) fn tables(parts: &Parts<'_>, node: &NodeFacts) -> Tables {
         tables.scopes.insert(IpNet::from(*address), NODE_SCOPE);
     }
     for (guarding, list) in &lists {
-        let blocks: Vec<Block> = guarding.iter().filter_map(of).flat_map(|rule| rule.blocks.iter().cloned()).collect();
+        let blocks: Vec<PeerBlock> =
+            guarding.iter().filter_map(of).flat_map(|rule| rule.blocks.iter().cloned()).collect();
         tables.peers.extend(peers(&blocks).into_iter().map(|(net, peer)| ((*list, net), peer)));
     }
-    add_cgroups(&mut tables, &lists, parts);
-    destinations(&mut tables, parts, node);
+    add_cgroups(&mut tables, &lists, document);
+    destinations(&mut tables, document, node);
     tables
 }
 
-/// The guarded ports of a scope.
-fn add_scope(tables: &mut Tables, lists: &mut Lists, rules: &[Read], scope: Scope, of_scope: &[usize], pods: bool) {
+/// Adds the guarded ports of a scope.
+fn add_scope(
+    tables: &mut RulesetTables,
+    lists: &mut Lists,
+    rules: &[GuardRule],
+    scope: ScopeNumber,
+    of_scope: &[usize],
+    pods: bool,
+) {
     let mut by_port: BTreeMap<(u8, u16), Vec<usize>> = BTreeMap::new();
     for (index, rule) in of_scope.iter().filter_map(|index| rules.get(*index).map(|rule| (*index, rule))) {
         for port in if pods { &rule.pods } else { &rule.node }.iter().cloned().flatten() {
@@ -70,8 +78,9 @@ fn add_scope(tables: &mut Tables, lists: &mut Lists, rules: &[Read], scope: Scop
     for ((protocol, port), guarding) in by_port {
         let number = lists.len() as u32;
         let list = *lists.entry(guarding.clone()).or_insert(number);
-        let first =
-            |allows: fn(&Read) -> bool| guarding.iter().copied().find(|index| rules.get(*index).is_some_and(allows));
+        let first = |allows: fn(&GuardRule) -> bool| {
+            guarding.iter().copied().find(|index| rules.get(*index).is_some_and(allows))
+        };
         let rule = PortRule {
             list,
             rule: guarding.first().copied().unwrap_or_default(),
@@ -85,17 +94,18 @@ fn add_scope(tables: &mut Tables, lists: &mut Lists, rules: &[Read], scope: Scop
     }
 }
 
-/// The named cgroups, and which lists admit them. A process is known by the deepest named cgroup around it, which therefore carries what
-/// is allowed to every one above it.
-fn add_cgroups(tables: &mut Tables, lists: &Lists, parts: &Parts<'_>) {
-    for cgroup in parts.rules.iter().flat_map(|rule| &rule.callers) {
+/// Adds the named cgroups and the lists that admit them. A process is identified by the innermost named cgroup that contains it, so that
+/// cgroup carries what is allowed to each outer one.
+fn add_cgroups(tables: &mut RulesetTables, lists: &Lists, document: &CheckedDocument<'_>) {
+    for cgroup in document.rules.iter().flat_map(|rule| &rule.callers) {
         *tables.cgroups.entry(cgroup.clone()).or_default() |= CgroupValue::CALLER;
     }
-    if let Some(companion) = &parts.companion {
+    if let Some(companion) = &document.companion {
         *tables.cgroups.entry(companion.cgroup.clone()).or_default() |= CgroupValue::COMPANION;
     }
     for (guarding, list) in lists {
-        let callers = guarding.iter().filter_map(|index| parts.rules.get(*index).map(|rule| (*index, &rule.callers)));
+        let callers =
+            guarding.iter().filter_map(|index| document.rules.get(*index).map(|rule| (*index, &rule.callers)));
         for (index, caller) in callers.flat_map(|(index, callers)| callers.iter().map(move |caller| (index, caller))) {
             for inner in tables.cgroups.keys().filter(|inner| is_inside(inner, caller)) {
                 tables.callers.entry((*list, inner.clone())).or_insert(index);
@@ -104,7 +114,7 @@ fn add_cgroups(tables: &mut Tables, lists: &Lists, parts: &Parts<'_>) {
     }
 }
 
-/// Whether a cgroup is another one or lies below it.
+/// Whether `inner` is `outer` or lies below it.
 fn is_inside(inner: &str, outer: &str) -> bool {
     inner.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }

@@ -1,26 +1,26 @@
-//! Owns which cgroups a ruleset names, and the ids of those that exist.
-//! Called by the plan of an edit; the daemon looks the ids up.
-//! Must never keep the id of a cgroup that is gone: another one can be at its path.
+//! Owns the cgroups that a ruleset names, and the ids of those that exist.
+//! Called by `kernel/tables/plan`; `kernel/cgroups/follow` looks up the ids.
+//! Must never keep the id of a removed cgroup: a new one can have the same path.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::ruleset::{PodsCgroup, Ruleset};
 
-/// Where kubelet puts the pods' cgroup: by systemd, by itself, and inside a cgroup of its own (kind).
+/// The paths that kubelet uses for the cgroup of the pods: with the systemd driver, with the cgroupfs driver, and inside a cgroup of its own (kind).
 pub const USUAL_PODS: [&str; 4] =
     ["/kubepods.slice", "/kubepods", "/kubelet.slice/kubelet-kubepods.slice", "/kubelet/kubepods"];
 
-/// The ids of the cgroups that are there.
+/// The ids of the cgroups that exist, by path.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Cgroups(BTreeMap<String, u64>);
 
 impl Cgroups {
-    /// The id of a cgroup: on cgroup v2, the inode of its directory.
+    /// The id of a cgroup, if it exists. On cgroup v2 it is the inode number of its directory.
     pub fn id(&self, path: &str) -> Option<u64> {
         self.0.get(path).copied()
     }
 
-    /// The id of the cgroup that pods live in.
+    /// The id of the cgroup of the pods, if it exists.
     pub fn pods(&self, pods: &PodsCgroup) -> Option<u64> {
         match pods {
             PodsCgroup::Named(path) => self.id(path),
@@ -35,7 +35,7 @@ impl FromIterator<(String, u64)> for Cgroups {
     }
 }
 
-/// The cgroups that a ruleset names.
+/// The paths of all cgroups that a ruleset names.
 pub fn paths(ruleset: &Ruleset) -> BTreeSet<String> {
     let pods = ruleset.tables.pods_cgroup.iter().flat_map(|pods| match pods {
         PodsCgroup::Named(path) => vec![path.clone()],

@@ -1,6 +1,6 @@
-//! Owns where processes of this node may go: the destinations of the companion, and the control plane's ports.
-//! Called by `tables`.
-//! Must never let a wide prefix reach what `authorize` keeps out of it: loopback, link-local, multicast.
+//! Owns where processes of this node may connect to: the destinations of the companion, and the control plane's ports.
+//! Called by `build`.
+//! Must never let a wide prefix include what `authorize` excludes: loopback, link-local and multicast addresses.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,24 +12,24 @@ use ipnet::IpNet;
 
 use crate::{
     node_facts::NodeFacts,
-    parse::parts::{Parts, Server},
+    parse::checked::{CheckedDocument, CompanionServer},
     refusal::Refusal,
-    ruleset::{DestinationPort, DialTarget, ServiceRange, Tables},
+    ruleset::{DestinationPort, DialTarget, RulesetTables, ServiceRange},
     special::special,
 };
 
-/// Ports of a prefix.
-struct Reach<'a> {
+/// A prefix and the ports that may be reached there.
+struct ReachablePorts<'a> {
     cidr: IpNet,
     protocol: u8,
     ports: &'a [RangeInclusive<u16>],
-    /// Whether special addresses inside are meant too.
+    /// Whether the prefix includes the special addresses inside it.
     special: bool,
-    /// Whether addresses inside that are Services' are not meant.
+    /// Whether this is a prefix of pods, which excludes the addresses of Services inside it.
     pods: bool,
 }
 
-/// The prefixes whose addresses are never reached because a wider one holds them: `authorize` keeps them out of dials.
+/// The prefixes of the special addresses. A wider prefix does not include them, as in `authorize`.
 fn special_prefixes() -> impl Iterator<Item = IpNet> {
     const SPECIAL: [&str; 9] = [
         "0.0.0.0/8",
@@ -46,18 +46,19 @@ fn special_prefixes() -> impl Iterator<Item = IpNet> {
 }
 
 /// Adds both lists of destinations.
-pub(crate) fn destinations(tables: &mut Tables, parts: &Parts<'_>, node: &NodeFacts) {
+pub(crate) fn destinations(tables: &mut RulesetTables, document: &CheckedDocument<'_>, node: &NodeFacts) {
     let mut sets = BTreeMap::new();
-    if let Some(hub) = &parts.control_plane {
-        let reach = |cidr: &IpNet| Reach { cidr: *cidr, protocol: TCP, ports: &hub.ports, special: true, pods: false };
-        let all: Vec<Reach<'_>> = hub.addresses.iter().map(reach).collect();
+    if let Some(hub) = &document.control_plane {
+        let reach =
+            |cidr: &IpNet| ReachablePorts { cidr: *cidr, protocol: TCP, ports: &hub.ports, special: true, pods: false };
+        let all: Vec<ReachablePorts<'_>> = hub.addresses.iter().map(reach).collect();
         add(tables, &mut sets, DestinationKey::CONTROL_PLANE, &all, &[], &ServiceRange::default());
     }
-    if let Some(companion) = &parts.companion {
-        let mut all: Vec<Reach<'_>> = companion
+    if let Some(companion) = &document.companion {
+        let mut all: Vec<ReachablePorts<'_>> = companion
             .servers
             .iter()
-            .map(|Server { cidr, protocol, ports }| Reach {
+            .map(|CompanionServer { cidr, protocol, ports }| ReachablePorts {
                 cidr: *cidr,
                 protocol: *protocol,
                 ports,
@@ -65,17 +66,17 @@ pub(crate) fn destinations(tables: &mut Tables, parts: &Parts<'_>, node: &NodeFa
                 pods: false,
             })
             .collect();
-        for rule in parts.dial {
+        for rule in document.dial {
             let cidrs = match &rule.target {
                 DialTarget::Node => node.addresses.iter().copied().map(IpNet::from).collect(),
                 DialTarget::Pods(cidrs) | DialTarget::Services(cidrs) => cidrs.clone(),
             };
             let pods = matches!(rule.target, DialTarget::Pods(_));
-            let reach = |cidr| Reach { cidr, protocol: TCP, ports: &rule.ports, special: false, pods };
+            let reach = |cidr| ReachablePorts { cidr, protocol: TCP, ports: &rule.ports, special: false, pods };
             all.extend(cidrs.into_iter().map(reach));
         }
         let special: Vec<IpNet> = special_prefixes().collect();
-        add(tables, &mut sets, DestinationKey::COMPANION, &all, &special, parts.services);
+        add(tables, &mut sets, DestinationKey::COMPANION, &all, &special, document.services);
     }
     for (ports, set) in &sets {
         let port = |(protocol, port): &(u8, u16)| DestinationPort { set: *set, protocol: *protocol, port: *port };
@@ -83,15 +84,15 @@ pub(crate) fn destinations(tables: &mut Tables, parts: &Parts<'_>, node: &NodeFa
     }
 }
 
-/// The ports of a set of destinations, by protocol.
-type Set = BTreeSet<(u8, u16)>;
+/// A set of ports, each with its protocol.
+type PortSet = BTreeSet<(u8, u16)>;
 
-/// Adds one list: an address belongs to its longest prefix, which therefore has the ports of every prefix around it.
+/// Adds one list. Only the longest matching prefix of an address is looked up, so it carries the ports of every prefix that contains it.
 fn add(
-    tables: &mut Tables,
-    sets: &mut BTreeMap<Set, u32>,
+    tables: &mut RulesetTables,
+    sets: &mut BTreeMap<PortSet, u32>,
     list: u32,
-    all: &[Reach<'_>],
+    all: &[ReachablePorts<'_>],
     special: &[IpNet],
     services: &ServiceRange,
 ) {
@@ -100,16 +101,16 @@ fn add(
     for cidr in prefixes {
         let of_services = services.prefixes().any(|range| range.contains(&cidr));
         let is_special = special.iter().any(|special| special.contains(&cidr));
-        let holds = |reach: &&Reach<'_>| {
+        let holds = |reach: &&ReachablePorts<'_>| {
             reach.cidr.contains(&cidr)
                 && (reach.special || !is_special || named_exactly(reach.cidr, cidr))
                 && !(reach.pods && of_services && services.is_cut_out(reach.cidr, cidr.addr()))
         };
-        let ports_of = |reach: &Reach<'_>| {
+        let ports_of = |reach: &ReachablePorts<'_>| {
             let protocol = reach.protocol;
             reach.ports.iter().cloned().flatten().map(move |port| (protocol, port)).collect::<Vec<_>>()
         };
-        let ports: Set = all.iter().filter(holds).flat_map(ports_of).collect();
+        let ports: PortSet = all.iter().filter(holds).flat_map(ports_of).collect();
         let next = sets.len() as u32;
         let set = *sets.entry(ports).or_insert(next);
         tables.destinations.insert((list, cidr), set);
@@ -145,7 +146,7 @@ mod tests {
     }
 
     /// What one look-up in the tables says: `None` where no prefix holds the address.
-    fn reached(tables: &Tables, list: u32, to: SocketAddr, protocol: u8) -> Option<bool> {
+    fn reached(tables: &RulesetTables, list: u32, to: SocketAddr, protocol: u8) -> Option<bool> {
         let of_list = tables.destinations.iter().filter(|((of, cidr), _)| *of == list && cidr.contains(&to.ip()));
         let (_, set) = of_list.max_by_key(|((_, cidr), _)| cidr.prefix_len())?;
         Some(tables.destination_ports.contains(&DestinationPort { set: *set, protocol, port: to.port() }))

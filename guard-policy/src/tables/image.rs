@@ -1,5 +1,5 @@
-//! Owns the entries of the kernel's tables, as ordinary collections.
-//! Called by the plan of an edit, by the read-back of the tables and by the host's own run of `decide`.
+//! Owns the entries of the kernel's tables as ordinary collections.
+//! Called by `kernel/tables/plan`, by `kernel/tables/read_back` and by `host`, which runs `decide` on them.
 //! Must never hold what the kernel's tables cannot hold.
 
 use std::collections::BTreeMap;
@@ -12,48 +12,48 @@ use guard_common::{
     },
 };
 
-/// The entries of the tables, both generations. An LPM key is preceded by its prefix length in bits.
+/// The entries of the tables, of both generations. A key of a longest-prefix table is paired with its prefix length in bits.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Entries {
-    /// Destination prefixes.
+    /// The scopes of destination prefixes.
     pub scopes: BTreeMap<(u32, ScopeKey), ScopeValue>,
     /// Guarded ports.
     pub ports: BTreeMap<PortKey, PortValue>,
     /// The copy of `scopes`.
     pub scopes_copy: BTreeMap<(u32, ScopeKey), ScopeValue>,
-    /// The copy of `ports`, those of destinations left out.
+    /// The copy of `ports`, without the ports of destinations.
     pub ports_copy: BTreeMap<PortKey, PortValue>,
-    /// The numbers of the ports in it: the words that are not zero.
+    /// The bit map of the port numbers in `ports_copy`: the words that are not zero.
     pub port_numbers: BTreeMap<u32, u64>,
     /// IPv4 peers.
     pub peers_v4: BTreeMap<(u32, PeerKey4), PeerValue>,
     /// IPv6 peers.
     pub peers_v6: BTreeMap<(u32, PeerKey6), PeerValue>,
-    /// Prefixes of destinations.
+    /// Destinations of the companion and of the hub rule.
     pub destinations: BTreeMap<(u32, DestinationKey), DestinationValue>,
-    /// What there is of cgroups.
+    /// The entries that depend on cgroups.
     pub followed: Followed,
 }
 
-/// The entries that follow the node's cgroups: these change in the generation in force, each by itself.
+/// The entries that follow the node's cgroups. They change one by one in the generation in force.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Followed {
     /// Cgroups that a peer list admits.
     pub callers: BTreeMap<CallerKey, CallerValue>,
     /// Cgroups that the policy names.
     pub cgroups: BTreeMap<CgroupKey, CgroupValue>,
-    /// What has to be known of a generation first, by its number.
+    /// The header of each generation, by its number: epoch, features, the cgroup of the pods.
     pub generations: BTreeMap<u8, Generation>,
 }
 
-/// Everything that the maps hold of a ruleset.
+/// Everything that the maps hold for a ruleset.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Image {
-    /// The epoch in force; 0 means that none ever was.
+    /// The active epoch; 0 means that no ruleset was ever in force.
     pub epoch: u32,
-    /// The rule slots that are taken.
+    /// The names of the used rule slots.
     pub names: BTreeMap<u16, String>,
-    /// The tables.
+    /// The entries of the tables.
     pub entries: Entries,
 }
 

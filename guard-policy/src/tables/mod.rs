@@ -1,5 +1,5 @@
-//! Owns the kernel's tables as data: what a ruleset puts into them, and the same look-ups on the host.
-//! Called by `compile` and by the daemon's plan of an edit.
+//! Owns the kernel's tables as data: their content for a ruleset, and the same look-ups on the host.
+//! Called by `compile`, by `kernel/tables` and by `kernel/cut`.
 //! Must never write to the kernel.
 
 pub(crate) mod build;

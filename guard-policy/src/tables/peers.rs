@@ -1,35 +1,35 @@
-//! Owns peer lists: from the `ipBlock`s of the rules that guard a port to prefixes of which the longest match decides alone.
-//! Called by `compile`.
-//! Must never let a prefix say less than the whole truth: an address is admitted if and only if some block holds it outside all its exceptions.
+//! Owns peer lists: it turns the `ipBlock`s of the rules that guard a port into prefixes whose longest match decides alone.
+//! Called by `build`.
+//! Must never change the meaning: an address is admitted if and only if a block contains it and no exception of that block does.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
 
 use crate::{
-    parse::parts::Block,
+    parse::checked::PeerBlock,
     ruleset::{Peer, PeerKind},
 };
 
-/// What begins at a prefix.
+/// The blocks and exceptions that start at a prefix.
 #[derive(Default)]
-struct Begin {
+struct PrefixStart {
     blocks: Vec<usize>,
     exceptions: Vec<usize>,
 }
 
-/// A prefix on the way from the root to where the sweep is, with what it changed.
-struct Frame {
+/// A prefix that contains the current one, with the changes that it made to the sets.
+struct OpenPrefix {
     net: IpNet,
     covering: Vec<usize>,
     admitting: Vec<usize>,
     excepted: Vec<usize>,
 }
 
-/// One pass over the prefixes in the order of a tree walk, which is also their sorted order: what holds at a prefix is what its ancestors
-/// left plus its own beginnings, and is taken back when the walk leaves it.
-pub(crate) fn peers(blocks: &[Block]) -> BTreeMap<IpNet, Peer> {
-    let mut begins: BTreeMap<IpNet, Begin> = BTreeMap::new();
+/// Walks the prefixes once in sorted order, which is the order of a depth-first tree walk. Each prefix inherits the sets of the prefixes that
+/// contain it and adds its own blocks and exceptions; its changes are undone when the walk leaves it.
+pub(crate) fn peers(blocks: &[PeerBlock]) -> BTreeMap<IpNet, Peer> {
+    let mut begins: BTreeMap<IpNet, PrefixStart> = BTreeMap::new();
     for (index, block) in blocks.iter().enumerate() {
         begins.entry(block.cidr).or_default().blocks.push(index);
         for except in &block.except {
@@ -37,7 +37,7 @@ pub(crate) fn peers(blocks: &[Block]) -> BTreeMap<IpNet, Peer> {
         }
     }
     let (mut covering, mut admitting) = (BTreeSet::new(), BTreeSet::new());
-    let mut path: Vec<Frame> = Vec::new();
+    let mut path: Vec<OpenPrefix> = Vec::new();
     let mut peers = BTreeMap::new();
     for (net, begin) in begins {
         while let Some(frame) = path.pop_if(|frame| !frame.net.contains(&net)) {
@@ -45,7 +45,7 @@ pub(crate) fn peers(blocks: &[Block]) -> BTreeMap<IpNet, Peer> {
             admitting.retain(|index| !frame.admitting.contains(index));
             covering.retain(|index| !frame.covering.contains(index));
         }
-        let mut frame = Frame { net, covering: Vec::new(), admitting: Vec::new(), excepted: Vec::new() };
+        let mut frame = OpenPrefix { net, covering: Vec::new(), admitting: Vec::new(), excepted: Vec::new() };
         for index in begin.blocks {
             covering.insert(index);
             admitting.insert(index);
@@ -58,7 +58,7 @@ pub(crate) fn peers(blocks: &[Block]) -> BTreeMap<IpNet, Peer> {
         let peer = match (admitting.first().and_then(rule), covering.first().and_then(rule)) {
             (Some(rule), _) => Peer { rule, kind: PeerKind::Allow },
             (None, Some(rule)) => Peer { rule, kind: PeerKind::Except },
-            // An exception outside its block cuts out nothing that was ever let in.
+            // An exception outside every block excludes nothing.
             (None, None) => continue,
         };
         peers.insert(net, peer);
@@ -74,11 +74,11 @@ mod tests {
 
     use super::*;
 
-    /// The meaning of blocks, one address at a time.
-    fn oracle(blocks: &[Block], address: IpAddr) -> Option<Peer> {
-        let holds = |block: &&Block| block.cidr.contains(&address);
-        let admits = |block: &&Block| holds(block) && !block.except.iter().any(|except| except.contains(&address));
-        let peer = |kind| move |block: &Block| Peer { rule: block.rule, kind };
+    /// What the blocks mean for one address.
+    fn oracle(blocks: &[PeerBlock], address: IpAddr) -> Option<Peer> {
+        let holds = |block: &&PeerBlock| block.cidr.contains(&address);
+        let admits = |block: &&PeerBlock| holds(block) && !block.except.iter().any(|except| except.contains(&address));
+        let peer = |kind| move |block: &PeerBlock| Peer { rule: block.rule, kind };
         blocks
             .iter()
             .find(admits)
@@ -94,14 +94,14 @@ mod tests {
             .map(|(_, peer)| *peer)
     }
 
-    /// A few bits of address space, so that prefixes meet often.
+    /// A small address space, so that prefixes often overlap.
     fn net(v6: bool, bits: u8, length: u8) -> IpNet {
         let text =
             if v6 { format!("fd00::{bits:x}/{}", 120 + length) } else { format!("10.0.0.{bits}/{}", 24 + length) };
         text.parse::<IpNet>().unwrap().trunc()
     }
 
-    fn block() -> impl Strategy<Value = Block> {
+    fn block() -> impl Strategy<Value = PeerBlock> {
         let inside = prop::collection::vec((any::<u8>(), 0u8..=8), 0..3);
         (0usize..4, any::<bool>(), any::<u8>(), 0u8..=8, inside).prop_map(|(rule, v6, bits, length, inside)| {
             let cidr = net(v6, bits, length);
@@ -110,7 +110,7 @@ mod tests {
                 .map(|(bits, length)| net(v6, bits, length))
                 .filter(|net| cidr.contains(net))
                 .collect();
-            Block { rule, cidr, except }
+            PeerBlock { rule, cidr, except }
         })
     }
 

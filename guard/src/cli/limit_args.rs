@@ -59,7 +59,7 @@ mod tests {
     use super::*;
 
     #[derive(Parser)]
-    struct Line {
+    struct LimitLine {
         #[command(flatten)]
         limits: LimitArgs,
     }
@@ -67,7 +67,9 @@ mod tests {
     #[test]
     fn the_flags_have_the_defaults_and_sizes_are_written_as_kubernetes_does() {
         let parse = |more: &[&str]| {
-            Line::try_parse_from(["x"].iter().chain(more)).map(|line| Limits::from(line.limits)).map_err(|e| e.kind())
+            LimitLine::try_parse_from(["x"].iter().chain(more))
+                .map(|line| Limits::from(line.limits))
+                .map_err(|e| e.kind())
         };
         assert_eq!(parse(&[]), Ok(Limits::default()));
         let limits = parse(&["--connection-budget=2Mi", "--memory-budget=1GiB", "--stall-timeout=2s"]).unwrap();

@@ -3,7 +3,7 @@
 //! Must never leave a default to chance: `config` resolves every one.
 
 pub mod args;
-pub mod check;
+pub mod check_policy;
 pub mod config;
 pub mod limit_args;
 pub mod upstream_flags;

@@ -223,7 +223,7 @@ mod tests {
     use super::*;
 
     #[derive(Parser)]
-    struct Line {
+    struct UpstreamLine {
         #[command(flatten)]
         upstream: UpstreamArgs,
     }
@@ -239,16 +239,16 @@ mod tests {
 
     #[test]
     fn every_upstream_flag_is_taken_as_go_writes_it() {
-        let line = Line::try_parse_from(["agent"].into_iter().chain(ALL.split_whitespace())).unwrap().upstream;
+        let line = UpstreamLine::try_parse_from(["agent"].into_iter().chain(ALL.split_whitespace())).unwrap().upstream;
         assert_eq!(line.sync_interval, Duration::from_millis(100));
         assert!(line.alpn().is_empty() && !line.count_server_leases);
         assert_eq!(line.without_effect(), ["--probe-interval"]);
         let more = ["agent", "--sync-forever", "--alpn-proto=[a,b]", "-v=4", "--logtostderr=true", "--vmodule=x=5"];
-        let line = Line::try_parse_from(more).unwrap().upstream;
+        let line = UpstreamLine::try_parse_from(more).unwrap().upstream;
         assert!(line.sync_forever);
         assert_eq!(line.alpn(), ["a", "b"]);
         assert_eq!(line.without_effect(), ["the flags of klog"]);
-        assert!(Line::try_parse_from(["agent", "--sync-forever=perhaps"]).is_err());
+        assert!(UpstreamLine::try_parse_from(["agent", "--sync-forever=perhaps"]).is_err());
     }
 
     #[test]

@@ -10,8 +10,8 @@ use std::{
 use guard_policy::{
     compile::compile,
     diagnostic::{Rejected, Source},
-    load::{Edit, Loaded, load},
     node_facts::NodeFacts,
+    policy_file::{Edit, LoadedPolicy, load},
 };
 use tokio::{net::TcpListener, sync::mpsc};
 
@@ -180,7 +180,7 @@ pub async fn run(config: AgentConfig, colour: bool) -> anyhow::Result<()> {
 fn anything(node: &NodeFacts) -> Edit {
     let source = Source { path: "--dial-anything".into(), text: ANYTHING.to_owned() };
     match compile(&source, node) {
-        Ok((ruleset, warnings)) => Ok(Loaded { source, ruleset: Arc::new(ruleset), warnings }),
+        Ok((ruleset, warnings)) => Ok(LoadedPolicy { source, ruleset: Arc::new(ruleset), warnings }),
         Err(diagnostics) => Err(Rejected { source, diagnostics }),
     }
 }

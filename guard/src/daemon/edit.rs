@@ -7,14 +7,14 @@ use std::{
     time::Instant,
 };
 
-use guard_policy::load::Edit;
+use guard_policy::policy_file::Edit;
 
 use crate::{
     daemon::state::{Current, Guard},
     dial::connections::Connections,
     kernel::{
         cgroups::follow::Follower,
-        cut::{pass, pass::Pass},
+        cut::{established, established::CutSummary},
     },
     sys::lock::lock,
 };
@@ -114,14 +114,14 @@ pub(crate) async fn follow(guard: Arc<Guard>) {
 /// Cuts the connections that were open before the ruleset in force and that it does not admit.
 pub(crate) fn cut(guard: &Guard) {
     let Some(image) = lock(&guard.apply).image() else { return };
-    let pass = match pass::pass(&image, &guard.cgroup) {
-        Ok(pass) => pass,
+    let summary = match established::cut_denied(&image, &guard.cgroup) {
+        Ok(summary) => summary,
         Err(error) => {
             guard.uncut.store(true, Ordering::Relaxed);
             return tracing::error!(%error, "open connections cannot be judged: those that are no longer admitted go on");
         }
     };
-    let Pass { namespaces, judged, cut, failed, blind } = pass;
+    let CutSummary { namespaces, judged, cut, failed, blind } = summary;
     guard.uncut.store(failed > 0, Ordering::Relaxed);
     guard.blind.store(blind, Ordering::Relaxed);
     guard.cut.fetch_add(cut.len() as u64, Ordering::Relaxed);
@@ -145,8 +145,8 @@ mod tests {
     use guard_policy::{
         compile::compile,
         diagnostic::{Rejected, Source},
-        load::Loaded,
         node_facts::NodeFacts,
+        policy_file::LoadedPolicy,
     };
 
     use super::*;
@@ -154,7 +154,7 @@ mod tests {
     fn edit(text: &str) -> Edit {
         let source = Source { path: "policy.yaml".into(), text: text.to_owned() };
         match compile(&source, &NodeFacts::default()) {
-            Ok((ruleset, warnings)) => Ok(Loaded { source, ruleset: Arc::new(ruleset), warnings }),
+            Ok((ruleset, warnings)) => Ok(LoadedPolicy { source, ruleset: Arc::new(ruleset), warnings }),
             Err(diagnostics) => Err(Rejected { source, diagnostics }),
         }
     }

@@ -12,7 +12,7 @@ use crate::{
         edit::{cut, hold_edge},
         state::Guard,
     },
-    kernel::tables::apply::Look,
+    kernel::tables::apply::MendScope,
     sys::lock::lock,
 };
 
@@ -31,8 +31,8 @@ pub(crate) async fn hold(guard: Arc<Guard>) {
     let mut pause = LOOK;
     loop {
         tokio::time::sleep(GLANCE).await;
-        let look = if looked_at_all.elapsed() >= LOOK_ALWAYS { Look::All } else { Look::Deciding };
-        let due = look == Look::All || looked.elapsed() >= pause || !at_a_glance(&guard);
+        let look = if looked_at_all.elapsed() >= LOOK_ALWAYS { MendScope::All } else { MendScope::Deciding };
+        let due = look == MendScope::All || looked.elapsed() >= pause || !at_a_glance(&guard);
         if !due {
             continue;
         }
@@ -49,7 +49,7 @@ pub(crate) async fn hold(guard: Arc<Guard>) {
             Err(error) => (Err(error.into()), Duration::ZERO),
         };
         pause = (cost * SHARE).clamp(LOOK, LOOK_ALWAYS);
-        if look == Look::All {
+        if look == MendScope::All {
             looked_at_all = looked;
         }
         match mended {
@@ -83,9 +83,9 @@ fn at_a_glance(guard: &Guard) -> bool {
     attached && active
 }
 
-fn mend(guard: &Guard, look: Look) -> anyhow::Result<Vec<String>> {
+fn mend(guard: &Guard, look: MendScope) -> anyhow::Result<Vec<String>> {
     let mut mended = lock(&guard.programs).mend()?;
-    if look == Look::All {
+    if look == MendScope::All {
         mended.extend(hold_edge(guard));
     }
     let mut apply = lock(&guard.apply);

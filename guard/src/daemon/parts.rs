@@ -5,7 +5,7 @@
 use std::{future::Future, io, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context;
-use guard_policy::load::Edit;
+use guard_policy::policy_file::Edit;
 use tokio::{
     net::{TcpListener, UnixListener},
     signal::unix::{Signal, SignalKind, signal},

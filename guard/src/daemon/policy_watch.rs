@@ -5,8 +5,8 @@
 use std::{path::PathBuf, time::Duration};
 
 use guard_policy::{
-    load::{Edit, load, read},
     node_facts::NodeFacts,
+    policy_file::{Edit, load, read},
 };
 use tokio::sync::mpsc;
 

@@ -9,7 +9,7 @@ use std::sync::{
 
 use anyhow::Context;
 use arc_swap::ArcSwap;
-use guard_policy::load::load;
+use guard_policy::policy_file::load;
 use tokio::sync::mpsc;
 
 use crate::{
@@ -22,8 +22,8 @@ use crate::{
         state::{Current, Guard},
     },
     kernel::{
-        links::{load as open, load::Loaded},
-        observe::{events, events::DenialLog, map_use::Usage},
+        links::{programs, programs::KernelHalf},
+        observe::{events, events::DenialLog, map_use::MapCounter},
         pinholes::KernelPinholes,
         tables::apply::Apply,
     },
@@ -37,7 +37,7 @@ pub async fn run(config: Config, colour: bool) -> anyhow::Result<()> {
 
     // Policy and kernel: what is pinned is adopted, the ruleset comes into force, and only then is anything attached.
     let first = load(&policy, &node);
-    let Loaded { maps, health: lost, events, cookies, mut programs } = open::open(&location)?;
+    let KernelHalf { maps, health: lost, events, cookies, mut programs } = programs::open(&location)?;
     let mut apply = Apply::new(maps)?.below(&location.cgroup);
     let mut current = Current::default();
     match &first {
@@ -86,7 +86,7 @@ pub async fn run(config: Config, colour: bool) -> anyhow::Result<()> {
         apply: Mutex::new(apply),
         lost,
         in_force: Arc::new(ArcSwap::from_pointee(in_force)),
-        usage: Mutex::new(Usage::open(&location.bpffs, program_stats)?),
+        usage: Mutex::new(MapCounter::open(&location.bpffs, program_stats)?),
         edge: ArcSwap::default(),
         denials: Arc::new(DenialLog::default()),
         connections: Arc::clone(&half.connections),

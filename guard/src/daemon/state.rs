@@ -14,7 +14,7 @@ use arc_swap::ArcSwap;
 use aya::maps::{MapData, PerCpuArray};
 use guard_policy::{
     diagnostic::Rejected,
-    load::Loaded,
+    policy_file::LoadedPolicy,
     ruleset::{Mode, Ruleset},
 };
 
@@ -24,10 +24,10 @@ use crate::{
     kernel::{
         links::{
             edge_hooks::EdgeLink,
-            load::{Programs, attachments, pinned_maps},
+            programs::{Programs, attachments, pinned_maps},
         },
-        observe::{events::DenialLog, map_use::Usage},
-        tables::apply::{Apply, InForce},
+        observe::{events::DenialLog, map_use::MapCounter},
+        tables::apply::{AppliedRuleset, Apply},
     },
     report::{
         admin::Snapshots,
@@ -54,7 +54,7 @@ pub struct Current {
 
 impl Current {
     /// A document came into force.
-    pub fn took(&mut self, loaded: &Loaded) {
+    pub fn took(&mut self, loaded: &LoadedPolicy) {
         let since = jiff::Timestamp::now().to_string();
         *self = Current { ruleset: Some(Arc::clone(&loaded.ruleset)), since: Some(since), last_error: None };
     }
@@ -103,9 +103,9 @@ pub struct Guard {
     /// What the kernel half could not do.
     pub lost: PerCpuArray<MapData, u64>,
     /// What is in force in the kernel.
-    pub in_force: Arc<ArcSwap<InForce>>,
+    pub in_force: Arc<ArcSwap<AppliedRuleset>>,
     /// How full the maps are.
-    pub usage: Mutex<Usage>,
+    pub usage: Mutex<MapCounter>,
     /// The edge tier, as it was found last.
     pub edge: ArcSwap<Vec<EdgeLink>>,
     /// The last denials.
@@ -124,7 +124,7 @@ impl Snapshots for Guard {
         let ruleset = current.ruleset.as_deref();
         let (in_force, counters, pods_unknown, mut map_use) = {
             let apply = lock(&self.apply);
-            (apply.in_force(), counters(&apply), pods_unknown(&apply), apply.usage())
+            (apply.in_force(), counters(&apply), pods_unknown(&apply), apply.map_use())
         };
         map_use.extend(lock(&self.usage).tables());
         let programs = attachments(&self.bpffs);
@@ -173,7 +173,7 @@ impl Snapshots for Guard {
         let dialling = Dialling::of(&self.dialer);
         weakened.extend(dialling.weakened());
         weakened.extend(self.tunnel.weakened());
-        let rule = |rule: &guard_policy::ruleset::Rule| Rule {
+        let rule = |rule: &guard_policy::ruleset::RuleSummary| Rule {
             name: rule.name.clone(),
             mode: format!("{:?}", rule.mode),
             guards: rule.guards.clone(),

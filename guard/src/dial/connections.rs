@@ -16,7 +16,7 @@ use guard_policy::{
     authorize::{Permit, authorize},
     node_facts::NodeFacts,
     refusal::Refusal,
-    ruleset::{Demands, Ruleset},
+    ruleset::{DialDemands, Ruleset},
 };
 use serde::Serialize;
 use tokio::sync::Notify;
@@ -218,7 +218,7 @@ impl Connections {
         let checked = permit;
         let permit = self.authorize(checked.address())?;
         // A demand that is newer than the permit was not checked. TLS is an exception: it is checked from now on.
-        let certificates = |permit: &Permit| Demands { tls: false, ..permit.demands().clone() };
+        let certificates = |permit: &Permit| DialDemands { tls: false, ..permit.demands().clone() };
         if certificates(&permit).exceed(&certificates(&checked)) {
             return Err(Refusal::KubeletCertificate);
         }

@@ -1,5 +1,5 @@
-//! Owns the kernel half as user space sees it: tables, links, cgroups, the cut of open connections, and what is observed.
-//! Called by the daemon, by `dial` for pinholes, and by `report`.
+//! Owns the kernel half as user space sees it: tables, links, cgroups, cutting open connections, and observations.
+//! Called by `daemon`, by `dial` for pinholes and listeners, by `report`, and by `main` for `unpin`.
 //! Must never know why a ruleset is as it is.
 
 pub mod cgroups;

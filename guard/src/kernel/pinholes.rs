@@ -13,7 +13,7 @@ use guard_common::abi::{FlowKey, Pinhole, opener_slot};
 use crate::{
     kernel::{
         error::LoadError,
-        tables::maps::{pinned_map, take},
+        tables::ruleset_maps::{pinned_map, take},
     },
     sys::lock::lock,
 };

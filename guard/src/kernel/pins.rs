@@ -1,12 +1,12 @@
-//! Owns where everything is pinned.
-//! Called by whatever opens, makes or removes a pin.
+//! Owns the paths of pins.
+//! Called by everything that opens, creates or removes a pin, and by `cli/config`.
 //! Must never depend on what is pinned there.
 
 use std::path::{Path, PathBuf};
 
 use guard_common::abi::ABI;
 
-/// Where the kernel half lives.
+/// Where the kernel half is attached and pinned.
 #[derive(Clone, Debug)]
 pub struct Location {
     /// The cgroup v2 directory that the programs attach to: the root of the hierarchy covers the whole node.
@@ -22,7 +22,7 @@ impl Location {
     }
 }
 
-/// The pin directory of this ABI below `--bpffs`.
+/// The pin directory of this build's ABI below `--bpffs`.
 pub fn pins(bpffs: &Path) -> PathBuf {
     bpffs.join(format!("v{ABI}"))
 }

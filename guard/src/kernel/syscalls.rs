@@ -1,6 +1,6 @@
-//! Owns the few bpf(2) calls that the eBPF library does not make, and the network namespace's cookie.
-//! Called by `load` and `apply`, and by `dial` for a socket's cookie.
-//! Must never hold a policy: these are plain system calls.
+//! Owns the bpf(2) calls that the eBPF library lacks, and the cookies of sockets and of the network namespace.
+//! Called by `links` and `tables`, and by `dial/serve` for the cookie of a socket.
+//! Must never know about policies: these are plain system calls.
 
 use std::{
     ffi::CString,
@@ -23,7 +23,7 @@ const BPF_LINK_UPDATE: libc::c_long = 29;
 pub(crate) const BPF_XDP: u32 = 37;
 pub(crate) const BPF_TCX_INGRESS: u32 = 46;
 
-/// For `BPF_OBJ_PIN` and `BPF_OBJ_GET`.
+/// The attributes of `BPF_OBJ_PIN` and `BPF_OBJ_GET`.
 #[repr(C)]
 #[derive(Default)]
 struct ObjPath {
@@ -49,7 +49,7 @@ struct LinkUpdate {
     old_prog_fd: u32,
 }
 
-/// For links of an interface; the rest of the union is zero: no other link is meant.
+/// The attributes of `BPF_LINK_CREATE` for an interface. The rest of the union is zero.
 #[repr(C)]
 #[derive(Default)]
 struct LinkCreate {
@@ -70,16 +70,17 @@ pub(crate) struct LinkInfo {
     /// The attached program's id.
     pub(crate) program_id: u32,
     reserved: u32,
-    /// The cgroup's id: the inode number of its directory. 0 once the cgroup is gone. Of an interface's link, its index in the first half.
+    /// Of a cgroup link: the cgroup's id, which is the inode number of its directory; 0 after the cgroup was removed. Of an interface's link,
+    /// the first half is the index of the interface.
     pub(crate) cgroup_id: u64,
     attach_type: u32,
     padding: u32,
-    /// Room for what newer kernels say.
+    /// Room for the fields of newer kernels.
     rest: [u64; 24],
 }
 
 impl LinkInfo {
-    /// Of an interface's link: its index. 0 once the link is detached or the interface gone.
+    /// The index of the interface of an interface's link; 0 after the link was detached or the interface removed.
     pub(crate) fn interface(&self) -> u32 {
         let [a, b, c, d, ..] = self.cgroup_id.to_ne_bytes();
         u32::from_ne_bytes([a, b, c, d])
@@ -102,7 +103,7 @@ pub(crate) fn obj_pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     bpf(BPF_OBJ_PIN, &mut attr).map(drop)
 }
 
-/// What the kernel knows of a link.
+/// Reads the kernel's information about a link.
 pub(crate) fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
     let mut info = LinkInfo::default();
     let mut attr = InfoByFd {
@@ -128,7 +129,7 @@ pub(crate) fn link_create(
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Puts another program into a link, in one step: packets meet the old one or the new one, and the link's id stays.
+/// Replaces the program in a link in one step: each packet meets the old program or the new one, and the link keeps its id.
 pub(crate) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
     let mut attr = LinkUpdate {
         link_fd: link.as_raw_fd() as u32,
@@ -152,7 +153,7 @@ pub(crate) fn netns_cookie() -> io::Result<u64> {
     socket_u64(socket.as_fd(), 71)
 }
 
-/// The kernel's name for a socket (`SO_COOKIE`, Linux 4.12): never given out twice.
+/// The cookie of a socket (`SO_COOKIE`, Linux 4.12). The kernel never uses a cookie twice.
 pub(crate) fn socket_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
     socket_u64(socket, libc::SO_COOKIE)
 }
@@ -166,14 +167,14 @@ pub(crate) fn is_bpffs(path: &Path) -> io::Result<bool> {
 fn socket_u64(socket: BorrowedFd<'_>, option: libc::c_int) -> io::Result<u64> {
     let mut value = 0u64;
     let mut len = size_of::<u64>() as libc::socklen_t;
-    // SAFETY: value and length are ours and as large as we say.
+    // SAFETY: `value` and `len` are valid for writes, and `len` holds the size of `value`.
     let result = unsafe {
         libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, option, (&raw mut value).cast(), &raw mut len)
     };
     if result == 0 { Ok(value) } else { Err(io::Error::last_os_error()) }
 }
 
-/// One call of bpf(2). The kernel may write into the attributes.
+/// Calls bpf(2). The kernel may write into the attributes.
 pub(crate) fn bpf<A>(command: libc::c_long, attr: &mut A) -> io::Result<i32> {
     // SAFETY: `attr` is a `repr(C)` prefix of `union bpf_attr` and lives through the call; the kernel takes a shorter one as zero-filled.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<A>()) };

@@ -9,15 +9,15 @@ use guard_common::{Reason, Verdict, abi::NO_RULE};
 use crate::{
     kernel,
     kernel::{
-        links::load::{attachments, pinned_maps},
-        tables::{apply::Apply, maps::Maps},
+        links::programs::{attachments, pinned_maps},
+        tables::{apply::Apply, ruleset_maps::RulesetMaps},
     },
     report::status::{Counter, Policy, Rule, Status},
 };
 
 /// What the pins alone say.
 pub fn from_pins(bpffs: &Path) -> Status {
-    let apply = Maps::pinned(bpffs).ok().and_then(|maps| Apply::new(maps).ok());
+    let apply = RulesetMaps::pinned(bpffs).ok().and_then(|maps| Apply::new(maps).ok());
     let programs = attachments(bpffs);
     let in_force = apply.as_ref().map(Apply::in_force).unwrap_or_default();
     let mut weakened: Vec<String> = Vec::new();
@@ -36,7 +36,7 @@ pub fn from_pins(bpffs: &Path) -> Status {
         programs,
         maps: pinned_maps(bpffs),
         edge: kernel::links::edge_tier::links(bpffs),
-        map_use: apply.as_ref().map(Apply::usage).unwrap_or_default(),
+        map_use: apply.as_ref().map(Apply::map_use).unwrap_or_default(),
         program_use: kernel::observe::map_use::programs(bpffs),
         counters: apply.as_ref().map(counters).unwrap_or_default(),
         weakened,

@@ -10,7 +10,7 @@ use crate::{
     kernel::{
         links::{
             edge_hooks::EdgeLink,
-            load::{Attachment, PinnedMap},
+            programs::{Attachment, PinnedMap},
         },
         observe::map_use::{MapUse, ProgramUse},
     },

@@ -14,7 +14,7 @@ use lab::{
     agree::load,
     bench::{Pairs, Row, median, progress},
 };
-use nodeguard::kernel::tables::{apply::Apply, maps::Maps};
+use nodeguard::kernel::tables::{apply::Apply, ruleset_maps::RulesetMaps};
 
 use crate::{
     Amount, object,
@@ -35,7 +35,7 @@ pub(crate) fn measure(amount: Amount) -> Result<Vec<Row>> {
 
 fn edit(size: usize, amount: Amount) -> Result<Vec<Row>> {
     let mut ebpf = load(&object()?);
-    let mut apply = Apply::new(Maps::take(&mut ebpf)?)?;
+    let mut apply = Apply::new(RulesetMaps::take(&mut ebpf)?)?;
     let mut beside = Pairs::default();
     let [mut compile, mut write, mut flip, mut sweep] = <[Vec<f64>; 4]>::default();
     for round in 0..amount.rounds.min(7) {
@@ -100,7 +100,7 @@ fn memory() -> Result<Vec<Row>> {
 /// How many bytes of map memory a document takes beyond an empty one.
 fn grown(text: &str) -> Result<f64> {
     let mut ebpf = load(&object()?);
-    let mut apply = Apply::new(Maps::take(&mut ebpf)?)?;
+    let mut apply = Apply::new(RulesetMaps::take(&mut ebpf)?)?;
     apply.apply(&Arc::new(compiled(document([]))?))?;
     let before = maps_bytes()?;
     apply.apply(&Arc::new(compiled(text.to_owned())?))?;

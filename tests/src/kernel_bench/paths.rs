@@ -32,7 +32,7 @@ use lab::{
 };
 use nodeguard::kernel::{
     pinholes::OpenPinholes,
-    tables::{apply::Apply, maps::Maps},
+    tables::{apply::Apply, ruleset_maps::RulesetMaps},
 };
 
 use crate::{
@@ -101,7 +101,7 @@ impl Bench {
         }
         let probe = Array::try_from(ebpf.take_map("PROBE").context("PROBE")?)?;
         let pinholes = OpenPinholes::take(&mut ebpf)?;
-        let mut apply = Apply::new(Maps::take(&mut ebpf)?)?;
+        let mut apply = Apply::new(RulesetMaps::take(&mut ebpf)?)?;
         apply.apply(&Arc::new(compiled(document(nets.iter().flatten()))?))?;
         Ok(Bench { ebpf, probe, pinholes, amount })
     }

@@ -1,6 +1,6 @@
-//! Owns finding cgroups: the root that the programs attach to, and those that a policy names.
-//! Called by `tables` and the daemon.
-//! Must never keep the id of a cgroup that is gone.
+//! Owns finding cgroups: the root that the programs attach to, and the cgroups that a policy names.
+//! Called by `cli/config`, `daemon`, `kernel/tables` and `kernel/cut`.
+//! Must never keep the id of a removed cgroup.
 
 pub mod follow;
 pub mod root;

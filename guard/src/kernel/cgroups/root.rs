@@ -1,13 +1,13 @@
 //! Owns finding the cgroup v2 hierarchy.
-//! Called by `app`, to resolve `--cgroup`.
-//! Must never assume /sys/fs/cgroup: on a hybrid host that is v1, and attaching there fails with EBADF.
+//! Called by `cli/config` to resolve `--cgroup`, and by `kernel/cut`.
+//! Must never assume /sys/fs/cgroup: on a hybrid host that is cgroup v1, and attaching there fails with EBADF.
 
 use std::{
     io,
     path::{Path, PathBuf},
 };
 
-/// Why there is no cgroup to attach to.
+/// Why no cgroup v2 hierarchy was found.
 #[derive(Debug, thiserror::Error)]
 pub enum CgroupError {
     /// The mount table could not be read.
@@ -15,12 +15,12 @@ pub enum CgroupError {
     MountInfo(#[source] io::Error),
     /// No cgroup v2 hierarchy is mounted.
     #[error(
-        "no cgroup v2 hierarchy is mounted here; mount one (`mount -t cgroup2 none /sys/fs/cgroup/unified`) or name its directory with --cgroup"
+        "no cgroup v2 hierarchy is mounted; mount one (`mount -t cgroup2 none /sys/fs/cgroup/unified`), or name its directory with --cgroup"
     )]
     NotMounted,
 }
 
-/// The mount point of the cgroup v2 hierarchy: its root covers every socket of the node.
+/// Finds the mount point of the cgroup v2 hierarchy. Its root contains every socket of the node.
 pub fn v2_root() -> Result<PathBuf, CgroupError> {
     let table = std::fs::read_to_string("/proc/self/mountinfo").map_err(CgroupError::MountInfo)?;
     v2_mount(&table).ok_or(CgroupError::NotMounted)

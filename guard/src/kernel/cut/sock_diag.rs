@@ -1,6 +1,6 @@
-//! Owns asking the kernel for TCP sockets, and ending them: sock_diag(7), in the network namespace of the calling thread.
-//! Called by `established`, and by `kubelet` (who listens).
-//! Must never end a socket by its addresses alone: the cookie says which one was judged.
+//! Owns listing and ending TCP sockets with sock_diag(7), in the network namespace of the calling thread.
+//! Called by `established`, and by `dial/kubelet` to find listeners.
+//! Must never end a socket by its addresses alone: the cookie identifies the socket that was judged.
 
 use std::{collections::BTreeSet, io, net::SocketAddr};
 
@@ -21,13 +21,13 @@ const CGROUP_ID: u16 = 21;
 /// A TCP socket, IPv4 addresses in IPv4 form.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TcpSocket {
-    /// Its own address.
+    /// The local address.
     pub local: SocketAddr,
-    /// Its peer's.
+    /// The peer's address.
     pub remote: SocketAddr,
-    /// Its inode; 0 where no process holds it.
+    /// The inode; 0 if no process has the socket open.
     pub inode: u32,
-    /// Its cgroup, where the kernel says it.
+    /// The id of the cgroup, if the kernel reports it.
     pub cgroup: Option<u64>,
     state: u8,
     family: u8,
@@ -35,20 +35,20 @@ pub struct TcpSocket {
 }
 
 impl TcpSocket {
-    /// The kernel's name for it, as sock_diag writes it.
+    /// The cookie, in the byte order of sock_diag.
     pub(crate) fn cookie(&self) -> [u8; 8] {
         self.id.cookie
     }
 
-    /// Whether it is a listener.
+    /// Whether the socket is a listener.
     pub fn listens(&self) -> bool {
         self.state == TCP_LISTEN
     }
 }
 
-/// The kernel's names (cookies) of the sockets that listen on a TCP port, in this thread's network namespace.
+/// The cookies of the sockets that listen on a TCP port, in this thread's network namespace.
 pub(crate) fn listeners(port: u16) -> io::Result<BTreeSet<u64>> {
-    let diag = Diag::open()?;
+    let diag = SockDiag::open()?;
     let mut cookies = BTreeSet::new();
     for (family, id) in [(AF_INET, SocketId::new_v4()), (AF_INET6, SocketId::new_v6())] {
         let id = SocketId { source_port: port, ..id };
@@ -65,12 +65,12 @@ pub(crate) fn listeners(port: u16) -> io::Result<BTreeSet<u64>> {
 }
 
 /// A netlink socket for sock_diag.
-pub(crate) struct Diag(Socket);
+pub(crate) struct SockDiag(Socket);
 
-impl Diag {
-    /// Every TCP socket of this thread's network namespace, but those that only wait for their timer.
+impl SockDiag {
+    /// Every TCP socket of this thread's network namespace, except those in TIME_WAIT.
     pub(crate) fn dump() -> io::Result<Vec<TcpSocket>> {
-        let diag = Diag::open()?;
+        let diag = SockDiag::open()?;
         let mut sockets = Vec::new();
         for (family, id) in [(AF_INET, SocketId::new_v4()), (AF_INET6, SocketId::new_v6())] {
             diag.send(family, id, StateFlags::all() - StateFlags::TIME_WAIT, NLM_F_REQUEST | NLM_F_DUMP, None)?;
@@ -79,9 +79,9 @@ impl Diag {
         Ok(sockets)
     }
 
-    /// Ends sockets with a RST (`SOCK_DESTROY`, Linux 4.5 with CONFIG_INET_DIAG_DESTROY). One that is gone already counts as ended.
+    /// Ends sockets with a RST (`SOCK_DESTROY`, Linux 4.5 with CONFIG_INET_DIAG_DESTROY). A socket that no longer exists counts as ended.
     pub(crate) fn destroy(sockets: &[(TcpSocket, Reason)]) -> io::Result<Vec<bool>> {
-        let diag = Diag::open()?;
+        let diag = SockDiag::open()?;
         let mut done = Vec::new();
         for (TcpSocket { family, id, local, .. }, _) in sockets {
             diag.send(*family, id.clone(), StateFlags::all(), NLM_F_REQUEST | NLM_F_ACK, Some(SOCK_DESTROY))?;
@@ -89,7 +89,7 @@ impl Diag {
                 Ok(()) => true,
                 Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
                 Err(error) => {
-                    tracing::error!(%error, %local, "SOCK_DESTROY");
+                    tracing::error!(%error, %local, "cannot end a connection (SOCK_DESTROY)");
                     false
                 }
             });
@@ -97,11 +97,11 @@ impl Diag {
         Ok(done)
     }
 
-    fn open() -> io::Result<Diag> {
+    fn open() -> io::Result<SockDiag> {
         let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
         socket.bind_auto()?;
         socket.connect(&netlink_sys::SocketAddr::new(0, 0))?;
-        Ok(Diag(socket))
+        Ok(SockDiag(socket))
     }
 
     fn send(
@@ -126,7 +126,7 @@ impl Diag {
         self.0.send(&bytes, 0).map(drop)
     }
 
-    /// Reads answers until the kernel says that there are no more.
+    /// Reads answers until the last one.
     fn receive(&self, mut take: impl FnMut(InetResponse)) -> io::Result<()> {
         let mut buffer = Vec::with_capacity(64 << 10);
         loop {
@@ -146,8 +146,8 @@ impl Diag {
                 } else if matches!(message.payload, NetlinkPayload::Error(_) | NetlinkPayload::Done(_)) {
                     return Ok(());
                 } else if message.payload != NetlinkPayload::Noop {
-                    // An overrun above all: sockets may be missing, and then nothing was judged.
-                    return Err(io::Error::other("an answer that sock_diag does not give"));
+                    // Above all an overrun: sockets may be missing, so the result cannot be used.
+                    return Err(io::Error::other("unexpected sock_diag message"));
                 }
             }
         }

@@ -56,15 +56,15 @@ pub const EDGE_PROGRAMS: [&str; 2] = [XDP, TCX];
 
 /// What the daemon holds of the edge tier.
 #[derive(Default)]
-pub(crate) struct Held {
-    pub(crate) links: BTreeMap<String, Link>,
+pub(crate) struct EdgeHandles {
+    pub(crate) links: BTreeMap<String, HookLink>,
     /// The ids of the loaded programs, by name.
     pub(crate) programs: BTreeMap<&'static str, u32>,
     /// What was said of an interface last: it is logged once.
     pub(crate) said: BTreeMap<String, String>,
 }
 
-pub(crate) struct Link {
+pub(crate) struct HookLink {
     pub(crate) fd: OwnedFd,
     pub(crate) hook: Hook,
     pub(crate) index: u32,

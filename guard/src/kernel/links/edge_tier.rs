@@ -1,42 +1,46 @@
-//! Owns the edge tier's links: one on each interface that the policy names, made, adopted, mended and removed.
-//! Called by `app` after every ruleset that came into force and every few seconds, and by `status`.
-//! Must never fail the guard: what goes wrong here is told, and the guard behind judges every packet anyway.
+//! Owns the links of the edge tier, one on each interface that the policy names: attaching, adopting, mending and removing them.
+//! Called by `daemon/hold` every few seconds, by `daemon/edit` after every ruleset that came into force, by `daemon/run` and by `report`.
+//! Must never stop the guard: a failure here is reported, and the guard behind the edge tier judges every packet anyway.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs, io,
+    error::Error,
+    fmt, fs, io,
     os::fd::AsFd,
     path::{Path, PathBuf},
 };
 
 use aya::programs::{Program, SchedClassifier, Xdp};
 
-use crate::kernel::{
-    error::{LoadError, at},
-    links::{
-        edge_hooks::{EDGE_PROGRAMS, EdgeLink, Hook, Link, XDP},
-        load::{Programs, replace_pin, verifier_tail},
-        upgrade::Predecessor,
+use crate::{
+    kernel::{
+        error::{LoadError, LoadRefusal, at},
+        links::{
+            edge_hooks::{EDGE_PROGRAMS, EdgeLink, Hook, HookLink, XDP},
+            programs::{Programs, replace_pin},
+            upgrade::Predecessor,
+        },
+        pins::pins,
+        syscalls,
+        syscalls::LinkInfo,
     },
-    pins::pins,
-    syscalls,
-    syscalls::LinkInfo,
+    sys::error_chain::with_causes,
 };
 
-/// `ARPHRD_ETHER` and `ARPHRD_LOOPBACK`: what carries Ethernet headers, which is what the programs read.
+/// `ARPHRD_ETHER` and `ARPHRD_LOOPBACK`: the interfaces with Ethernet headers, which the programs read.
 const ETHERNETS: [u16; 2] = [1, 772];
 
-/// What became of the edge tier.
+/// The state of the edge tier after it was checked.
 #[derive(Clone, Debug, Default)]
-pub struct Tier {
-    /// Every interface that is named.
+pub struct EdgeReport {
+    /// Every interface that the policy names.
     pub links: Vec<EdgeLink>,
-    /// What somebody else had removed or changed.
+    /// What someone else had removed or changed, and was restored.
     pub mended: Vec<String>,
 }
 
 impl Programs {
-    /// Takes over the links of builds of another ABI, so that there is no moment without one.
+    /// Takes over the links of builds of another ABI, so that the edge tier is never detached.
     pub fn take_edge(&mut self, predecessors: &[Predecessor], wanted: &BTreeSet<String>) {
         if wanted.is_empty() || predecessors.is_empty() {
             return;
@@ -48,60 +52,72 @@ impl Programs {
                 .filter(|(_, (_, interface))| wanted.contains(interface))
             {
                 let program = self.ebpf.program(hook.program()).ok_or(LoadError::Missing(hook.program()))?;
-                let fd = program.fd().map_err(|error| LoadError::Program(hook.program(), error.to_string()))?;
+                let fd = program.fd().map_err(|error| LoadError::Program(hook.program(), error))?;
                 let pin = self.location.pins().join("links").join(pin_name(hook, &interface));
                 before.hand_over_edge(fd.as_fd(), &pin)?;
             }
             Ok(())
         });
         if let Err(error) = taken {
-            tracing::warn!(%error, "the edge tier of another ABI cannot be taken over: it is attached anew");
+            let error = with_causes(error.to_string(), error.source());
+            tracing::warn!(error, "cannot take over the edge tier of another ABI; attaching it again");
         }
     }
 
-    /// Makes the edge tier be on exactly these interfaces, as far as they are there.
-    pub fn hold_edge(&mut self, wanted: &BTreeSet<String>) -> Tier {
+    /// Attaches the edge tier to these interfaces, as far as they exist, and removes it from all others.
+    pub fn hold_edge(&mut self, wanted: &BTreeSet<String>) -> EdgeReport {
         let links = self.location.pins().join("links");
         self.drop_unwanted(&links, wanted);
         if wanted.is_empty() {
-            return Tier::default();
+            return EdgeReport::default();
         }
-        let ready = self.load_edge().map_err(|error| error.to_string());
-        let interfaces = interfaces().map_err(|error| format!("interfaces cannot be listed: {error}"));
-        let mut tier = Tier::default();
+        let interfaces = self.load_edge().map_err(EdgeError::from).and_then(|()| interfaces());
+        let mut report = EdgeReport::default();
         for interface in wanted {
-            let held = ready.clone().and_then(|()| {
-                let known = interfaces.as_ref().map_err(Clone::clone)?.get(interface).copied();
-                let Some((index, kind)) = known else {
-                    self.forget(&links, interface);
-                    return Err("the interface is not there: the tier waits for it".to_owned());
-                };
-                if !ETHERNETS.contains(&kind) {
-                    return Err("not an Ethernet interface".to_owned());
-                }
-                self.hold_one(&links, interface, index, &mut tier.mended).map_err(|error| error.to_string())
-            });
-            let note = match &held {
-                Ok(note) | Err(note) => note.clone(),
+            let failed = |error: &EdgeError| (false, with_causes(error.to_string(), error.source()));
+            let (attached, note) = match &interfaces {
+                Ok(known) => match self.hold_named(&links, known, interface, &mut report.mended) {
+                    Ok(note) => (true, note),
+                    Err(error) => failed(&error),
+                },
+                Err(error) => failed(error),
             };
-            self.tell(interface, held.is_ok(), &note);
-            let live = self.edge.links.get(interface).filter(|_| held.is_ok());
-            tier.links.push(live.map_or_else(
+            self.log_new_note(interface, attached, &note);
+            let live = self.edge.links.get(interface).filter(|_| attached);
+            report.links.push(live.map_or_else(
                 || EdgeLink { interface: interface.clone(), note: note.clone(), ..EdgeLink::default() },
                 |link| describe(interface, link.hook, syscalls::link_info(link.fd.as_fd()).ok(), note.clone()),
             ));
         }
-        tier
+        report
     }
 
-    /// Makes the link of one interface hold, and what there is to say of it.
+    /// Attaches the edge tier to a named interface if it exists and is an Ethernet interface.
+    fn hold_named(
+        &mut self,
+        links: &Path,
+        known: &Interfaces,
+        interface: &str,
+        mended: &mut Vec<String>,
+    ) -> Result<String, EdgeError> {
+        let Some((index, kind)) = known.get(interface).copied() else {
+            self.forget(links, interface);
+            return Err(EdgeError::NoInterface);
+        };
+        if !ETHERNETS.contains(&kind) {
+            return Err(EdgeError::NotEthernet);
+        }
+        self.hold_one(links, interface, index, mended)
+    }
+
+    /// Attaches the edge tier to an interface, or checks and mends its link. Returns why the link uses a fallback hook, if it does.
     fn hold_one(
         &mut self,
         links: &Path,
         interface: &str,
         index: u32,
         mended: &mut Vec<String>,
-    ) -> Result<String, LoadError> {
+    ) -> Result<String, EdgeError> {
         let known = self.edge.links.contains_key(interface);
         if !known {
             self.adopt_edge(links, interface)?;
@@ -125,7 +141,7 @@ impl Programs {
         let name = link.hook.program();
         if self.edge.programs.get(name) != Some(&info.program_id) {
             let program = self.ebpf.program(name).ok_or(LoadError::Missing(name))?;
-            let fd = program.fd().map_err(|error| LoadError::Program(name, error.to_string()))?;
+            let fd = program.fd().map_err(|error| LoadError::Program(name, error))?;
             syscalls::link_update(link.fd.as_fd(), fd.as_fd()).map_err(at(&pin))?;
             if known {
                 mended.push(format!("program of the edge tier on {interface}"));
@@ -133,7 +149,12 @@ impl Programs {
         }
         let note = match link.hook {
             Hook::Xdp => String::new(),
-            Hook::Tcx | Hook::XdpGeneric => self.edge.said.get(interface).cloned().unwrap_or_else(|| fallen(&[])),
+            Hook::Tcx | Hook::XdpGeneric => self
+                .edge
+                .said
+                .get(interface)
+                .cloned()
+                .unwrap_or_else(|| "xdp: refused when the link was attached".to_owned()),
         };
         if let Some(link) = self.edge.links.get_mut(interface) {
             link.index = index;
@@ -141,7 +162,7 @@ impl Programs {
         Ok(note)
     }
 
-    /// Takes over the pinned link of an interface, if there is one.
+    /// Adopts the pinned link of an interface, if there is one.
     fn adopt_edge(&mut self, links: &Path, interface: &str) -> Result<(), LoadError> {
         for hook in Hook::ALL {
             let pin = links.join(pin_name(hook, interface));
@@ -151,45 +172,45 @@ impl Programs {
             let fd = syscalls::obj_get(&pin).map_err(at(&pin))?;
             let info = syscalls::link_info(fd.as_fd()).map_err(at(&pin))?;
             tracing::info!(interface, hook = hook.name(), link = info.id, "pinned link of the edge tier adopted");
-            self.edge.links.insert(interface.to_owned(), Link { fd, hook, index: info.interface() });
+            self.edge.links.insert(interface.to_owned(), HookLink { fd, hook, index: info.interface() });
             return Ok(());
         }
         Ok(())
     }
 
-    /// Attaches to an interface by the first hook that takes the program, and pins the link.
-    fn attach_edge(&mut self, links: &Path, interface: &str, index: u32) -> Result<String, LoadError> {
-        let mut refused = Vec::new();
+    /// Attaches the edge tier to an interface with the first hook that accepts the program, and pins the link.
+    fn attach_edge(&mut self, links: &Path, interface: &str, index: u32) -> Result<String, EdgeError> {
+        let mut refusals = HookRefusals(Vec::new());
         for hook in Hook::ALL {
             let name = hook.program();
             let program = self.ebpf.program(name).ok_or(LoadError::Missing(name))?;
-            let program = program.fd().map_err(|error| LoadError::Program(name, error.to_string()))?;
+            let program = program.fd().map_err(|error| LoadError::Program(name, error))?;
             let (attach_type, flags) = hook.attach_type();
             match syscalls::link_create(program.as_fd(), index, attach_type, flags) {
                 Ok(fd) => {
                     let pin = links.join(pin_name(hook, interface));
                     syscalls::obj_pin(fd.as_fd(), &pin).map_err(at(&pin))?;
-                    self.edge.links.insert(interface.to_owned(), Link { fd, hook, index });
-                    let note = if hook == Hook::Xdp { String::new() } else { fallen(&refused) };
-                    // An older note is of an older link.
+                    self.edge.links.insert(interface.to_owned(), HookLink { fd, hook, index });
+                    let note = refusals.to_string();
+                    // An older note is about an older link.
                     self.edge.said.remove(interface);
                     tracing::info!(interface, hook = hook.name(), "edge tier attached and pinned");
                     return Ok(note);
                 }
-                Err(error) => refused.push(format!("{}: {error}", hook.name())),
+                Err(error) => refusals.0.push((hook, error)),
             }
         }
-        Err(LoadError::Program("guard_edge", format!("cannot attach to {interface} ({})", refused.join(", "))))
+        Err(EdgeError::NoHook(refusals))
     }
 
-    /// Loads the programs of the edge tier: only where a policy asks for it.
+    /// Loads the programs of the edge tier. This happens only if a policy names interfaces.
     fn load_edge(&mut self) -> Result<(), LoadError> {
         let directory = self.location.pins().join("programs");
         for name in EDGE_PROGRAMS {
             if self.edge.programs.contains_key(name) {
                 continue;
             }
-            let refused = |error| LoadError::Program(name, verifier_tail(&error));
+            let refused = |error| LoadError::Load(name, LoadRefusal(error));
             let program = self.ebpf.program_mut(name).ok_or(LoadError::Missing(name))?;
             if program.fd().is_err() {
                 if name == XDP {
@@ -210,37 +231,37 @@ impl Programs {
         let pinned = pinned(links).into_iter().map(|(_, interface)| interface);
         for interface in held.into_iter().chain(pinned).filter(|interface| !wanted.contains(interface)) {
             if self.forget(links, &interface) {
-                tracing::info!(interface, "edge tier removed: the policy names this interface no more");
+                tracing::info!(interface, "edge tier removed: the policy no longer names this interface");
             }
         }
         self.edge.said.retain(|interface, _| wanted.contains(interface));
     }
 
-    /// Detaches: the last descriptor of a link and its pin are its life. Whether there was anything.
+    /// Detaches the edge tier by closing the link and removing its pin. Returns whether there was a link or a pin.
     fn forget(&mut self, links: &Path, interface: &str) -> bool {
         let held = self.edge.links.remove(interface).is_some();
         let removed = Hook::ALL.map(|hook| remove(&links.join(pin_name(hook, interface))).unwrap_or(false));
         held || removed.contains(&true)
     }
 
-    /// Logs what is new of an interface.
-    fn tell(&mut self, interface: &str, holds: bool, note: &str) {
+    /// Logs the note of an interface if it is new.
+    fn log_new_note(&mut self, interface: &str, attached: bool, note: &str) {
         if note.is_empty() {
             self.edge.said.remove(interface);
         } else if self.edge.said.insert(interface.to_owned(), note.to_owned()).as_deref() != Some(note) {
-            match holds {
-                true => tracing::warn!(interface, note, "edge tier, by the next best way"),
+            match attached {
+                true => tracing::warn!(interface, note, "edge tier attached with a fallback hook"),
                 false => tracing::error!(
                     interface,
                     note,
-                    "the edge tier is not on this interface; the guard behind it judges every packet"
+                    "the edge tier is not attached to this interface; the guard behind it judges every packet"
                 ),
             }
         }
     }
 }
 
-/// The links of the edge tier that are pinned: the daemon need not run.
+/// The pinned links of the edge tier. This does not need a running daemon.
 pub fn links(bpffs: &Path) -> Vec<EdgeLink> {
     let links = pins(bpffs).join("links");
     let live = |pin: PathBuf| syscalls::obj_get(&pin).and_then(|link| syscalls::link_info(link.as_fd())).ok();
@@ -262,22 +283,50 @@ fn describe(interface: &str, hook: Hook, info: Option<LinkInfo>, note: String) -
     }
 }
 
-/// Why a link is not attached by the best way.
-fn fallen(refused: &[String]) -> String {
-    if refused.is_empty() { "xdp: refused when this was attached".to_owned() } else { refused.join(", ") }
+/// Why the edge tier is not attached to an interface.
+#[derive(Debug, thiserror::Error)]
+enum EdgeError {
+    #[error("the interface does not exist; the edge tier is attached when it appears")]
+    NoInterface,
+    #[error("not an Ethernet interface")]
+    NotEthernet,
+    #[error("cannot list the network interfaces")]
+    Interfaces(#[source] io::Error),
+    #[error("no hook accepts the program ({0})")]
+    NoHook(HookRefusals),
+    #[error(transparent)]
+    Load(#[from] LoadError),
 }
 
-/// The interfaces of this network namespace: index and hardware type by name.
-fn interfaces() -> io::Result<BTreeMap<String, (u32, u16)>> {
+/// The hooks that did not accept the program, each with the kernel's error.
+#[derive(Debug)]
+struct HookRefusals(Vec<(Hook, io::Error)>);
+
+impl fmt::Display for HookRefusals {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, (hook, error)) in self.0.iter().enumerate() {
+            write!(f, "{}{}: {error}", if index == 0 { "" } else { ", " }, hook.name())?;
+        }
+        Ok(())
+    }
+}
+
+/// The interfaces of a network namespace: index and hardware type by name.
+type Interfaces = BTreeMap<String, (u32, u16)>;
+
+/// Lists the interfaces of this network namespace.
+fn interfaces() -> Result<Interfaces, EdgeError> {
     let of = |interface: nix::ifaddrs::InterfaceAddress| {
         let address = interface.address?;
         let link = address.as_link_addr()?;
         Some((interface.interface_name, (u32::try_from(link.ifindex()).ok()?, link.hatype())))
     };
-    Ok(nix::ifaddrs::getifaddrs()?.filter_map(of).collect())
+    let addresses = nix::ifaddrs::getifaddrs().map_err(|error| EdgeError::Interfaces(error.into()))?;
+    Ok(addresses.filter_map(of).collect())
 }
 
-/// `edge_HOOK_INTERFACE`. A name on bpffs takes no dots, so that what is neither letter nor digit is written by its number.
+/// The name of a pin: `edge_HOOK_INTERFACE`. bpffs does not allow dots, so every byte except letters and digits is written as `%` and two hex
+/// digits.
 fn pin_name(hook: Hook, interface: &str) -> String {
     let mut name = format!("edge_{}_", hook.name());
     for byte in interface.bytes() {
@@ -286,7 +335,7 @@ fn pin_name(hook: Hook, interface: &str) -> String {
     name
 }
 
-/// What a pin's name says; `None` for every other pin.
+/// The hook and the interface in the name of a pin; `None` for a pin of another kind.
 fn read_name(name: &str) -> Option<(Hook, String)> {
     let (hook, escaped) = name.strip_prefix("edge_")?.split_once('_')?;
     let hook = Hook::ALL.into_iter().find(|known| known.name() == hook)?;
@@ -300,14 +349,14 @@ fn read_name(name: &str) -> Option<(Hook, String)> {
     Some((hook, interface))
 }
 
-/// The edge tier's pins in a directory of links.
+/// The pins of the edge tier in a directory of links.
 fn pinned(links: &Path) -> Vec<(Hook, String)> {
     let names =
         fs::read_dir(links).into_iter().flatten().flatten().filter_map(|entry| entry.file_name().into_string().ok());
     names.filter_map(|name| read_name(&name)).collect()
 }
 
-/// Removes a file; `false` where there was none.
+/// Removes a file. Returns whether it existed.
 fn remove(path: &Path) -> io::Result<bool> {
     match fs::remove_file(path) {
         Ok(()) => Ok(true),

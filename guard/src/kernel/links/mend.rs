@@ -1,6 +1,6 @@
-//! Owns holding what is pinned against whoever removes or replaces it while the daemon runs.
-//! Called by `app`, every few seconds, and by nobody else.
-//! Must never act in silence: whatever it mends was open or could have been.
+//! Owns restoring pins and links that someone removes or replaces while the daemon runs.
+//! Called by `daemon/hold`, every few seconds.
+//! Must never restore silently: until then the node was open or could have been.
 
 use std::{fs, io, os::fd::AsFd, path::Path};
 
@@ -9,14 +9,14 @@ use aya::{maps::MapInfo, programs::ProgramInfo};
 use crate::kernel::{
     error::LoadError,
     links::{
-        load::{Held, Programs, attachments},
         object::PROGRAMS,
+        programs::{CgroupLink, Programs, attachments},
     },
     syscalls,
 };
 
 impl Programs {
-    /// Whether every link is attached and holds the program that was put into it.
+    /// Whether every link is attached and has the program that this daemon put into it.
     pub fn all_attached(&self) -> bool {
         self.links.iter().all(|link| {
             syscalls::link_info(link.fd.as_fd())
@@ -24,7 +24,7 @@ impl Programs {
         })
     }
 
-    /// Attaches again what was detached or replaced, and pins again what lost its pin; the names of all that.
+    /// Restores missing pins and attaches detached or replaced programs again. Returns the names of what was restored.
     pub fn mend(&mut self) -> Result<Vec<String>, LoadError> {
         let pins = self.location.pins();
         for kind in ["maps", "programs", "links"] {
@@ -41,12 +41,12 @@ impl Programs {
                 mended.push(format!("pin of the map {name}"));
             }
         }
-        for Held { name, fd: link, .. } in &self.links {
+        for CgroupLink { name, fd: link, .. } in &self.links {
             let path = pins.join("links").join(name);
             let of = |error| LoadError::Path(path.clone(), error);
             let held = syscalls::link_info(link.as_fd()).map_err(of)?;
             let found = syscalls::obj_get(&path).and_then(|link| syscalls::link_info(link.as_fd())).ok();
-            // One that was detached is attached again below.
+            // A detached link is replaced below.
             if held.cgroup_id != 0 && found.is_none_or(|found| found.id != held.id) {
                 make_way(&path)?;
                 syscalls::obj_pin(link.as_fd(), &path).map_err(|error| LoadError::Path(path, error))?;
@@ -60,7 +60,7 @@ impl Programs {
                 continue;
             }
             if !attachment.attached {
-                // A link that was detached can never be attached again: its pin makes way for a new link.
+                // A detached link can never be attached again, so its pin is removed for a new link.
                 make_way(&pins.join("links").join(name))?;
             }
             mended.push(format!("link of the program {name}"));

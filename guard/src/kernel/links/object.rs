@@ -1,12 +1,11 @@
 //! Owns the kernel object that is built into this binary.
-//! Called by `load`.
-//! Must never be an old one: the build script refuses a missing or stale object.
+//! Called by `programs` and `map_definition`.
+//! Must never be outdated: the build script refuses a missing or stale object.
 
 /// The ELF object, as `cargo xtask build-ebpf` made it.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("NODEGUARD_BPF_OBJECT"));
 
-/// The programs, by name: what has to be attached for the guard to hold. Attached in this order: pinholes must work before
-/// anything is denied.
+/// The names of the programs that must be attached, in the order in which they are attached: pinholes must work before anything is denied.
 pub const PROGRAMS: [&str; 8] = [
     "guard_connect4",
     "guard_connect6",
@@ -17,5 +16,5 @@ pub const PROGRAMS: [&str; 8] = [
     JUDGES[0],
     JUDGES[1],
 ];
-/// The programs that deny, either of them: the last ones to be attached.
+/// The programs that deny packets. Each denies without the other, and they are attached last.
 pub const JUDGES: [&str; 2] = ["guard_ingress", "guard_ingress_too"];

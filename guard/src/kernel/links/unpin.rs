@@ -1,5 +1,5 @@
-//! Owns taking the guard out of the kernel: removes what is pinned, and says what is open then.
-//! Called by `nodeguard unpin` only.
+//! Owns removing the guard from the kernel: it removes all pins, and reports which ports are open afterwards.
+//! Called by `main` for `nodeguard unpin` only.
 //! Must never run by itself: enforcement outlives the daemon on purpose.
 
 use std::{
@@ -12,18 +12,18 @@ use guard_common::abi::{Active, PortKey, PortValue, ScopeValue};
 
 use crate::kernel::{links::upgrade, pins::pins};
 
-/// What was removed and what it leaves open.
+/// What was removed, and which ports are open afterwards.
 #[derive(Clone, Debug, Default, serde::Serialize)]
 pub struct Unpinned {
-    /// The pins that were removed.
+    /// The removed pins.
     pub removed: Vec<PathBuf>,
-    /// The node's ports that were guarded and are now open to everyone who can reach them.
+    /// The node's ports that were guarded and are now open to everyone who can reach them, sorted.
     pub node_ports: Vec<u16>,
-    /// The same for pods' ports.
+    /// The same for ports of pods.
     pub pod_ports: Vec<u16>,
 }
 
-/// Removes links first (enforcement ends with the last of them), then programs and maps; those of builds of another ABI too.
+/// Removes the links first (enforcement ends with the last of them), then the programs and the maps. Pins of other ABIs are removed too.
 pub fn unpin(bpffs: &Path) -> io::Result<Unpinned> {
     let pins = pins(bpffs);
     let mut unpinned = guarded_ports(&pins);
@@ -31,7 +31,7 @@ pub fn unpin(bpffs: &Path) -> io::Result<Unpinned> {
         unpinned.removed.extend(upgrade::remove(&directory)?);
     }
     match fs::remove_dir(bpffs) {
-        // The mount point itself, or a directory with somebody else's pins.
+        // The directory is the mount point itself, or it has pins of someone else.
         Err(error)
             if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EBUSY | libc::ENOTEMPTY | libc::EPERM)) => {}
         other => other?,
@@ -40,7 +40,7 @@ pub fn unpin(bpffs: &Path) -> io::Result<Unpinned> {
     Ok(unpinned)
 }
 
-/// The guarded ports of the ruleset in force, as far as the pinned maps can be read.
+/// The guarded ports of the ruleset in force; empty if the pinned maps cannot be read.
 fn guarded_ports(pins: &Path) -> Unpinned {
     let mut unpinned = Unpinned::default();
     let map = |name: &str| MapData::from_pin(pins.join("maps").join(name)).and_then(Map::from_map_data);

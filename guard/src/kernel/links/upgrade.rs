@@ -1,8 +1,8 @@
-//! Owns taking over from a build of another ABI: its links get this build's programs, its maps are refused by name.
-//! Called by `load` while it attaches, after the ruleset is in this build's own maps, and by `app` when all is attached.
-//! Must never detach anything before this build's programs are attached, and never read a map as something that it is not.
+//! Owns taking over from a build of another ABI: its links get this build's programs, and the log names its maps that cannot be read.
+//! Called by `programs` while it attaches, when the ruleset is in this build's maps, and by `daemon/run` when all programs are attached.
+//! Must never detach anything before this build's programs are attached, or read a map by a definition that it does not have.
 //!
-//! A crash at any point leaves every link with the programs of one build or the other, and the next start goes on from there.
+//! A crash at any point leaves every link with a program of one of the two builds, and the next start continues from there.
 
 use std::{
     collections::BTreeMap,
@@ -19,27 +19,37 @@ use guard_common::{
 
 use crate::kernel::{
     error::{LoadError, at},
-    links::definition::Shape,
+    links::map_definition::MapDefinition,
     pinholes::OpenPinholes,
     syscalls,
-    tables::maps::{pinned_map, rule_name},
+    tables::ruleset_maps::{pinned_map, rule_name},
 };
 
-/// What a build of another ABI left pinned.
+/// The pins of a build of another ABI.
 #[derive(Debug)]
 pub struct Predecessor {
     directory: PathBuf,
-    /// Its maps that this build can read, because the definition is the same.
+    /// The maps that this build can read, because their definitions are the same.
     readable: Vec<String>,
 }
 
-/// What a rule had counted: the rule (`None`: no rule was reached), the reason, whether it was only audited, packets.
-pub type Count = (Option<String>, Reason, bool, u64);
+/// A counter of the other build.
+#[derive(Clone, Debug)]
+pub struct CarriedCount {
+    /// The name of the rule; `None` counts packets that reached no rule.
+    pub rule: Option<String>,
+    /// The reason of the decision.
+    pub reason: Reason,
+    /// Whether the rule only audited.
+    pub audited: bool,
+    /// How many packets were counted.
+    pub packets: u64,
+}
 
 impl Predecessor {
-    /// The other builds' directories, oldest first. Each map that cannot be taken over is told.
+    /// Finds the pin directories of other ABIs, the lowest number first. Logs each map that cannot be read.
     pub(crate) fn find(bpffs: &Path) -> Result<Vec<Predecessor>, LoadError> {
-        let expected = Shape::of_object()?;
+        let expected = MapDefinition::of_object().map_err(LoadError::Object)?;
         let mut found = BTreeMap::new();
         for entry in fs::read_dir(bpffs).map_err(at(bpffs))?.flatten() {
             let number = entry.file_name().to_str().and_then(|name| name.strip_prefix('v')?.parse::<u32>().ok());
@@ -50,11 +60,15 @@ impl Predecessor {
         Ok(found.into_values().collect())
     }
 
-    fn open(directory: PathBuf, number: u32, expected: &BTreeMap<String, Shape>) -> Result<Predecessor, LoadError> {
+    fn open(
+        directory: PathBuf,
+        number: u32,
+        expected: &BTreeMap<String, MapDefinition>,
+    ) -> Result<Predecessor, LoadError> {
         let mut readable = Vec::new();
         for path in entries(&directory.join("maps"))? {
             let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
-            let found = Shape::of_pin(&path)?;
+            let found = MapDefinition::of_pin(&path)?;
             match expected.get(name) {
                 Some(shape) if *shape == found => readable.push(name.to_owned()),
                 Some(shape) => tracing::warn!(
@@ -62,10 +76,10 @@ impl Predecessor {
                     abi = number,
                     %found,
                     expected = %shape,
-                    "a map of another ABI is refused: this build fills its own"
+                    "ignoring a map of another ABI, because its definition differs"
                 ),
                 None => {
-                    tracing::warn!(map = name, abi = number, %found, "a map of another ABI is refused: this build has none of that name")
+                    tracing::warn!(map = name, abi = number, %found, "ignoring a map of another ABI, because this build has none of that name")
                 }
             }
         }
@@ -73,8 +87,8 @@ impl Predecessor {
         Ok(Predecessor { directory, readable })
     }
 
-    /// Puts this build's program into the link of the same name and moves its pin here: the link's id stays, and at no time is there none.
-    /// Where the link cannot take it, nothing is done: the program gets a link of its own, beside the old one.
+    /// Puts this build's program into the link of the same name and moves the pin here. The link keeps its id, and the hook is never empty.
+    /// If the link does not accept the program, nothing changes: the program gets a new link beside the old one.
     pub(crate) fn hand_over(
         &self,
         name: &'static str,
@@ -91,18 +105,18 @@ impl Predecessor {
         match syscalls::link_update(link.as_fd(), program) {
             Ok(()) => fs::rename(&old, pin).map_err(at(&old)),
             Err(error) => {
-                tracing::warn!(program = name, link = info.id, %error, "the link of another ABI cannot take this build's program");
+                tracing::warn!(program = name, link = info.id, %error, "the link of another ABI does not accept this build's program; attaching a new link beside it");
                 Ok(())
             }
         }
     }
 
-    /// The directory of its links.
+    /// The directory of the pinned links.
     pub(crate) fn links(&self) -> PathBuf {
         self.directory.join("links")
     }
 
-    /// The same for a link of the edge tier, whose pin has the same name here.
+    /// The same for a link of the edge tier, whose pin has the same name in every ABI.
     pub(crate) fn hand_over_edge(&self, program: BorrowedFd<'_>, pin: &Path) -> Result<(), LoadError> {
         let Some(name) = pin.file_name().filter(|_| !pin.exists()) else { return Ok(()) };
         let old = self.links().join(name);
@@ -111,12 +125,10 @@ impl Predecessor {
         fs::rename(&old, pin).map_err(at(&old))
     }
 
-    /// Copies the pinholes of handshakes that are under way.
+    /// Copies the pinholes of handshakes in progress.
     pub(crate) fn carry_pinholes(&self, pins: &Path) -> Result<(), LoadError> {
         if !self.can_read("PINHOLES") {
-            tracing::warn!(
-                "handshakes that are under way have to begin again: the pinholes of another ABI cannot be read"
-            );
+            tracing::warn!("cannot read the pinholes of another ABI: handshakes in progress must be repeated");
             return Ok(());
         }
         let old: HashMap<_, FlowKey, Pinhole> = pinned_map(&self.directory, "PINHOLES")?.try_into()?;
@@ -128,13 +140,13 @@ impl Predecessor {
         Ok(())
     }
 
-    /// What its rules had counted; nothing where that cannot be read.
-    pub fn counts(&self) -> Result<Vec<Count>, LoadError> {
+    /// Reads the counters; empty if the maps cannot be read.
+    pub fn counts(&self) -> Result<Vec<CarriedCount>, LoadError> {
         if !["RULE_NAMES", "COUNTERS", "CARRIED"].iter().all(|name| self.can_read(name)) {
-            tracing::warn!("counters begin at zero: those of another ABI cannot be read");
+            tracing::warn!("cannot read the counters of another ABI: counters start at zero");
             return Ok(Vec::new());
         }
-        // The last packet that an old program judged is counted.
+        // Wait until the last packet that an old program judged is counted.
         syscalls::grace_period().map_err(at(&self.directory))?;
         let names: Array<_, RuleName> = pinned_map(&self.directory, "RULE_NAMES")?.try_into()?;
         let counters: PerCpuArray<_, u64> = pinned_map(&self.directory, "COUNTERS")?.try_into()?;
@@ -148,15 +160,15 @@ impl Predecessor {
             for reason in Reason::ALL {
                 for audited in [false, true] {
                     let index = counter_index(slot, reason, audited);
-                    let count = counters.get(&index, 0)?.iter().sum::<u64>() + carried.get(&index, 0)?;
-                    counts.push((name.clone(), reason, audited, count));
+                    let packets = counters.get(&index, 0)?.iter().sum::<u64>() + carried.get(&index, 0)?;
+                    counts.push(CarriedCount { rule: name.clone(), reason, audited, packets });
                 }
             }
         }
         Ok(counts)
     }
 
-    /// Removes what is left of it: links that this build has no program for, programs, maps.
+    /// Removes the remaining pins: links for which this build has no program, programs and maps.
     pub fn remove(self) -> Result<(), LoadError> {
         remove(&self.directory).map(drop).map_err(at(&self.directory))
     }
@@ -166,7 +178,7 @@ impl Predecessor {
     }
 }
 
-/// Every pin directory below `--bpffs`, of whatever ABI.
+/// The pin directories of all ABIs below `--bpffs`.
 pub(crate) fn directories(bpffs: &Path) -> io::Result<Vec<PathBuf>> {
     let is_one = |path: &PathBuf| {
         path.file_name().and_then(|name| name.to_str()?.strip_prefix('v')?.parse::<u32>().ok()).is_some()
@@ -174,7 +186,7 @@ pub(crate) fn directories(bpffs: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(entries_of(bpffs)?.into_iter().filter(is_one).collect())
 }
 
-/// Removes a pin directory, links first: enforcement ends with the last of them. What was removed comes back.
+/// Removes a pin directory, links first: enforcement ends with the last of them. Returns the removed pins.
 pub(crate) fn remove(directory: &Path) -> io::Result<Vec<PathBuf>> {
     let mut removed = Vec::new();
     for kind in ["links", "programs", "maps"] {
@@ -195,7 +207,7 @@ fn entries(directory: &Path) -> Result<Vec<PathBuf>, LoadError> {
     entries_of(directory).map_err(at(directory))
 }
 
-/// What a directory holds; nothing where it is not there.
+/// The entries of a directory; none if it does not exist.
 fn entries_of(directory: &Path) -> io::Result<Vec<PathBuf>> {
     match fs::read_dir(directory) {
         Ok(entries) => entries.map(|entry| Ok(entry?.path())).collect(),

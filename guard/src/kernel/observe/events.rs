@@ -16,7 +16,7 @@ use guard_common::{Reason, abi::DenyEvent};
 use tokio::io::unix::AsyncFd;
 use zerocopy::FromBytes;
 
-use crate::{kernel::tables::apply::InForce, sys::lock::lock};
+use crate::{kernel::tables::apply::AppliedRuleset, sys::lock::lock};
 
 /// How many denials `status` can show.
 const KEPT: usize = 64;
@@ -71,7 +71,11 @@ impl DenialLog {
 }
 
 /// Drains the ring buffer until the task is dropped.
-pub async fn drain(events: RingBuf<MapData>, in_force: Arc<ArcSwap<InForce>>, log: Arc<DenialLog>) -> io::Result<()> {
+pub async fn drain(
+    events: RingBuf<MapData>,
+    in_force: Arc<ArcSwap<AppliedRuleset>>,
+    log: Arc<DenialLog>,
+) -> io::Result<()> {
     // SAFETY: the ring buffer owns its descriptor, and nothing replaces or closes it while it is registered.
     let mut events = unsafe { AsyncFd::register(events) }?;
     let mut rate = Rate { since: Instant::now(), logged: 0, suppressed: 0 };
@@ -121,7 +125,7 @@ impl Rate {
     }
 }
 
-fn in_words(event: &DenyEvent, in_force: &InForce) -> Denial {
+fn in_words(event: &DenyEvent, in_force: &AppliedRuleset) -> Denial {
     let address = |bytes: [u8; 16]| Ipv6Addr::from(bytes).to_canonical();
     Denial {
         time: wall_clock(event.at_ns),
@@ -161,7 +165,7 @@ mod tests {
             epoch: 7,
             ..DenyEvent::default()
         };
-        let in_force = InForce { epoch: 7, names: [(3, "kubelet".to_owned())].into() };
+        let in_force = AppliedRuleset { epoch: 7, names: [(3, "kubelet".to_owned())].into() };
         let denial = in_words(&event, &in_force);
         assert_eq!(denial.source.to_string(), "10.0.8.66:40000");
         assert_eq!(denial.destination.to_string(), "::1");
@@ -172,7 +176,7 @@ mod tests {
     fn only_the_last_denials_are_kept() {
         let log = DenialLog::default();
         for port in 0..200 {
-            log.push(in_words(&DenyEvent { port, ..DenyEvent::default() }, &InForce::default()));
+            log.push(in_words(&DenyEvent { port, ..DenyEvent::default() }, &AppliedRuleset::default()));
         }
         let last = log.last();
         assert_eq!((last.len(), last[0].port, last[KEPT - 1].port), (KEPT, 136, 199));

@@ -21,7 +21,7 @@ use crate::kernel::{
     error::LoadError,
     links::{edge_hooks::EDGE_PROGRAMS, object::PROGRAMS},
     pins::pins,
-    tables::map_batches::{Batch, lookup_batch},
+    tables::map_batches::{BatchResult, lookup_batch},
 };
 
 /// How old a count may be.
@@ -30,27 +30,28 @@ const FRESH: Duration = Duration::from_secs(5);
 const BATCH: usize = 4096;
 
 /// The tables that the programs write, and how many entries each has.
-pub struct Usage {
-    tables: Vec<Table>,
+pub struct MapCounter {
+    tables: Vec<CountedMap>,
     counted: Option<(Instant, Vec<MapUse>)>,
     /// Keeps the kernel measuring its programs.
     _measuring: Option<OwnedFd>,
 }
 
-struct Table {
+struct CountedMap {
     name: &'static str,
     map: MapData,
     /// Counts the entries, with keys of this table's kind.
-    count: fn(&Table, u32) -> io::Result<u64>,
+    count: fn(&CountedMap, u32) -> io::Result<u64>,
     capacity: u32,
     /// Whether entries run out by their age alone.
     ages: bool,
 }
 
-impl Usage {
+impl MapCounter {
     /// Opens the pinned tables. `measure` has the kernel measure its programs, where it lets this process ask for that.
-    pub fn open(bpffs: &Path, measure: bool) -> Result<Usage, LoadError> {
-        let (of_flows, of_cookies) = (Table::count::<FlowKey> as fn(&Table, u32) -> _, Table::count::<u64> as _);
+    pub fn open(bpffs: &Path, measure: bool) -> Result<MapCounter, LoadError> {
+        let (of_flows, of_cookies) =
+            (CountedMap::count::<FlowKey> as fn(&CountedMap, u32) -> _, CountedMap::count::<u64> as _);
         let tables = [
             ("PINHOLES", of_flows, MAX_PINHOLES, false),
             ("COOKIES", of_cookies, MAX_COOKIES, false),
@@ -59,7 +60,7 @@ impl Usage {
         ];
         let open = |(name, count, capacity, ages)| {
             let map = MapData::from_pin(pins(bpffs).join("maps").join(name))?;
-            Ok(Table { name, map, count, capacity, ages })
+            Ok(CountedMap { name, map, count, capacity, ages })
         };
         let tables = tables.into_iter().map(open).collect::<Result<_, LoadError>>()?;
         let measuring = measure.then(|| aya::sys::enable_stats(aya::sys::Stats::RunTime)).and_then(|measuring| {
@@ -68,7 +69,7 @@ impl Usage {
             });
             told.ok()
         });
-        Ok(Usage { tables, counted: None, _measuring: measuring })
+        Ok(MapCounter { tables, counted: None, _measuring: measuring })
     }
 
     /// How full the tables are that the programs write, counted at most every few seconds.
@@ -79,7 +80,7 @@ impl Usage {
             return counted.clone();
         }
         let now = seconds();
-        let count = |table: &Table| {
+        let count = |table: &CountedMap| {
             let entries =
                 (table.count)(table, now).inspect_err(|error| tracing::warn!(map = table.name, %error, "not counted"));
             Some(MapUse { name: table.name.to_owned(), entries: entries.ok()?, capacity: table.capacity.into() })
@@ -90,7 +91,7 @@ impl Usage {
     }
 }
 
-impl Table {
+impl CountedMap {
     /// The entries, but those that have run out.
     fn count<K: Pod>(&self, now: u32) -> io::Result<u64> {
         let lives = |(_, entry): &&(K, Pinhole)| !self.ages || now.wrapping_sub(entry.at) <= UDP_FLOW_SECONDS;
@@ -100,10 +101,10 @@ impl Table {
             let (found, result) = lookup_batch(self.map.fd(), &mut place, BATCH);
             entries += found.iter().filter(lives).count() as u64;
             match result {
-                Batch::Done(_) => {}
-                Batch::Stopped(_, error) if error.raw_os_error() == Some(libc::ENOENT) => break,
-                Batch::Stopped(_, error) => return Err(error),
-                Batch::Unknown => return Err(io::ErrorKind::Unsupported.into()),
+                BatchResult::Done(_) => {}
+                BatchResult::Stopped(_, error) if error.raw_os_error() == Some(libc::ENOENT) => break,
+                BatchResult::Stopped(_, error) => return Err(error),
+                BatchResult::Unknown => return Err(io::ErrorKind::Unsupported.into()),
             }
         }
         Ok(entries)

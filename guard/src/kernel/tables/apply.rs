@@ -1,6 +1,6 @@
-//! Owns writing the ruleset's maps: carries out a plan, operation by operation.
-//! Called by `app`, at start and on every edit.
-//! Must never leave the generation in force half-written: what fails before `Activate` has changed nothing that decides.
+//! Owns writing the maps of the ruleset: it carries out a plan, operation by operation.
+//! Called by `daemon/run` at start, `daemon/edit` on every edit and `daemon/hold` for mending.
+//! Must never leave the generation in force half-written: a failure before `Activate` has changed nothing that decides.
 
 use std::{
     collections::BTreeMap,
@@ -25,64 +25,64 @@ use guard_policy::{
 
 use crate::kernel::{
     cgroups::follow::find,
-    links::upgrade::Count,
+    links::upgrade::CarriedCount,
     observe::map_use::{MapUse, of_image},
     syscalls,
     tables::{
         apply_error::{ApplyError, refused},
-        bulk::Bulk,
-        maps::{Maps, rule_name},
-        plan::{Op, plan, step},
+        large_map::LargeMap,
+        plan::{MapOp, plan},
         read_back::read,
+        ruleset_maps::{RulesetMaps, rule_name},
     },
 };
 
-/// How much of the tables is looked at.
+/// Which tables are compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Look {
-    /// What decides, and not what only stands in for it: names, the numbers of guarded ports.
+pub enum MendScope {
+    /// The tables that decide, without the names of rules and the bit map of port numbers.
     Deciding,
-    /// Everything.
+    /// All tables.
     All,
 }
 
-/// The one writer of the ruleset's maps.
+/// The only writer of the ruleset's maps.
 pub struct Apply {
-    maps: Maps,
-    /// What the maps hold; `None` where a failure left it unknown, so that it is read anew.
+    maps: RulesetMaps,
+    /// What the maps hold; `None` after a failure, so that they are read again.
     image: Option<Image>,
-    /// What was brought into force last by this daemon.
+    /// The last ruleset that this daemon brought into force.
     wanted: Option<Arc<Ruleset>>,
-    /// Below which the policy's cgroups are.
+    /// The cgroup below which the policy's cgroups are looked up.
     base: Option<PathBuf>,
-    /// The cgroups that there were when the maps were written.
+    /// The cgroups that existed when the maps were written.
     cgroups: Cgroups,
-    took: Took,
+    took: SwitchTimes,
 }
 
-/// What the steps of the last switch took.
+/// How long the steps of a switch took.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Took {
-    /// Writing the new generation beside the old one.
+pub struct SwitchTimes {
+    /// Writing the new generation beside the old generation.
     pub write: Duration,
-    /// The store that makes it the one in force.
+    /// The store that puts the new generation into force.
     pub flip: Duration,
-    /// Waiting for the last run with the old one, and removing that.
+    /// Waiting for programs that use the old generation, and removing it.
     pub sweep: Duration,
 }
 
-/// A ruleset that is in force.
+/// The epoch and the rule names of the ruleset in force.
 #[derive(Clone, Debug, Default)]
-pub struct InForce {
-    /// Its epoch.
+pub struct AppliedRuleset {
+    /// The epoch.
     pub epoch: u32,
-    /// The names of the rule slots that count.
+    /// The names of the used rule slots.
     pub names: BTreeMap<u16, String>,
 }
 
 impl Apply {
     /// Reads what the pinned maps hold.
-    pub fn new(maps: Maps) -> Result<Apply, ApplyError> {
+    pub fn new(maps: RulesetMaps) -> Result<Apply, ApplyError> {
         let image = read(&maps, None)?;
         Ok(Apply {
             maps,
@@ -90,23 +90,26 @@ impl Apply {
             wanted: None,
             base: None,
             cgroups: Cgroups::default(),
-            took: Took::default(),
+            took: SwitchTimes::default(),
         })
     }
 
-    /// Looks below this cgroup for those that a policy names; without it none is ever there.
+    /// Sets the cgroup below which the policy's cgroups are looked up. Without it, none is found.
     pub fn below(mut self, base: &Path) -> Apply {
         self.base = Some(base.to_path_buf());
         self
     }
 
-    /// What is in force now, whoever put it there.
-    pub fn in_force(&self) -> InForce {
-        self.image.as_ref().map(|image| InForce { epoch: image.epoch, names: image.names.clone() }).unwrap_or_default()
+    /// The ruleset in force, which may come from an earlier daemon.
+    pub fn in_force(&self) -> AppliedRuleset {
+        self.image
+            .as_ref()
+            .map(|image| AppliedRuleset { epoch: image.epoch, names: image.names.clone() })
+            .unwrap_or_default()
     }
 
-    /// Brings a ruleset into force. Without effect, and with the same epoch, where it is in force already.
-    pub fn apply(&mut self, ruleset: &Arc<Ruleset>) -> Result<InForce, ApplyError> {
+    /// Brings a ruleset into force. If it is in force already, nothing changes and the epoch stays.
+    pub fn apply(&mut self, ruleset: &Arc<Ruleset>) -> Result<AppliedRuleset, ApplyError> {
         let mut image = match self.image.take() {
             Some(image) => image,
             None => read(&self.maps, None)?,
@@ -114,12 +117,12 @@ impl Apply {
         let cgroups = self.find(ruleset);
         let plan = plan(&image, ruleset, &cgroups)?;
         let started = Instant::now();
-        let mut took = Took::default();
+        let mut took = SwitchTimes::default();
         for ops in plan.ops.chunk_by(|one, next| discriminant(one) == discriminant(next)) {
             let before = started.elapsed();
             write(&mut self.maps, ops)?;
-            ops.iter().for_each(|op| step(&mut image, op));
-            if matches!(ops, [Op::Activate(_), ..]) {
+            ops.iter().for_each(|op| op.apply_to(&mut image));
+            if matches!(ops, [MapOp::Activate(_), ..]) {
                 took.write = before;
                 took.flip = started.elapsed() - before;
             }
@@ -134,12 +137,12 @@ impl Apply {
         Ok(self.in_force())
     }
 
-    /// What the last switch took.
-    pub fn took(&self) -> Took {
+    /// How long the steps of the last switch took.
+    pub fn took(&self) -> SwitchTimes {
         self.took
     }
 
-    /// Brings the cgroups into force that came or went since; whether there were any.
+    /// Updates the maps if cgroups were created or removed. Returns whether any were.
     pub fn follow(&mut self) -> Result<bool, ApplyError> {
         let Some(wanted) = self.wanted.clone() else { return Ok(false) };
         if self.find(&wanted) == self.cgroups {
@@ -149,7 +152,7 @@ impl Apply {
         Ok(true)
     }
 
-    /// The ruleset that was brought into force by this daemon, and the cgroups that it found for it.
+    /// The last ruleset that this daemon brought into force, and the cgroups that it found for it.
     pub fn followed(&self) -> Option<(Arc<Ruleset>, Cgroups)> {
         self.wanted.clone().map(|wanted| (wanted, self.cgroups.clone()))
     }
@@ -159,22 +162,22 @@ impl Apply {
     }
 
     /// How full the tables are.
-    pub fn usage(&self) -> Vec<MapUse> {
+    pub fn map_use(&self) -> Vec<MapUse> {
         self.image.as_ref().map(of_image).unwrap_or_default()
     }
 
-    /// What the maps hold, for judging what is not a packet.
+    /// What the maps hold, to judge open connections on the host.
     pub fn image(&self) -> Option<Image> {
         self.image.clone()
     }
 
-    /// Compares what the maps hold with what was written, and brings the ruleset into force anew where somebody else wrote. `true` where
-    /// that was needed.
-    pub fn mend(&mut self, look: Look) -> Result<bool, ApplyError> {
+    /// Compares the maps with what was written, and brings the ruleset into force again if someone else changed them. Returns whether that was
+    /// necessary.
+    pub fn mend(&mut self, look: MendScope) -> Result<bool, ApplyError> {
         let Some(wanted) = self.wanted.clone() else { return Ok(false) };
         let known = match look {
-            Look::Deciding => self.image.as_ref(),
-            Look::All => None,
+            MendScope::Deciding => self.image.as_ref(),
+            MendScope::All => None,
         };
         let found = read(&self.maps, known)?;
         if self.image.as_ref() == Some(&found) {
@@ -185,7 +188,7 @@ impl Apply {
         Ok(true)
     }
 
-    /// Whether the epoch that was written last is the active one, and its generation whole.
+    /// Whether the epoch that was written last is active and its generation complete.
     pub fn is_active(&self) -> bool {
         let Some(image) = &self.image else { return true };
         let generation = Active { epoch: image.epoch }.generation();
@@ -193,30 +196,29 @@ impl Apply {
             && self.maps.generations.get(&generation.into(), 0).is_ok_and(|found| found == image.generation(generation))
     }
 
-    /// One operation outside any plan: for a comparison with the host's tables, which get the same. The next plan begins with what the maps
-    /// hold then.
-    pub fn carry_out(&mut self, op: &Op) -> Result<(), ApplyError> {
+    /// Carries out one operation outside any plan, so that tests can compare the maps with the host's tables. The next plan reads the maps again.
+    pub fn carry_out(&mut self, op: &MapOp) -> Result<(), ApplyError> {
         self.image = None;
         write(&mut self.maps, std::slice::from_ref(op))
     }
 
-    /// Takes over what rules of the same name had counted in maps of another ABI.
-    pub fn carry(&mut self, counts: &[Count]) -> Result<(), ApplyError> {
+    /// Takes over counters from the maps of another ABI, for rules of the same name.
+    pub fn carry(&mut self, counts: &[CarriedCount]) -> Result<(), ApplyError> {
         let names = self.in_force().names;
-        for (rule, reason, audited, count) in counts {
+        for CarriedCount { rule, reason, audited, packets } in counts {
             let slot = match rule {
                 Some(rule) => names.iter().find(|(_, name)| *name == rule).map(|(slot, _)| *slot),
                 None => Some(NO_RULE),
             };
             if let Some(slot) = slot {
                 let index = counter_index(slot, *reason, *audited);
-                self.maps.carried.set(index, *count, 0).map_err(|error| ApplyError::Map("CARRIED", error))?;
+                self.maps.carried.set(index, *packets, 0).map_err(|error| ApplyError::Map("CARRIED", error))?;
             }
         }
         Ok(())
     }
 
-    /// The counters of every rule slot in use, and of packets that reached no rule, in the order of the slots.
+    /// The counters of every used rule slot, and of packets that reached no rule, in the order of the slots: slot, reason, audited, packets.
     pub fn counters(&self) -> Result<Vec<(u16, Reason, bool, u64)>, ApplyError> {
         let slots = self.image.iter().flat_map(|image| image.names.keys().copied()).chain([NO_RULE]);
         let mut counters = Vec::new();
@@ -241,23 +243,23 @@ impl Apply {
     }
 }
 
-/// Carries out operations of one kind, the big tables' all at once.
-fn write(maps: &mut Maps, ops: &[Op]) -> Result<(), ApplyError> {
-    let mut bulks = Bulks::default();
+/// Carries out operations of one kind. Those on large maps are collected and written in batches.
+fn write(maps: &mut RulesetMaps, ops: &[MapOp]) -> Result<(), ApplyError> {
+    let mut pending = PendingWrites::default();
     for op in ops {
         match op {
-            Op::Scope(key, value) => bulks.scopes.push((*key, *value)),
-            Op::PeerV4(key, value) => bulks.peers_v4.push((*key, *value)),
-            Op::PeerV6(key, value) => bulks.peers_v6.push((*key, *value)),
-            Op::Destination(key, value) => bulks.destinations.push((*key, *value)),
-            Op::Port(key, value) => bulks.ports.push((*key, *value)),
-            Op::ScopeCopy(key, value) => bulks.scopes_copy.push((*key, *value)),
-            Op::PortCopy(key, value) => bulks.ports_copy.push((*key, *value)),
-            Op::PortNumbers(index, value) => maps
+            MapOp::Scope(key, value) => pending.scopes.push((*key, *value)),
+            MapOp::PeerV4(key, value) => pending.peers_v4.push((*key, *value)),
+            MapOp::PeerV6(key, value) => pending.peers_v6.push((*key, *value)),
+            MapOp::Destination(key, value) => pending.destinations.push((*key, *value)),
+            MapOp::Port(key, value) => pending.ports.push((*key, *value)),
+            MapOp::ScopeCopy(key, value) => pending.scopes_copy.push((*key, *value)),
+            MapOp::PortCopy(key, value) => pending.ports_copy.push((*key, *value)),
+            MapOp::PortNumbers(index, value) => maps
                 .port_numbers
                 .set(*index, value.unwrap_or_default(), 0)
                 .map_err(|error| ApplyError::Map("PORT_NUMBERS", error))?,
-            Op::Name(slot, name) => {
+            MapOp::Name(slot, name) => {
                 for reason in Reason::ALL {
                     for audited in [false, true] {
                         zero(maps, counter_index(*slot, reason, audited))?;
@@ -265,45 +267,45 @@ fn write(maps: &mut Maps, ops: &[Op]) -> Result<(), ApplyError> {
                 }
                 set_name(maps, *slot, name)?;
             }
-            Op::Unname(slot) => set_name(maps, *slot, "")?,
-            Op::Caller(key, value) => put(&mut maps.callers, "CALLERS", *key, *value)?,
-            Op::Cgroup(key, value) => put(&mut maps.cgroups, "CGROUPS", *key, *value)?,
-            Op::Generation(number, value) => maps
+            MapOp::Unname(slot) => set_name(maps, *slot, "")?,
+            MapOp::Caller(key, value) => put(&mut maps.callers, "CALLERS", *key, *value)?,
+            MapOp::Cgroup(key, value) => put(&mut maps.cgroups, "CGROUPS", *key, *value)?,
+            MapOp::Generation(number, value) => maps
                 .generations
                 .set(u32::from(*number), value.unwrap_or_default(), 0)
                 .map_err(|error| ApplyError::Map("GENERATIONS", error))?,
-            Op::Activate(epoch) => {
+            MapOp::Activate(epoch) => {
                 maps.active.set(0, Active { epoch: *epoch }, 0).map_err(|error| ApplyError::Map("ACTIVE", error))?;
             }
-            Op::Grace => syscalls::grace_period().map_err(ApplyError::Grace)?,
+            MapOp::Grace => syscalls::grace_period().map_err(ApplyError::Grace)?,
         }
     }
-    bring_lpm(&maps.scopes, "SCOPES", &bulks.scopes)?;
-    bring_lpm(&maps.peers_v4, "PEERS_V4", &bulks.peers_v4)?;
-    bring_lpm(&maps.peers_v6, "PEERS_V6", &bulks.peers_v6)?;
-    bring_lpm(&maps.destinations, "DESTINATIONS", &bulks.destinations)?;
-    bring_lpm(&maps.scopes_copy, "SCOPES_COPY", &bulks.scopes_copy)?;
-    bring(&maps.ports_copy, "PORTS_COPY", bulks.ports_copy.into_iter())?;
-    bring(&maps.ports, "PORTS", bulks.ports.into_iter())
+    bring_lpm(&maps.scopes, "SCOPES", &pending.scopes)?;
+    bring_lpm(&maps.peers_v4, "PEERS_V4", &pending.peers_v4)?;
+    bring_lpm(&maps.peers_v6, "PEERS_V6", &pending.peers_v6)?;
+    bring_lpm(&maps.destinations, "DESTINATIONS", &pending.destinations)?;
+    bring_lpm(&maps.scopes_copy, "SCOPES_COPY", &pending.scopes_copy)?;
+    bring(&maps.ports_copy, "PORTS_COPY", pending.ports_copy.into_iter())?;
+    bring(&maps.ports, "PORTS", pending.ports.into_iter())
 }
 
-/// Entries of a table: a value to write, or none to remove.
-type Entries<K, V> = Vec<(K, Option<V>)>;
+/// Writes to a map: a value for a key, or `None` to remove the key.
+type Writes<K, V> = Vec<(K, Option<V>)>;
 
-/// What one run of operations does to the big tables.
+/// The collected writes to the large maps.
 #[derive(Default)]
-struct Bulks {
-    scopes: Entries<(u32, ScopeKey), ScopeValue>,
-    peers_v4: Entries<(u32, PeerKey4), PeerValue>,
-    peers_v6: Entries<(u32, PeerKey6), PeerValue>,
-    destinations: Entries<(u32, DestinationKey), DestinationValue>,
-    ports: Entries<PortKey, PortValue>,
-    scopes_copy: Entries<(u32, ScopeKey), ScopeValue>,
-    ports_copy: Entries<PortKey, PortValue>,
+struct PendingWrites {
+    scopes: Writes<(u32, ScopeKey), ScopeValue>,
+    peers_v4: Writes<(u32, PeerKey4), PeerValue>,
+    peers_v6: Writes<(u32, PeerKey6), PeerValue>,
+    destinations: Writes<(u32, DestinationKey), DestinationValue>,
+    ports: Writes<PortKey, PortValue>,
+    scopes_copy: Writes<(u32, ScopeKey), ScopeValue>,
+    ports_copy: Writes<PortKey, PortValue>,
 }
 
 fn bring_lpm<K: aya::Pod, V: aya::Pod>(
-    table: &Bulk<Key<K>, V>,
+    table: &LargeMap<Key<K>, V>,
     name: &'static str,
     entries: &[((u32, K), Option<V>)],
 ) -> Result<(), ApplyError> {
@@ -311,7 +313,7 @@ fn bring_lpm<K: aya::Pod, V: aya::Pod>(
 }
 
 fn bring<K: aya::Pod, V: aya::Pod>(
-    table: &Bulk<K, V>,
+    table: &LargeMap<K, V>,
     name: &'static str,
     entries: impl Iterator<Item = (K, Option<V>)>,
 ) -> Result<(), ApplyError> {
@@ -322,11 +324,11 @@ fn bring<K: aya::Pod, V: aya::Pod>(
             None => gone.push(key),
         }
     }
-    // Removals first, as planned: they make room.
+    // Removals first, as planned, because they make room.
     table.remove(&gone).and_then(|()| table.put(&written)).map_err(refused(name))
 }
 
-fn set_name(maps: &mut Maps, slot: u16, name: &str) -> Result<(), ApplyError> {
+fn set_name(maps: &mut RulesetMaps, slot: u16, name: &str) -> Result<(), ApplyError> {
     let result = maps.names.set(u32::from(slot), rule_name::write(name), 0);
     result.map_err(|error| ApplyError::Map("RULE_NAMES", error))
 }
@@ -344,7 +346,7 @@ fn put<K: aya::Pod, V: aya::Pod>(
     .map_err(|error| ApplyError::Map(name, error))
 }
 
-/// Somebody else may have removed the entry: it is gone, as wanted.
+/// Removing an entry that someone else has removed is not an error.
 fn absent_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {
     match result {
         Err(MapError::KeyNotFound) => Ok(()),
@@ -353,7 +355,7 @@ fn absent_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {
     }
 }
 
-fn zero(maps: &mut Maps, index: u32) -> Result<(), ApplyError> {
+fn zero(maps: &mut RulesetMaps, index: u32) -> Result<(), ApplyError> {
     maps.carried.set(index, 0, 0).map_err(|error| ApplyError::Map("CARRIED", error))?;
     let cpus = maps.counters.get(&index, 0).map_err(|error| ApplyError::Map("COUNTERS", error))?.len();
     let zeros = PerCpuValues::try_from(vec![0u64; cpus])

@@ -1,6 +1,6 @@
-//! Owns the step from "what the maps hold" and "what the policy wants" to map operations: a pure function.
-//! Called by `apply`, at start (with what the pinned maps hold) and on every edit: there is no second path.
-//! Must never touch an entry of the generation in force before the next one is active.
+//! Owns the step from the content of the maps and the wanted ruleset to map operations: a pure function.
+//! Called by `apply` at start and on every edit: both take the same path.
+//! Must never touch an entry of the generation in force before the next generation is active.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,14 +18,14 @@ use guard_policy::{
 };
 use ipnet::IpNet;
 
-/// One write to one map.
+/// One operation on the maps.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Op {
-    /// Gives a rule slot to a rule, its counters at zero.
+pub enum MapOp {
+    /// Assigns a rule slot to a rule and sets its counters to zero.
     Name(u16, String),
     /// Frees a rule slot.
     Unname(u16),
-    /// Writes an entry, or removes it (`None`).
+    /// Writes the entry of a scope, or removes it (`None`).
     Scope((u32, ScopeKey), Option<ScopeValue>),
     /// The same for a port.
     Port(PortKey, Option<PortValue>),
@@ -33,7 +33,7 @@ pub enum Op {
     ScopeCopy((u32, ScopeKey), Option<ScopeValue>),
     /// The same for the copy of a port's entry.
     PortCopy(PortKey, Option<PortValue>),
-    /// A word of the port numbers; `None` is zero.
+    /// Writes a word of the bit map of port numbers; `None` is zero.
     PortNumbers(u32, Option<u64>),
     /// The same for an IPv4 peer.
     PeerV4((u32, PeerKey4), Option<PeerValue>),
@@ -45,38 +45,40 @@ pub enum Op {
     Caller(CallerKey, Option<CallerValue>),
     /// The same for a named cgroup.
     Cgroup(CgroupKey, Option<CgroupValue>),
-    /// What has to be known of a generation; `None` is nothing.
+    /// Writes the header of a generation; `None` marks the generation as incomplete.
     Generation(u8, Option<Generation>),
-    /// The one store that makes the new generation the one in force.
+    /// The single store that puts the new generation into force.
     Activate(u32),
-    /// Waits until no program run uses the old generation any more.
+    /// Waits until no running program uses the old generation.
     Grace,
 }
 
-/// What has to be done, and what will then be so.
+/// The operations of a change, and the state after it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
-    /// In this order.
-    pub ops: Vec<Op>,
-    /// The epoch that is in force afterwards.
+    /// The operations, in order.
+    pub ops: Vec<MapOp>,
+    /// The epoch in force after the last operation.
     pub epoch: u32,
-    /// The rule slot of each rule, by its index in the ruleset.
+    /// The rule slot of each rule, in the order of the ruleset.
     pub slots: Vec<u16>,
 }
 
-/// Why no plan could be made.
+/// Why a change cannot be planned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PlanError {
-    /// The ruleset has more rules than there are free slots.
-    #[error("more rules than rule slots: {0} are wanted, {RULE_SLOTS} exist in all")]
+    /// The ruleset needs more rule slots than are free.
+    #[error(
+        "not enough free rule slots: the policy has {0} rules, and the rules in force keep theirs until the switch ({RULE_SLOTS} in all)"
+    )]
     NoSlots(usize),
 }
 
-/// Plans the way from `have` to `want` on a node that has these cgroups. Nothing to do where `have` already says what `want` says; where
-/// only cgroups came or went, the generation in force follows them.
+/// Plans the change from `have` to `want` on a node with these cgroups. The plan is empty if `have` already is what is wanted. If only cgroups
+/// were created or removed, it changes entries of the generation in force.
 pub fn plan(have: &Image, want: &Ruleset, cgroups: &Cgroups) -> Result<Plan, PlanError> {
     let slots = assign_slots(have, want)?;
-    // Somebody else may have written another epoch into the active slot than the one that the programs go by.
+    // Someone else may have written another epoch into the active slot than the one that the programs use.
     let read = have.in_force();
     let (in_force, generation) = (read.epoch, read.key_generation());
     let names: BTreeMap<u16, String> =
@@ -90,63 +92,65 @@ pub fn plan(have: &Image, want: &Ruleset, cgroups: &Cgroups) -> Result<Plan, Pla
             follow(&mut ops, &have.entries.followed, &followed, generation);
             follow(&mut ops, &have.entries.followed, &Followed::default(), generation ^ 1);
             if have.epoch != in_force {
-                ops.push(Op::Activate(in_force));
+                ops.push(MapOp::Activate(in_force));
             }
             return Ok(Plan { ops, epoch: in_force, slots });
         }
     }
-    // Epoch 0 means "none": a wrap skips it and keeps the generation's parity moving.
+    // Epoch 0 means "none": a wrap skips it and still changes the generation, which is the parity of the epoch.
     let epoch = if in_force >= u32::MAX - 1 { (in_force & 1) ^ 3 } else { in_force + 1 };
     let new = Active { epoch }.generation();
     let target = encode(want, &slots, epoch, cgroups);
 
     for (slot, name) in &names {
         if have.names.get(slot) != Some(name) {
-            ops.push(Op::Name(*slot, name.clone()));
+            ops.push(MapOp::Name(*slot, name.clone()));
         }
     }
     bring(&mut ops, &have.entries, &target, new);
-    ops.push(Op::Activate(epoch));
-    ops.push(Op::Grace);
+    ops.push(MapOp::Activate(epoch));
+    ops.push(MapOp::Grace);
     bring(&mut ops, &have.entries, &Entries::default(), generation);
     for slot in have.names.keys().filter(|slot| !names.contains_key(slot)) {
-        ops.push(Op::Unname(*slot));
+        ops.push(MapOp::Unname(*slot));
     }
     Ok(Plan { ops, epoch, slots })
 }
 
-/// What the maps hold after an operation: the model that the tests and `apply` share.
-pub fn step(image: &mut Image, op: &Op) {
-    fn set<K: Ord + Copy, V: Copy>(table: &mut BTreeMap<K, V>, key: &K, value: Option<V>) {
-        match value {
-            Some(value) => table.insert(*key, value),
-            None => table.remove(key),
-        };
-    }
-    match op {
-        Op::Name(slot, name) => {
-            image.names.insert(*slot, name.clone());
+impl MapOp {
+    /// Does to an image what the write does to the maps. The tests and `apply` share it.
+    pub fn apply_to(&self, image: &mut Image) {
+        fn set<K: Ord + Copy, V: Copy>(table: &mut BTreeMap<K, V>, key: &K, value: Option<V>) {
+            match value {
+                Some(value) => table.insert(*key, value),
+                None => table.remove(key),
+            };
         }
-        Op::Unname(slot) => {
-            image.names.remove(slot);
+        match self {
+            MapOp::Name(slot, name) => {
+                image.names.insert(*slot, name.clone());
+            }
+            MapOp::Unname(slot) => {
+                image.names.remove(slot);
+            }
+            MapOp::Scope(key, value) => set(&mut image.entries.scopes, key, *value),
+            MapOp::Port(key, value) => set(&mut image.entries.ports, key, *value),
+            MapOp::ScopeCopy(key, value) => set(&mut image.entries.scopes_copy, key, *value),
+            MapOp::PortCopy(key, value) => set(&mut image.entries.ports_copy, key, *value),
+            MapOp::PortNumbers(index, value) => set(&mut image.entries.port_numbers, index, *value),
+            MapOp::PeerV4(key, value) => set(&mut image.entries.peers_v4, key, *value),
+            MapOp::PeerV6(key, value) => set(&mut image.entries.peers_v6, key, *value),
+            MapOp::Destination(key, value) => set(&mut image.entries.destinations, key, *value),
+            MapOp::Caller(key, value) => set(&mut image.entries.followed.callers, key, *value),
+            MapOp::Cgroup(key, value) => set(&mut image.entries.followed.cgroups, key, *value),
+            MapOp::Generation(key, value) => set(&mut image.entries.followed.generations, key, *value),
+            MapOp::Activate(epoch) => image.epoch = *epoch,
+            MapOp::Grace => {}
         }
-        Op::Scope(key, value) => set(&mut image.entries.scopes, key, *value),
-        Op::Port(key, value) => set(&mut image.entries.ports, key, *value),
-        Op::ScopeCopy(key, value) => set(&mut image.entries.scopes_copy, key, *value),
-        Op::PortCopy(key, value) => set(&mut image.entries.ports_copy, key, *value),
-        Op::PortNumbers(index, value) => set(&mut image.entries.port_numbers, index, *value),
-        Op::PeerV4(key, value) => set(&mut image.entries.peers_v4, key, *value),
-        Op::PeerV6(key, value) => set(&mut image.entries.peers_v6, key, *value),
-        Op::Destination(key, value) => set(&mut image.entries.destinations, key, *value),
-        Op::Caller(key, value) => set(&mut image.entries.followed.callers, key, *value),
-        Op::Cgroup(key, value) => set(&mut image.entries.followed.cgroups, key, *value),
-        Op::Generation(key, value) => set(&mut image.entries.followed.generations, key, *value),
-        Op::Activate(epoch) => image.epoch = *epoch,
-        Op::Grace => {}
     }
 }
 
-/// A rule keeps the slot of its name; a new name takes a slot that no rule in force uses.
+/// A rule keeps the slot of its name. A new name gets a slot that no rule in force uses.
 fn assign_slots(have: &Image, want: &Ruleset) -> Result<Vec<u16>, PlanError> {
     let by_name: BTreeMap<&str, u16> = have.names.iter().map(|(slot, name)| (name.as_str(), *slot)).collect();
     let taken: BTreeSet<u16> = have.names.keys().copied().collect();
@@ -158,7 +162,7 @@ fn assign_slots(have: &Image, want: &Ruleset) -> Result<Vec<u16>, PlanError> {
         .ok_or(PlanError::NoSlots(want.rules.len()))
 }
 
-/// A ruleset as the entries of an epoch's generation.
+/// Encodes a ruleset as the entries of an epoch's generation.
 fn encode(want: &Ruleset, slots: &[u16], epoch: u32, cgroups: &Cgroups) -> Entries {
     let generation = Active { epoch }.generation();
     let slot = |rule: usize| slots.get(rule).copied().unwrap_or(guard_common::abi::NO_RULE);
@@ -176,7 +180,7 @@ fn encode(want: &Ruleset, slots: &[u16], epoch: u32, cgroups: &Cgroups) -> Entri
     }
     entries.scopes_copy = entries.scopes.clone();
     entries.ports_copy = entries.ports.clone();
-    // Sorted at once, and not entry by entry: there may be a hundred thousand.
+    // Collected first and sorted once, because there may be a hundred thousand entries.
     let (mut peers_v4, mut peers_v6) = (Vec::new(), Vec::new());
     for ((list, prefix), peer) in &want.tables.peers {
         match peer_entry(*list, prefix, peer, slot, generation) {
@@ -222,7 +226,7 @@ fn peer_entry(list: u32, prefix: &IpNet, peer: &Peer, slot: impl Fn(usize) -> u1
     }
 }
 
-/// Whether every wanted peer is there: the cheap question before the whole comparison, as an edit of a long list ends it early.
+/// Whether every wanted peer exists. This cheap check comes before the full comparison, because it ends early after an edit of a long list.
 fn holds_peers(have: &Entries, want: &Ruleset, slots: &[u16], generation: u8) -> bool {
     let slot = |rule: usize| slots.get(rule).copied().unwrap_or(guard_common::abi::NO_RULE);
     want.tables.peers.iter().all(|((list, prefix), peer)| match peer_entry(*list, prefix, peer, slot, generation) {
@@ -231,7 +235,7 @@ fn holds_peers(have: &Entries, want: &Ruleset, slots: &[u16], generation: u8) ->
     })
 }
 
-/// What of a ruleset depends on the cgroups that there are.
+/// Encodes the part of a ruleset that depends on cgroups.
 fn encode_followed(want: &Ruleset, slot: impl Fn(usize) -> u16, epoch: u32, cgroups: &Cgroups) -> Followed {
     let generation = Active { epoch }.generation();
     let tables = &want.tables;
@@ -274,7 +278,7 @@ fn port_value(rule: &PortRule, slot: impl Fn(usize) -> u16) -> PortValue {
     }
 }
 
-/// A prefix in the 16-byte form, with its length in that form.
+/// A prefix in the 16-byte form of an address, with the length in that form.
 fn mapped_prefix(prefix: &IpNet) -> ([u8; 16], u32) {
     match prefix {
         IpNet::V4(net) => (guard_common::packet::mapped(net.network().octets()), 96 + u32::from(net.prefix_len())),
@@ -282,42 +286,54 @@ fn mapped_prefix(prefix: &IpNet) -> ([u8; 16], u32) {
     }
 }
 
-/// The operations that make the entries of one generation in `have` equal to `target`. It counts as whole again when they are all done.
-fn bring(ops: &mut Vec<Op>, have: &Entries, target: &Entries, generation: u8) {
+/// The operations that make the entries of one generation in `have` equal to `target`. The generation is incomplete until the last of them.
+fn bring(ops: &mut Vec<MapOp>, have: &Entries, target: &Entries, generation: u8) {
     let mut followed = have.followed.clone();
     if followed.generations.remove(&generation).is_some() {
-        ops.push(Op::Generation(generation, None));
+        ops.push(MapOp::Generation(generation, None));
     }
     let peer_generation = |list: &[u8; 4]| list[0] >> 7;
-    difference(ops, &have.scopes, &target.scopes, |(_, key)| key.generation[0] == generation, Op::Scope);
-    difference(ops, &have.ports, &target.ports, |key| key.generation == generation, Op::Port);
+    difference(ops, &have.scopes, &target.scopes, |(_, key)| key.generation[0] == generation, MapOp::Scope);
+    difference(ops, &have.ports, &target.ports, |key| key.generation == generation, MapOp::Port);
     let of_scope = |(_, key): &(u32, ScopeKey)| key.generation[0] == generation;
-    difference(ops, &have.scopes_copy, &target.scopes_copy, of_scope, Op::ScopeCopy);
-    difference(ops, &have.ports_copy, &target.ports_copy, |key| key.generation == generation, Op::PortCopy);
+    difference(ops, &have.scopes_copy, &target.scopes_copy, of_scope, MapOp::ScopeCopy);
+    difference(ops, &have.ports_copy, &target.ports_copy, |key| key.generation == generation, MapOp::PortCopy);
     let of_word = |index: &u32| (index / (MAX_PORT_WORDS / 2)) as u8 == generation;
-    difference(ops, &have.port_numbers, &target.port_numbers, of_word, Op::PortNumbers);
-    difference(ops, &have.peers_v4, &target.peers_v4, |(_, key)| peer_generation(&key.list) == generation, Op::PeerV4);
-    difference(ops, &have.peers_v6, &target.peers_v6, |(_, key)| peer_generation(&key.list) == generation, Op::PeerV6);
+    difference(ops, &have.port_numbers, &target.port_numbers, of_word, MapOp::PortNumbers);
+    difference(
+        ops,
+        &have.peers_v4,
+        &target.peers_v4,
+        |(_, key)| peer_generation(&key.list) == generation,
+        MapOp::PeerV4,
+    );
+    difference(
+        ops,
+        &have.peers_v6,
+        &target.peers_v6,
+        |(_, key)| peer_generation(&key.list) == generation,
+        MapOp::PeerV6,
+    );
     let of_generation = |(_, key): &(u32, DestinationKey)| peer_generation(&key.list) == generation;
-    difference(ops, &have.destinations, &target.destinations, of_generation, Op::Destination);
+    difference(ops, &have.destinations, &target.destinations, of_generation, MapOp::Destination);
     follow(ops, &followed, &target.followed, generation);
 }
 
-/// The same for what follows the cgroups. A cgroup is admitted only where it is named too, whichever of both comes first.
-fn follow(ops: &mut Vec<Op>, have: &Followed, target: &Followed, generation: u8) {
-    difference(ops, &have.callers, &target.callers, |key| key.list[0] >> 7 == generation, Op::Caller);
-    difference(ops, &have.cgroups, &target.cgroups, |key| key.generation == u64::from(generation), Op::Cgroup);
-    difference(ops, &have.generations, &target.generations, |key| *key == generation, Op::Generation);
+/// The same for the entries that follow cgroups. Their order does not matter: a cgroup is admitted only if it is also named.
+fn follow(ops: &mut Vec<MapOp>, have: &Followed, target: &Followed, generation: u8) {
+    difference(ops, &have.callers, &target.callers, |key| key.list[0] >> 7 == generation, MapOp::Caller);
+    difference(ops, &have.cgroups, &target.cgroups, |key| key.generation == u64::from(generation), MapOp::Cgroup);
+    difference(ops, &have.generations, &target.generations, |key| *key == generation, MapOp::Generation);
 }
 
 fn difference<K: Ord + Copy, V: Copy + PartialEq>(
-    ops: &mut Vec<Op>,
+    ops: &mut Vec<MapOp>,
     have: &BTreeMap<K, V>,
     target: &BTreeMap<K, V>,
     of_generation: impl Fn(&K) -> bool,
-    op: impl Fn(K, Option<V>) -> Op,
+    op: impl Fn(K, Option<V>) -> MapOp,
 ) {
-    // Removals first: the table may be full of a generation that was never finished.
+    // Removals first: the table may be full of entries of a generation that was never finished.
     for key in have.keys().filter(|key| of_generation(key) && !target.contains_key(key)) {
         ops.push(op(*key, None));
     }
@@ -330,7 +346,7 @@ fn difference<K: Ord + Copy, V: Copy + PartialEq>(
 
 #[cfg(test)]
 mod tests {
-    use guard_policy::ruleset::{DestinationPort, GuardedPort, Mode, PodsCgroup, Rule, Tables};
+    use guard_policy::ruleset::{DestinationPort, GuardedPort, Mode, PodsCgroup, RuleSummary, RulesetTables};
     use proptest::prelude::*;
 
     use super::*;
@@ -352,12 +368,12 @@ mod tests {
         let others = (callers, prop::collection::btree_map(path(), 1u32..4, 0..3), any::<bool>(), 0u32..3);
         (names, scopes, ports, peers, others).prop_map(|(names, scopes, ports, peers, others)| {
             let (callers, cgroups, all_pods, set) = others;
-            let rules: Vec<Rule> = names
+            let rules: Vec<RuleSummary> = names
                 .into_iter()
-                .map(|name| Rule { name, mode: Mode::Enforce, guards: String::new(), allows: String::new() })
+                .map(|name| RuleSummary { name, mode: Mode::Enforce, guards: String::new(), allows: String::new() })
                 .collect();
             let rule = |index: usize| index % rules.len();
-            let tables = Tables {
+            let tables = RulesetTables {
                 scopes,
                 ports: ports
                     .into_iter()
@@ -393,7 +409,7 @@ mod tests {
         [("/here".to_owned(), 7), ("/here/too".to_owned(), 8)].into_iter().collect()
     }
 
-    /// The part of an image that a packet can meet: the entries of the generation in force, nothing where none is whole.
+    /// The part of an image that a packet can meet: the entries of the generation in force, or nothing if no generation is complete.
     fn view(image: &Image) -> Entries {
         let Some(generation) = image.in_force().generation else { return Entries::default() };
         let mut entries = image.entries.clone();
@@ -411,8 +427,8 @@ mod tests {
         entries
     }
 
-    fn run(image: &mut Image, ops: &[Op]) {
-        ops.iter().for_each(|op| step(image, op));
+    fn run(image: &mut Image, ops: &[MapOp]) {
+        ops.iter().for_each(|op| op.apply_to(image));
     }
 
     proptest! {
@@ -435,19 +451,19 @@ mod tests {
             let mut image = Image::default();
             let plan_of_first = plan(&image, &first, &cgroups()).unwrap();
             run(&mut image, &plan_of_first.ops);
-            // A crash in the middle of an apply: the next one starts from whatever is there.
+            // A crash in the middle of an apply: the next apply starts from what the maps hold.
             let half = plan(&image, &second, &cgroups()).unwrap().ops;
             let before = view(&image);
             let cut = crash.min(half.len());
             run(&mut image, &half[..cut]);
-            if !half[..cut].iter().any(|op| matches!(op, Op::Activate(_))) {
+            if !half[..cut].iter().any(|op| matches!(op, MapOp::Activate(_))) {
                 prop_assert_eq!(&view(&image), &before);
             }
             let plan = plan(&image, &third, &cgroups()).unwrap();
             let old = view(&image);
             let new = encode(&third, &plan.slots, plan.epoch, &cgroups());
             for op in &plan.ops {
-                step(&mut image, op);
+                op.apply_to(&mut image);
                 let now = view(&image);
                 prop_assert!(now == old || now == new, "a mix after {:?}", op);
             }
@@ -481,7 +497,7 @@ mod tests {
             let plan = plan(&image, &want, &cgroups()).unwrap();
             let (old, new) = (view(&image), encode(&want, &plan.slots, plan.epoch, &cgroups()));
             for op in &plan.ops {
-                step(&mut image, op);
+                op.apply_to(&mut image);
                 let now = view(&image);
                 prop_assert!(now == old || now == new || image.in_force().generation.is_none(), "a mix after {:?}", op);
             }
@@ -526,13 +542,13 @@ mod tests {
                 name: String::new(),
                 digest: String::new(),
                 mode: Mode::Enforce,
-                rules: vec![Rule {
+                rules: vec![RuleSummary {
                     name: "new".into(),
                     mode: Mode::Enforce,
                     guards: String::new(),
                     allows: String::new(),
                 }],
-                tables: Tables::default(),
+                tables: RulesetTables::default(),
                 services: Default::default(),
                 dial: Vec::new(),
             };

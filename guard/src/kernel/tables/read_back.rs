@@ -1,5 +1,5 @@
-//! Owns reading what the maps hold: the image that a plan starts from.
-//! Called by `apply`, at start and to see whether somebody changed something.
+//! Owns reading the maps into an image, from which a plan starts.
+//! Called by `apply`, at start and to detect changes by others.
 //! Must never write.
 
 use std::collections::BTreeMap;
@@ -10,12 +10,12 @@ use guard_policy::tables::image::{Entries, Followed, Image};
 
 use crate::kernel::tables::{
     apply_error::{ApplyError, refused},
-    bulk::Bulk,
-    maps::{Maps, rule_name},
+    large_map::LargeMap,
+    ruleset_maps::{RulesetMaps, rule_name},
 };
 
-/// Reads the maps; what decides nothing by itself is taken from what is known, if anything is.
-pub(crate) fn read(maps: &Maps, known: Option<&Image>) -> Result<Image, ApplyError> {
+/// Reads the maps. With a known image, the names of rules and the bit map of port numbers are copied from it instead of being read.
+pub(crate) fn read(maps: &RulesetMaps, known: Option<&Image>) -> Result<Image, ApplyError> {
     let mut image = Image {
         epoch: maps.active.get(&0, 0).map_err(|error| ApplyError::Map("ACTIVE", error))?.epoch,
         ..Image::default()
@@ -50,8 +50,8 @@ pub(crate) fn read(maps: &Maps, known: Option<&Image>) -> Result<Image, ApplyErr
     Ok(image)
 }
 
-/// The names of rules, and the numbers of guarded ports.
-fn read_rest(maps: &Maps, image: &mut Image) -> Result<(), ApplyError> {
+/// Reads the names of rules and the bit map of port numbers.
+fn read_rest(maps: &RulesetMaps, image: &mut Image) -> Result<(), ApplyError> {
     for slot in 0..RULE_SLOTS as u16 {
         let name = maps.names.get(&u32::from(slot), 0).map_err(|error| ApplyError::Map("RULE_NAMES", error))?;
         if let Some(name) = rule_name::read(&name) {
@@ -68,7 +68,7 @@ fn read_rest(maps: &Maps, image: &mut Image) -> Result<(), ApplyError> {
 }
 
 fn read_lpm<K: aya::Pod + Ord, V: aya::Pod>(
-    table: &Bulk<Key<K>, V>,
+    table: &LargeMap<Key<K>, V>,
     name: &'static str,
 ) -> Result<BTreeMap<(u32, K), V>, ApplyError> {
     let entries = table.read().map_err(refused(name))?;

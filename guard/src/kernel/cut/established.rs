@@ -1,6 +1,6 @@
-//! Owns connections that were there before a ruleset: those to guarded ports that it does not admit are cut.
-//! Called by `app` after every ruleset that came into force; the programs look at new connections only.
-//! Must never touch a connection that the ruleset admits, one that this node or a pod opened, or one outside the guarded cgroup.
+//! Owns connections that are older than the ruleset: those to guarded ports that it does not admit are cut.
+//! Called by `daemon/edit` after every ruleset that came into force, because the programs judge only new connections.
+//! Must never touch a connection that the ruleset admits, that this node or a pod opened, or that is outside the guarded cgroup.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
@@ -25,35 +25,35 @@ use guard_policy::tables::{
 };
 use nix::sched::{CloneFlags, setns};
 
-use crate::kernel::cut::sock_diag::{Diag, TcpSocket};
+use crate::kernel::cut::sock_diag::{SockDiag, TcpSocket};
 
-/// What a pass over the sockets did.
+/// The result of judging all open connections.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Pass {
-    /// Network namespaces that were looked into.
+pub struct CutSummary {
+    /// The number of network namespaces that were examined.
     pub namespaces: usize,
-    /// Connections to guarded ports.
+    /// The number of connections to guarded ports.
     pub judged: usize,
-    /// Those that were cut, with the reason.
+    /// The connections that were cut, with the reasons.
     pub cut: Vec<(TcpSocket, Reason)>,
-    /// Those that should have been cut and are still there.
+    /// The number of connections that could not be cut.
     pub failed: usize,
-    /// Whether there may be network namespaces that were not looked into: processes of the node are not seen from here.
+    /// Whether some network namespaces may be missing, because not all processes of the node are visible.
     pub blind: bool,
 }
 
-/// How long a denied connection has to stay one before it is cut. One that just ends has lost its other end already, and with it what
-/// would admit it.
+/// How long a connection must stay denied before it is cut. The other end of a connection that is closing may be gone already, and the
+/// pinhole that admits it is derived from that end.
 const CONFIRM: Duration = Duration::from_millis(150);
 
 /// The denied connections of one network namespace.
-struct Denied {
+struct DeniedConnections {
     namespace: File,
     connections: Vec<(TcpSocket, Reason)>,
 }
 
-/// Judges every connection to a listener in every network namespace that a process lives in, and cuts what the image denies.
-pub fn pass(image: &Image, cgroup: &Path) -> io::Result<Pass> {
+/// Judges every connection to a listener in every network namespace with a process, and cuts those that the image denies.
+pub fn cut_denied(image: &Image, cgroup: &Path) -> io::Result<CutSummary> {
     let mut model = Model { image: image.clone(), ..Model::default() };
     let (mut pass, first) = look(&mut model, cgroup)?;
     if first.is_empty() {
@@ -62,17 +62,17 @@ pub fn pass(image: &Image, cgroup: &Path) -> io::Result<Pass> {
     std::thread::sleep(CONFIRM);
     let candidates: HashSet<[u8; 8]> =
         first.iter().flat_map(|denied| &denied.connections).map(|(socket, _)| socket.cookie()).collect();
-    for Denied { namespace, mut connections } in look(&mut model, cgroup)?.1 {
+    for DeniedConnections { namespace, mut connections } in look(&mut model, cgroup)?.1 {
         connections.retain(|(socket, _)| candidates.contains(&socket.cookie()));
-        for (done, cut) in in_namespace(&namespace, || Diag::destroy(&connections))?.into_iter().zip(connections) {
+        for (done, cut) in in_namespace(&namespace, || SockDiag::destroy(&connections))?.into_iter().zip(connections) {
             if done { pass.cut.push(cut) } else { pass.failed += 1 }
         }
     }
     Ok(pass)
 }
 
-/// One look at all connections: how many were judged, and which are denied.
-fn look(model: &mut Model, cgroup: &Path) -> io::Result<(Pass, Vec<Denied>)> {
+/// Judges all connections once, and returns the denied ones by network namespace.
+fn look(model: &mut Model, cgroup: &Path) -> io::Result<(CutSummary, Vec<DeniedConnections>)> {
     let in_force = model.image.in_force();
     let groups = groups(&in_force, &model.image.entries.followed, cgroup)?;
     let covers_all = crate::kernel::cgroups::root::v2_root().is_ok_and(|root| root == cgroup);
@@ -80,22 +80,22 @@ fn look(model: &mut Model, cgroup: &Path) -> io::Result<(Pass, Vec<Denied>)> {
     let (found, mut blind) = namespaces(own)?;
     let mut dumped = Vec::new();
     for (id, namespace) in found {
-        match in_namespace(&namespace, Diag::dump) {
+        match in_namespace(&namespace, SockDiag::dump) {
             Ok(sockets) => dumped.push((id, namespace, sockets)),
-            // What may not be entered is left out and told; this namespace can always be judged.
+            // A namespace that may not be entered is skipped and reported. The own namespace can always be judged.
             Err(error) if id != own && error.kind() == io::ErrorKind::PermissionDenied => blind = true,
             Err(error) => return Err(error),
         }
     }
-    // The other ends are read after all of these: a connection that was seen above has its opener here, however new it is.
-    model.pinholes = pinholes(&Diag::dump()?, &own_inodes()?, &groups);
+    // The openers are read after the listeners' side: however new a connection is, its opener is in this second dump.
+    model.pinholes = pinholes(&SockDiag::dump()?, &own_inodes()?, &groups);
     if groups.values().any(|group| group.caller.roles != 0) {
         for (_, namespace, _) in dumped.iter().filter(|(id, ..)| *id != own) {
-            let callers = in_namespace(namespace, Diag::dump)?;
+            let callers = in_namespace(namespace, SockDiag::dump)?;
             model.pinholes.extend(callers.iter().filter_map(|socket| opened_by_caller(socket, &groups)));
         }
     }
-    let mut pass = Pass { namespaces: dumped.len(), blind, ..Pass::default() };
+    let mut pass = CutSummary { namespaces: dumped.len(), blind, ..CutSummary::default() };
     let mut denied = Vec::new();
     for (id, namespace, sockets) in dumped {
         let listening: BTreeSet<u16> =
@@ -120,20 +120,20 @@ fn look(model: &mut Model, cgroup: &Path) -> io::Result<(Pass, Vec<Denied>)> {
             connections.extend(denied.map(|reason| (socket, reason)));
         }
         if !connections.is_empty() {
-            denied.push(Denied { namespace, connections });
+            denied.push(DeniedConnections { namespace, connections });
         }
     }
     Ok((pass, denied))
 }
 
-/// What is known of a cgroup below the guarded one.
+/// The roles of a cgroup below the guarded one.
 #[derive(Clone, Copy, Debug, Default)]
-struct Group {
+struct CgroupFacts {
     caller: LocalCaller,
     in_pods: bool,
 }
 
-/// Why an open connection of the companion would not be let out now. Nobody else's own connections are touched.
+/// Why a connection that the companion opened would be denied now. Connections opened by others are not touched.
 fn companion_denied(model: &Model, in_force: &RulesetInForce, caller: LocalCaller, to: SocketAddr) -> Option<Reason> {
     if caller.roles & CgroupValue::COMPANION == 0 {
         return None;
@@ -143,12 +143,13 @@ fn companion_denied(model: &Model, in_force: &RulesetInForce, caller: LocalCalle
     reached.denied.filter(|_| reached.verdict == Verdict::Deny)
 }
 
-/// Whether a rule guards ports of every pod and their cgroup is not there: then every listener that is not the node's counts.
+/// Whether a rule guards ports of every pod while the cgroup of the pods does not exist. Then every listener outside the node's own
+/// network namespace counts as a pod's.
 fn pods_unknown(in_force: &RulesetInForce) -> bool {
     in_force.has(Generation::ALL_PODS) && in_force.pods_cgroup == 0
 }
 
-/// The head of a packet from one address to another: as much as a decision reads.
+/// The headers of an opening packet, as far as `decide` reads them.
 fn opening(from: SocketAddr, to: SocketAddr) -> Vec<u8> {
     let (mut bytes, header) = match (from, to) {
         (SocketAddr::V4(from), SocketAddr::V4(to)) => {
@@ -171,9 +172,9 @@ fn opening(from: SocketAddr, to: SocketAddr) -> Vec<u8> {
     bytes
 }
 
-/// What the kernel's pinholes were when the connections of this namespace were opened: those of the guard's own sockets and of the
-/// companion are the tunnel's, the others the node's, and some a caller's too.
-fn pinholes(dumped: &[TcpSocket], own: &HashSet<u32>, groups: &Groups) -> BTreeMap<FlowKey, Pinhole> {
+/// The pinholes that the kernel had when the sockets of this namespace connected: `tunnel` for sockets of the guard and of the companion,
+/// `node` for all others, and also `caller` for those in a named cgroup.
+fn pinholes(dumped: &[TcpSocket], own: &HashSet<u32>, groups: &CgroupTree) -> BTreeMap<FlowKey, Pinhole> {
     let pinhole = |socket: &TcpSocket| {
         if own.contains(&socket.inode) {
             return (flow(socket), Pinhole::of(Pinhole::TUNNEL));
@@ -188,7 +189,7 @@ fn pinholes(dumped: &[TcpSocket], own: &HashSet<u32>, groups: &Groups) -> BTreeM
 }
 
 /// The pinhole of a socket in a named cgroup.
-fn opened_by_caller(socket: &TcpSocket, groups: &Groups) -> Option<(FlowKey, Pinhole)> {
+fn opened_by_caller(socket: &TcpSocket, groups: &CgroupTree) -> Option<(FlowKey, Pinhole)> {
     let LocalCaller { cgroup, roles } = groups.get(&socket.cgroup?)?.caller;
     let via = match roles {
         0 => return None,
@@ -198,7 +199,7 @@ fn opened_by_caller(socket: &TcpSocket, groups: &Groups) -> Option<(FlowKey, Pin
     Some((flow(socket), Pinhole { via, at: 0, cgroup }))
 }
 
-/// The flow that a socket's own packets make at its peer.
+/// The flow of a socket's packets as its peer sees it.
 fn flow(socket: &TcpSocket) -> FlowKey {
     FlowKey {
         source: address(socket.local),
@@ -215,7 +216,7 @@ fn address(address: SocketAddr) -> [u8; 16] {
     }
 }
 
-/// One descriptor for each network namespace that a process lives in, this one first, and whether there may be more.
+/// One descriptor for each network namespace with a process, this namespace first, and whether there may be more.
 fn namespaces(own: u64) -> io::Result<(Vec<(u64, File)>, bool)> {
     let mut hidden = !sees_all_processes();
     let mut found = vec![(own, File::open("/proc/self/ns/net")?)];
@@ -226,7 +227,7 @@ fn namespaces(own: u64) -> io::Result<(Vec<(u64, File)>, bool)> {
         }
         let namespace = match File::open(entry.path().join("ns/net")) {
             Ok(namespace) => namespace,
-            // A process may end at any time: then it has no namespace any more.
+            // The process may have ended meanwhile.
             Err(error) => {
                 hidden |= error.kind() == io::ErrorKind::PermissionDenied;
                 continue;
@@ -240,12 +241,12 @@ fn namespaces(own: u64) -> io::Result<(Vec<(u64, File)>, bool)> {
     Ok((found, hidden))
 }
 
-/// Whether this process sees every process of the machine: the first pid namespace has a number of its own (Linux, PROC_PID_INIT_INO).
+/// Whether this process sees every process of the machine: the initial pid namespace has a fixed inode (Linux, PROC_PID_INIT_INO).
 fn sees_all_processes() -> bool {
     fs::metadata("/proc/self/ns/pid").is_ok_and(|about| about.ino() == 0xEFFF_FFFC)
 }
 
-/// Runs code in a network namespace: here if it is this one, which takes no CAP_SYS_ADMIN, else on a thread of its own.
+/// Runs code in a network namespace: on this thread if it is the current one, which needs no CAP_SYS_ADMIN, otherwise on a new thread.
 fn in_namespace<T: Send>(namespace: &File, code: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
     if namespace.metadata()?.ino() == fs::metadata("/proc/thread-self/ns/net")?.ino() {
         return code();
@@ -254,25 +255,26 @@ fn in_namespace<T: Send>(namespace: &File, code: impl FnOnce() -> io::Result<T> 
         setns(namespace, CloneFlags::CLONE_NEWNET)?;
         code()
     };
-    std::thread::scope(|scope| scope.spawn(enter).join()).unwrap_or_else(|_| Err(io::Error::other("a thread crashed")))
+    std::thread::scope(|scope| scope.spawn(enter).join())
+        .unwrap_or_else(|_| Err(io::Error::other("the thread in the network namespace panicked")))
 }
 
-/// The sockets of this process, by inode.
+/// The inodes of this process's sockets.
 fn own_inodes() -> io::Result<HashSet<u32>> {
     let links = fs::read_dir("/proc/self/fd")?.flatten().filter_map(|entry| fs::read_link(entry.path()).ok());
     let inode = |link: std::path::PathBuf| link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok();
     Ok(links.filter_map(inode).collect())
 }
 
-/// The cgroups below the guarded one, by id: on cgroup v2, the inode of the directory.
-type Groups = HashMap<u64, Group>;
+/// The cgroups below the guarded one, by id. On cgroup v2, the id is the inode of the directory.
+type CgroupTree = HashMap<u64, CgroupFacts>;
 
 /// Walks the cgroups below the guarded one.
-fn groups(in_force: &RulesetInForce, followed: &Followed, cgroup: &Path) -> io::Result<Groups> {
-    let mut groups = Groups::new();
-    let mut left = vec![(cgroup.to_path_buf(), Group::default())];
+fn groups(in_force: &RulesetInForce, followed: &Followed, cgroup: &Path) -> io::Result<CgroupTree> {
+    let mut groups = CgroupTree::new();
+    let mut left = vec![(cgroup.to_path_buf(), CgroupFacts::default())];
     while let Some((path, mut group)) = left.pop() {
-        // A cgroup that is gone by now has no sockets that matter.
+        // A cgroup that was removed meanwhile has no sockets.
         let Ok(id) = fs::metadata(&path).map(|metadata| metadata.ino()) else { continue };
         let key = CgroupKey { cgroup: id, generation: u64::from(in_force.key_generation()) };
         if let Some(value) = followed.cgroups.get(&key) {

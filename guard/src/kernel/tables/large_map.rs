@@ -1,6 +1,6 @@
-//! Owns a table that may hold a hundred thousand entries: written, removed and read many entries to a system call.
-//! Called by `apply` through `maps`.
-//! Must never depend on the kernel's batch calls: where a kernel has none for a kind of map, it is one call an entry.
+//! Owns a map that may have a hundred thousand entries: one system call writes, removes or reads many of them.
+//! Called by `apply` and `read_back` through `ruleset_maps`.
+//! Must never depend on the kernel's batch calls: if a kernel has none for this type of map, each entry takes one call.
 
 use std::{io, marker::PhantomData};
 
@@ -9,21 +9,21 @@ use aya::{
     maps::{Map, MapData, MapError},
 };
 
-use crate::kernel::tables::{map_batches, map_batches::Batch};
+use crate::kernel::tables::{map_batches, map_batches::BatchResult};
 
-/// Entries of one system call.
+/// The number of entries in one system call.
 const CHUNK: usize = 1 << 14;
 
-/// A hash table or a longest-prefix table.
-pub(crate) struct Bulk<K, V> {
-    /// The descriptor itself and no copy of it: a program of the same object that is loaded later names its maps by their numbers.
+/// A hash map or a longest-prefix map.
+pub(crate) struct LargeMap<K, V> {
+    /// The original descriptor, not a copy: programs of the same object that are loaded later refer to their maps by its number.
     map: MapData,
     of: PhantomData<fn() -> (K, V)>,
 }
 
-impl<K: Pod, V: Pod> Bulk<K, V> {
-    /// Takes a map that has keys and values of this size.
-    pub(crate) fn of(map: Map) -> Result<Bulk<K, V>, MapError> {
+impl<K: Pod, V: Pod> LargeMap<K, V> {
+    /// Wraps a map. Fails if its keys and values do not have these sizes.
+    pub(crate) fn of(map: Map) -> Result<LargeMap<K, V>, MapError> {
         let (Map::LpmTrie(map) | Map::HashMap(map)) = map else {
             return Err(MapError::InvalidMapType { map_type: 0 });
         };
@@ -33,35 +33,35 @@ impl<K: Pod, V: Pod> Bulk<K, V> {
                 return Err(MapError::InvalidKeySize { size, expected: expected as usize });
             }
         }
-        Ok(Bulk { map, of: PhantomData })
+        Ok(LargeMap { map, of: PhantomData })
     }
 
-    /// Writes entries in this order.
+    /// Writes entries in the given order.
     pub(crate) fn put(&self, entries: &[(K, V)]) -> io::Result<()> {
         for chunk in entries.chunks(CHUNK) {
             let (keys, values): (Vec<K>, Vec<V>) = chunk.iter().copied().unzip();
             match map_batches::update_batch(self.map.fd(), &keys, &values) {
-                Batch::Done(_) => {}
-                Batch::Unknown => {
+                BatchResult::Done(_) => {}
+                BatchResult::Unknown => {
                     chunk.iter().try_for_each(|(key, value)| map_batches::update(self.map.fd(), key, value))?
                 }
-                Batch::Stopped(_, error) => return Err(error),
+                BatchResult::Stopped(_, error) => return Err(error),
             }
         }
         Ok(())
     }
 
-    /// Removes entries. Somebody else may have removed one before: it is gone, as wanted.
+    /// Removes entries. An entry that does not exist is not an error.
     pub(crate) fn remove(&self, keys: &[K]) -> io::Result<()> {
         let mut left = keys;
         while !left.is_empty() {
             let (now, _) = left.split_at(left.len().min(CHUNK));
             let done = match map_batches::delete_batch(self.map.fd(), now) {
-                Batch::Done(count) => count,
-                // The batch ends at the entry that is not there.
-                Batch::Stopped(count, error) if error.raw_os_error() == Some(libc::ENOENT) => count + 1,
-                Batch::Stopped(_, error) => return Err(error),
-                Batch::Unknown => {
+                BatchResult::Done(count) => count,
+                // The batch ends at an entry that does not exist.
+                BatchResult::Stopped(count, error) if error.raw_os_error() == Some(libc::ENOENT) => count + 1,
+                BatchResult::Stopped(_, error) => return Err(error),
+                BatchResult::Unknown => {
                     now.iter().try_for_each(|key| absent_is_fine(map_batches::delete(self.map.fd(), key)))?;
                     now.len()
                 }
@@ -74,15 +74,15 @@ impl<K: Pod, V: Pod> Bulk<K, V> {
     /// Reads every entry.
     pub(crate) fn read(&self) -> io::Result<Vec<(K, V)>> {
         let mut entries = Vec::new();
-        let mut place: Option<map_batches::Place<K>> = None;
+        let mut place: Option<map_batches::BatchCursor<K>> = None;
         loop {
             let (found, result) = map_batches::lookup_batch(self.map.fd(), &mut place, CHUNK);
             entries.extend(found);
             match result {
-                Batch::Done(_) => {}
-                Batch::Stopped(_, error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(entries),
-                // Somebody else changes the table while it is read, or there are no such calls: entry by entry, then.
-                Batch::Stopped(..) | Batch::Unknown => return self.read_singly(),
+                BatchResult::Done(_) => {}
+                BatchResult::Stopped(_, error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(entries),
+                // Someone else changes the map meanwhile, or the kernel has no batch call: read entry by entry.
+                BatchResult::Stopped(..) | BatchResult::Unknown => return self.read_singly(),
             }
         }
     }

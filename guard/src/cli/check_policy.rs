@@ -9,7 +9,7 @@ use std::{
 
 use guard_policy::{
     diagnostic::{Finding, Severity},
-    load::load,
+    policy_file::load,
 };
 
 use crate::{cli::args::Output, report::table::Table, sys::node_facts};

@@ -1,6 +1,6 @@
-//! Owns the pinned state: opens or adopts the maps, loads the programs, attaches or adopts the links.
-//! Called by `app` at start (`open`, then `apply`, then `attach`), by `status` and `unpin` (`attachments`).
-//! Must never attach before a ruleset is in force, and never reuse a pinned map of another shape.
+//! Owns the programs and the pins: opens or adopts the maps, loads the programs, attaches or adopts the links.
+//! Called by `daemon/run` at start (`open`, then `Apply::apply`, then `attach`), by `mend`, by `daemon/state` and by `report`.
+//! Must never attach before a ruleset is in force, or reuse a pinned map of another definition.
 
 use std::{
     fs, io,
@@ -19,53 +19,53 @@ use aya::{
 use guard_common::abi::Pinhole;
 
 use crate::kernel::{
-    error::{LoadError, at},
+    error::{LoadError, LoadRefusal, at},
     links::{
-        definition::Shape,
+        map_definition::MapDefinition,
         object::{JUDGES, OBJECT, PROGRAMS},
         upgrade::Predecessor,
     },
     pins::{Location, pins},
     syscalls,
     tables::{
-        maps,
-        maps::{Maps, pinned_map},
+        ruleset_maps,
+        ruleset_maps::{RulesetMaps, pinned_map},
     },
 };
 
-/// The kernel half, opened: what `app` hands out to its parts.
-pub struct Loaded {
-    /// For `apply` and `counters`.
-    pub maps: Maps,
-    /// For `counters`: what the kernel half could not do.
+/// The opened kernel half, in the parts that `daemon/run` distributes.
+pub struct KernelHalf {
+    /// The maps of the ruleset, for `apply`.
+    pub maps: RulesetMaps,
+    /// The counters of what the programs could not do.
     pub health: PerCpuArray<MapData, u64>,
-    /// For `events`.
+    /// The ring buffer of denials, for `events`.
     pub events: RingBuf<MapData>,
-    /// For `pinholes`.
+    /// The table of registered sockets, for `pinholes`.
     pub cookies: HashMap<MapData, u64, Pinhole>,
-    /// For `attach`.
+    /// The loaded programs.
     pub programs: Programs,
 }
 
-/// The programs, loaded and not yet attached.
+/// The loaded programs and the links of those that are attached.
 pub struct Programs {
     pub(crate) ebpf: Ebpf,
     pub(crate) location: Location,
-    /// A handle on every pinned map, so that a lost pin can be made again.
+    /// A descriptor of every pinned map, so that a lost pin can be restored.
     pub(crate) pinned: Vec<(String, MapData)>,
-    /// The same for every link: without it, removing a pin would detach the program.
-    pub(crate) links: Vec<Held>,
-    /// The same for the edge tier's.
-    pub(crate) edge: crate::kernel::links::edge_hooks::Held,
-    /// Whether cgroup_skb programs can ask for the network namespace here (kernel 6.15).
+    /// The links of the programs. An open descriptor keeps a program attached when its pin is removed.
+    pub(crate) links: Vec<CgroupLink>,
+    /// The links of the edge tier.
+    pub(crate) edge: crate::kernel::links::edge_hooks::EdgeHandles,
+    /// Whether the kernel lets cgroup_skb programs read the cookie of the network namespace (Linux 6.15).
     pub netns_helper: bool,
 }
 
-/// A link that is held open.
-pub(crate) struct Held {
+/// The open link of a program on the cgroup.
+pub(crate) struct CgroupLink {
     pub(crate) name: &'static str,
     pub(crate) fd: OwnedFd,
-    /// The program that was put into it.
+    /// The id of the program that was put into the link.
     pub(crate) program_id: u32,
 }
 
@@ -92,19 +92,19 @@ pub struct PinnedMap {
     pub id: u32,
 }
 
-/// Opens the maps (pinned ones are adopted after a check of their shape) and loads the programs. Attaches nothing.
-pub fn open(location: &Location) -> Result<Loaded, LoadError> {
+/// Opens the maps and loads the programs. Pinned maps are adopted after a check of their definitions. Attaches nothing.
+pub fn open(location: &Location) -> Result<KernelHalf, LoadError> {
     let pins = location.pins();
     make_directories(&location.bpffs, &pins)?;
-    let map_names = check_shapes(&pins)?;
+    let map_names = check_definitions(&pins)?;
     let (ebpf, netns_helper) = load_programs(&pins, &map_names)?;
     #[cfg(feature = "ebpf-log")]
     let ebpf = crate::kernel::links::program_log::start(ebpf);
     let handle = |name: &String| Ok((name.clone(), MapData::from_pin(pins.join("maps").join(name))?));
     let pinned = map_names.iter().map(handle).collect::<Result<_, MapError>>()?;
-    let (links, edge) = (Vec::new(), crate::kernel::links::edge_hooks::Held::default());
-    Ok(Loaded {
-        maps: Maps::pinned(&location.bpffs)?,
+    let (links, edge) = (Vec::new(), crate::kernel::links::edge_hooks::EdgeHandles::default());
+    Ok(KernelHalf {
+        maps: RulesetMaps::pinned(&location.bpffs)?,
         health: PerCpuArray::try_from(pinned_map(&pins, "HEALTH")?)?,
         events: RingBuf::try_from(pinned_map(&pins, "EVENTS")?)?,
         cookies: HashMap::try_from(pinned_map(&pins, "COOKIES")?)?,
@@ -113,8 +113,8 @@ pub fn open(location: &Location) -> Result<Loaded, LoadError> {
 }
 
 impl Programs {
-    /// Attaches each program, or adopts its pinned link: a link that holds an older program gets this one in one step and
-    /// keeps its id. So does the link of a build of another ABI; what that build left besides comes back.
+    /// Attaches each program, or adopts its pinned link. A link with an older program gets the new one in one step and keeps its id; so does the
+    /// link of a build of another ABI. Returns the builds that were taken over, so that the caller can remove what is left of them.
     pub fn attach(&mut self) -> Result<Vec<Predecessor>, LoadError> {
         let pins = self.location.pins();
         let predecessors = Predecessor::find(&self.location.bpffs)?;
@@ -127,16 +127,12 @@ impl Programs {
             let program_pin = pins.join("programs").join(name);
             let program = self.ebpf.program_mut(name).ok_or(LoadError::Missing(name))?;
             if name == JUDGES[0] {
-                // From here on this build's pinholes are those that count.
+                // From here on, this build's programs judge packets, so they need the open pinholes.
                 predecessors.iter().try_for_each(|before| before.carry_pinholes(&pins))?;
             }
             for before in predecessors.iter().filter(|_| !link_pin.exists()) {
-                before.hand_over(
-                    name,
-                    program.fd().map_err(|error| LoadError::Program(name, error.to_string()))?.as_fd(),
-                    cgroup_id,
-                    &link_pin,
-                )?;
+                let fd = program.fd().map_err(|error| LoadError::Program(name, error))?;
+                before.hand_over(name, fd.as_fd(), cgroup_id, &link_pin)?;
             }
             if link_pin.exists() {
                 adopt(name, program, &link_pin, &program_pin, cgroup_id, &self.location.cgroup)?;
@@ -148,20 +144,20 @@ impl Programs {
             }
             let fd = syscalls::obj_get(&link_pin).map_err(at(&link_pin))?;
             let program_id = syscalls::link_info(fd.as_fd()).map_err(at(&link_pin))?.program_id;
-            self.links.push(Held { name, fd, program_id });
+            self.links.push(CgroupLink { name, fd, program_id });
         }
-        renewed.then(|| maps::forget_judged(&pins)).transpose()?;
+        renewed.then(|| ruleset_maps::forget_judged(&pins)).transpose()?;
         Ok(predecessors)
     }
 
-    /// How many instructions the verifier walked for a program; 0 where the kernel does not tell (before 5.16).
+    /// The number of instructions that the verifier processed for a program; 0 if the kernel does not report it (before Linux 5.16).
     pub fn verified(&self, name: &str) -> u32 {
         let info = self.ebpf.program(name).and_then(|program| program.info().ok());
         info.and_then(|info| info.verified_instruction_count()).unwrap_or(0)
     }
 }
 
-/// Which programs hold, read from the pins alone: the daemon need not run.
+/// Which programs are attached, read from the pins. This does not need a running daemon.
 pub fn attachments(bpffs: &Path) -> Vec<Attachment> {
     let links = pins(bpffs).join("links");
     PROGRAMS
@@ -195,7 +191,7 @@ pub fn pinned_maps(bpffs: &Path) -> Vec<PinnedMap> {
 }
 
 fn make_directories(bpffs: &Path, pins: &Path) -> Result<(), LoadError> {
-    // The directory itself may not exist yet; then its nearest existing parent says which file system it will be on.
+    // If the directory does not exist yet, its nearest existing parent tells the file system.
     let existing = bpffs.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
     if !syscalls::is_bpffs(existing).map_err(at(existing))? {
         return Err(LoadError::NotBpffs(bpffs.to_path_buf()));
@@ -207,28 +203,27 @@ fn make_directories(bpffs: &Path, pins: &Path) -> Result<(), LoadError> {
     Ok(())
 }
 
-/// Compares every pinned map with its definition in the object; the loader itself would silently take any.
-fn check_shapes(pins: &Path) -> Result<Vec<String>, LoadError> {
-    let shapes = Shape::of_object()?;
-    for (name, expected) in &shapes {
+/// Compares every pinned map with its definition in the object, because the library would adopt any pinned map.
+fn check_definitions(pins: &Path) -> Result<Vec<String>, LoadError> {
+    let definitions = MapDefinition::of_object().map_err(LoadError::Object)?;
+    for (name, expected) in &definitions {
         let path = pins.join("maps").join(name);
         if !path.exists() {
             continue;
         }
-        let found = Shape::of_pin(&path)?;
+        let found = MapDefinition::of_pin(&path)?;
         if found != *expected {
-            let (found, expected) = (found.to_string(), expected.to_string());
-            return Err(LoadError::MapShape { path, found, expected });
+            return Err(LoadError::MapMismatch { path, found, expected: *expected });
         }
     }
-    Ok(shapes.into_keys().collect())
+    Ok(definitions.into_keys().collect())
 }
 
-/// Loads with the network-namespace helper, and without it where the kernel does not know it for cgroup_skb.
+/// Loads the programs with the helper for network namespaces, or without it if the kernel does not allow it for cgroup_skb.
 fn load_programs(pins: &Path, map_names: &[String]) -> Result<(Ebpf, bool), LoadError> {
     match load_programs_with(pins, map_names, true) {
         Ok(ebpf) => Ok((ebpf, true)),
-        Err(LoadError::Program(..)) => load_programs_with(pins, map_names, false).map(|ebpf| (ebpf, false)),
+        Err(LoadError::Load(..)) => load_programs_with(pins, map_names, false).map(|ebpf| (ebpf, false)),
         Err(error) => Err(error),
     }
 }
@@ -244,7 +239,7 @@ fn load_programs_with(pins: &Path, map_names: &[String], netns_helper: bool) -> 
     let mut ebpf = loader.load(OBJECT)?;
     for name in PROGRAMS {
         let program = ebpf.program_mut(name).ok_or(LoadError::Missing(name))?;
-        load_program(program).map_err(|error| LoadError::Program(name, verifier_tail(&error)))?;
+        load_program(program).map_err(|error| LoadError::Load(name, LoadRefusal(error)))?;
     }
     Ok(ebpf)
 }
@@ -259,16 +254,9 @@ fn load_program(program: &mut Program) -> Result<(), ProgramError> {
     <&mut SockOps>::try_from(program)?.load()
 }
 
-/// The end of a verifier log says what was refused; the rest is thousands of lines of how it got there.
-pub(crate) fn verifier_tail(error: &ProgramError) -> String {
-    let text = error.to_string();
-    let lines: Vec<&str> = text.lines().collect();
-    lines[lines.len().saturating_sub(12)..].join("\n")
-}
-
 fn attach_new(name: &'static str, program: &mut Program, cgroup: &fs::File, pin: &Path) -> Result<(), LoadError> {
-    let failed = |error: ProgramError| LoadError::Program(name, format!("cannot attach: {error}"));
-    // `Single` is how the library spells "no flags"; links of a cgroup are always many.
+    let failed = |error| LoadError::Attach(name, error);
+    // `Single` means "no flags" in the library. A cgroup always accepts several links.
     let mode = CgroupAttachMode::Single;
     let link = if let Program::CgroupSkb(program) = program {
         let direction = program.expected_attach_type().unwrap_or(CgroupSkbAttachType::Ingress);
@@ -282,11 +270,11 @@ fn attach_new(name: &'static str, program: &mut Program, cgroup: &fs::File, pin:
         let id = program.attach(cgroup, mode).map_err(failed)?;
         FdLink::try_from(program.take_link(id).map_err(failed)?)
     };
-    let link = link.map_err(|error| LoadError::Program(name, error.to_string()))?;
+    let link = link.map_err(|_| LoadError::Missing("link after attaching"))?;
     link.pin(pin).map(drop).map_err(|error| LoadError::Pin(pin.to_path_buf(), error))
 }
 
-/// Takes over a pinned link. The program in it stays if it is the same code, else it is replaced in one step.
+/// Adopts a pinned link. The program in it stays if it is the same code, otherwise it is replaced in one step.
 fn adopt(
     name: &'static str,
     program: &mut Program,
@@ -300,7 +288,7 @@ fn adopt(
     if info.cgroup_id != cgroup_id {
         return Err(LoadError::OtherCgroup { path: link_pin.to_path_buf(), cgroup: cgroup.to_path_buf() });
     }
-    let refused = |error: ProgramError| LoadError::Program(name, error.to_string());
+    let refused = |error| LoadError::Program(name, error);
     let tag = program.info().map_err(refused)?.tag();
     let pinned = ProgramInfo::from_pin(program_pin).ok();
     if pinned.is_some_and(|pinned| pinned.id() == info.program_id && pinned.tag() == tag) {
@@ -313,6 +301,7 @@ fn adopt(
     replace_pin(program, program_pin)
 }
 
+/// Pins a program at a path where another program may be pinned.
 pub(crate) fn replace_pin(program: &mut Program, pin: &Path) -> Result<(), LoadError> {
     match fs::remove_file(pin) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(at(pin)(error)),
