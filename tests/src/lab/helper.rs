@@ -24,7 +24,7 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 
 use super::client::{self, timed_out};
-use crate::{bench::print_line, endpoint, http_proxy::HttpProxy};
+use crate::{bench::print_line, endpoint, servers::http_proxy::HttpProxy};
 
 type Body = BoxBody<Bytes, Infallible>;
 
