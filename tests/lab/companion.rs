@@ -10,7 +10,7 @@ use lab::{
     lab::{KUBELET, Lab, POLICY},
     net::Who,
     process::{Process, command, until, upstream},
-    server::AGENT_PORT,
+    servers::proxy_server::AGENT_PORT,
 };
 use nodeguard::report::status::Status;
 

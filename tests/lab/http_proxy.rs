@@ -8,7 +8,7 @@ use lab::{
     lab::{Lab, POLICY},
     net::Who,
     process::until,
-    server::AGENT_PORT,
+    servers::proxy_server::AGENT_PORT,
 };
 
 const PROXY: &str = "10.0.0.1:3128";

@@ -8,7 +8,7 @@ use lab::{
     lab::{KUBELET, Lab, POLICY},
     net::Who,
     process::until,
-    server::AGENT_PORT,
+    servers::proxy_server::AGENT_PORT,
 };
 use nodeguard::report::status::Counter;
 

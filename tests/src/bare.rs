@@ -4,6 +4,7 @@
 
 use std::{
     fs,
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     time::Duration,
@@ -15,6 +16,7 @@ pub use crate::process::upstream;
 use crate::{
     certs::Certs,
     process::{Process, built},
+    servers::proxy_server::{AGENT_PORT, Spec},
 };
 
 /// Where everything of a run stands.
@@ -62,19 +64,10 @@ spec:
 
 /// Starts the real proxy-server; where its frontend listens.
 pub fn server(place: &Place) -> Result<(Process, PathBuf)> {
-    let socket = place.directory.join("konnectivity.sock");
-    let mut server = command(&upstream("proxy-server")?);
-    server.args(["--mode=http-connect", "--server-port=0", "--proxy-strategies=destHost", "--v=0"]);
-    server.args(["--health-bind-address=127.0.0.1", "--health-port=8092"]);
-    server.args(["--admin-bind-address=127.0.0.1", "--admin-port=8095"]);
-    server.arg(format!("--uds-name={}", socket.display()));
-    server.args([format!("--agent-bind-address={SERVER}"), "--agent-port=8091".to_owned()]);
-    place.certs.give_to_server(&mut server);
-    let mut process = Process::start("proxy-server", server, &place.directory.join("proxy-server.log"))?;
-    process.until("it listens", Duration::from_secs(20), |_| {
-        Ok(std::os::unix::net::UnixStream::connect(&socket).is_ok())
-    })?;
-    Ok((process, socket))
+    let more = ["--proxy-strategies=destHost", "--v=0"];
+    let agents = SocketAddr::new(SERVER.parse()?, AGENT_PORT);
+    let server = Spec { agents, more: &more, ..Spec::new("proxy-server", 0, 1) }.start(place)?;
+    Ok((server.process, server.socket))
 }
 
 /// Starts an agent for a server.

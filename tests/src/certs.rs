@@ -169,7 +169,7 @@ fn named(name: &str) -> CertificateParams {
     params
 }
 
-fn authority(name: &str) -> Result<(Issuer<'static, KeyPair>, String)> {
+pub(crate) fn authority(name: &str) -> Result<(Issuer<'static, KeyPair>, String)> {
     let key = KeyPair::generate()?;
     let mut params = named(name);
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);

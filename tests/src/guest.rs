@@ -11,8 +11,7 @@
 use std::{
     collections::BTreeSet,
     fs,
-    io::Write,
-    net::{IpAddr, SocketAddr, TcpListener, TcpStream},
+    net::{IpAddr, SocketAddr, TcpListener},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -27,6 +26,7 @@ use guard_common::{
 use guard_policy::{compile::compile as compile_policy, diagnostic::Source, node_facts::NodeFacts};
 use lab::{
     agree::compare,
+    bench::print_line,
     judged::{Sender, check as check_shape, counts},
     packets::Flow,
     shapes::{all, flow_of},
@@ -61,6 +61,12 @@ spec:
   tunnel: {dial: []}
   controlPlane: {addresses: [127.0.0.9/32], ports: [6443]}
 ";
+
+/// The addresses of loopback, by what they are to the policy.
+const NODE: [u8; 4] = [127, 0, 0, 1];
+const PEER: [u8; 4] = [127, 0, 0, 2];
+const STRANGER: [u8; 4] = [127, 0, 0, 3];
+const CONTROL_PLANE: [u8; 4] = [127, 0, 0, 9];
 
 fn main() {
     let host = std::env::args().skip_while(|argument| argument != "--host").nth(1).map(PathBuf::from);
@@ -98,15 +104,19 @@ fn mount_all() {
 
 /// Brings loopback up: nobody else does it here.
 fn up() {
-    let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
     // SAFETY: all zero is a valid `ifreq`.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     request.ifr_name[0] = b'l' as libc::c_char;
     request.ifr_name[1] = b'o' as libc::c_char;
     request.ifr_ifru.ifru_flags = libc::IFF_UP as libc::c_short;
-    // SAFETY: a socket of ours and an `ifreq` that lives through the call.
-    let result =
-        unsafe { libc::ioctl(std::os::fd::AsRawFd::as_raw_fd(&socket), libc::SIOCSIFFLAGS as _, &raw mut request) };
+    configure("0.0.0.0:0", libc::SIOCSIFFLAGS, &request);
+}
+
+/// Configures an interface by a socket of a family.
+fn configure<T>(family: &str, what: libc::Ioctl, request: &T) {
+    let socket = std::net::UdpSocket::bind(family).unwrap();
+    // SAFETY: a socket of ours and a request that lives through the call, of the type that the callers' ioctl takes.
+    let result = unsafe { libc::ioctl(std::os::fd::AsRawFd::as_raw_fd(&socket), what, std::ptr::from_ref(request)) };
     assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
 }
 
@@ -154,11 +164,7 @@ fn try_all(cgroup: &Path, bpffs: &Path) {
     check("edge-counts", dropped(&apply) > before, true);
     programs.hold_edge(&BTreeSet::new());
     let after = dropped(&apply);
-    check(
-        "stranger-without-edge",
-        reached(connect([127, 0, 0, 3], SocketAddr::from(([127, 0, 0, 1], 10250)), None)),
-        false,
-    );
+    check("stranger-without-edge", connects(STRANGER, (NODE, 10250), None), false);
     check("edge-removed", dropped(&apply) == after, true);
 
     shapes(&apply, bpffs);
@@ -182,29 +188,27 @@ fn connections(pinholes: &KernelPinholes, cgroup: &Path) {
     let any = |port: u16| SocketAddr::from(([0, 0, 0, 0], port));
     let listeners: Vec<TcpListener> =
         [10250, 10251, 10252, 10254, 6443, 2379].map(|port| TcpListener::bind(any(port)).unwrap()).into();
-    let to = |port: u16| SocketAddr::from(([127, 0, 0, 1], port));
-    let peer = [127, 0, 0, 2];
-    check("stranger", reached(connect([127, 0, 0, 3], to(10250), None)), false);
-    check("ip-block", reached(connect(peer, to(10250), None)), true);
-    check("tunnel", reached(connect([127, 0, 0, 3], to(10250), Some(pinholes))), true);
-    check("node", reached(connect([127, 0, 0, 3], to(10251), None)), true);
-    check("not-the-caller", reached(connect(peer, to(10252), None)), false);
+    check("stranger", connects(STRANGER, (NODE, 10250), None), false);
+    check("ip-block", connects(PEER, (NODE, 10250), None), true);
+    check("tunnel", connects(STRANGER, (NODE, 10250), Some(pinholes)), true);
+    check("node", connects(STRANGER, (NODE, 10251), None), true);
+    check("not-the-caller", connects(PEER, (NODE, 10252), None), false);
     join(&cgroup.join("caller"));
-    check("caller", reached(connect([127, 0, 0, 3], to(10252), None)), true);
+    check("caller", connects(STRANGER, (NODE, 10252), None), true);
     join(&cgroup.join("elsewhere"));
     // All of this is the node's own network namespace, or an address of the node: no pod's.
-    check("no-pod", reached(connect([127, 0, 0, 3], to(10254), None)), true);
-    let hub = |port: u16| SocketAddr::from(([127, 0, 0, 9], port));
-    check("control-plane", reached(connect([127, 0, 0, 3], hub(6443), None)), true);
-    check("control-plane-port", reached(connect([127, 0, 0, 3], hub(2379), None)), false);
+    check("no-pod", connects(STRANGER, (NODE, 10254), None), true);
+    check("control-plane", connects(STRANGER, (CONTROL_PLANE, 6443), None), true);
+    check("control-plane-port", connects(STRANGER, (CONTROL_PLANE, 2379), None), false);
     let server = std::net::UdpSocket::bind(any(10253)).unwrap();
     server.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
     let heard = |from: [u8; 4]| {
-        std::net::UdpSocket::bind(SocketAddr::from((from, 0))).unwrap().send_to(b"x", to(10253)).unwrap();
+        let sender = std::net::UdpSocket::bind(SocketAddr::from((from, 0))).unwrap();
+        sender.send_to(b"x", SocketAddr::from((NODE, 10253))).unwrap();
         server.recv_from(&mut [0; 1]).is_ok()
     };
-    check("udp-stranger", heard([127, 0, 0, 3]), false);
-    check("udp-ip-block", heard(peer), true);
+    check("udp-stranger", heard(STRANGER), false);
+    check("udp-ip-block", heard(PEER), true);
     drop(listeners);
 }
 
@@ -282,32 +286,23 @@ fn once_it_is_there<T>(bind: impl Fn() -> std::io::Result<T>) -> T {
 /// Gives loopback another IPv6 address.
 fn add_to_loopback(address: IpAddr) {
     let IpAddr::V6(address) = address else { return };
-    let socket = std::net::UdpSocket::bind("[::]:0").unwrap();
     let request = libc::in6_ifreq {
         ifr6_addr: libc::in6_addr { s6_addr: address.octets() },
         ifr6_prefixlen: 128,
         ifr6_ifindex: hardware("lo").unwrap().0,
     };
-    // SAFETY: a socket of ours and an `in6_ifreq` that lives through the call.
-    let result =
-        unsafe { libc::ioctl(std::os::fd::AsRawFd::as_raw_fd(&socket), libc::SIOCSIFADDR as _, &raw const request) };
-    assert_eq!(result, 0, "{address}: {}", std::io::Error::last_os_error());
+    configure("[::]:0", libc::SIOCSIFADDR, &request);
 }
 
-fn reached(stream: std::io::Result<TcpStream>) -> bool {
-    stream.is_ok()
-}
-
-/// Connects from an address, as the daemon does where pinholes are given: the socket is registered first.
-fn connect(from: [u8; 4], to: SocketAddr, pinholes: Option<&KernelPinholes>) -> std::io::Result<TcpStream> {
+/// Whether a connection opens. With pinholes it is made as the daemon does: the socket is registered first.
+fn connects(from: [u8; 4], to: ([u8; 4], u16), pinholes: Option<&KernelPinholes>) -> bool {
     use nodeguard::kernel::pinholes::Pinholes;
-    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
-    socket.bind(&SocketAddr::from((from, 0)).into())?;
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.bind(&SocketAddr::from((from, 0)).into()).unwrap();
     if let Some(pinholes) = pinholes {
-        pinholes.register(socket.cookie()?).map_err(std::io::Error::other)?;
+        pinholes.register(socket.cookie().unwrap()).unwrap();
     }
-    socket.connect_timeout(&to.into(), Duration::from_millis(700))?;
-    Ok(socket.into())
+    socket.connect_timeout(&SocketAddr::from(to).into(), Duration::from_millis(700)).is_ok()
 }
 
 /// Joins a cgroup: sockets that are made from here on belong to it.
@@ -320,7 +315,5 @@ fn check(what: &str, seen: bool, wanted: bool) {
 }
 
 fn say(text: &str) {
-    let mut out = std::io::stdout().lock();
-    writeln!(out, "{text}").unwrap();
-    out.flush().unwrap();
+    print_line(text).unwrap();
 }

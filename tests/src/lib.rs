@@ -7,28 +7,25 @@
 //! - [`packets`]: real packets built byte by byte, sent over a wire, and what becomes of each shape.
 //! - [`bench`]: rows, medians and rounds of a bench, and the traffic that is measured.
 //! - [`isolated`] is the small way, loopback only; in it [`bare`] (agents without a kernel half), [`endpoint`] (what they dial), [`load`] (what
-//!   the control plane does), [`fleet`] (several real servers, a balancer), [`kube_api`] and [`kube_objects`] (what an API server says),
-//!   [`fake`] (a server that is not the real one), [`hostile`] (what it may do), [`http_proxy`] (on the way to a server).
+//!   the control plane does), [`servers`] (whom they connect to, and what is on the way), [`kube`] (the API server that is asked about tokens,
+//!   leases and Services).
+//! - [`cluster`]: a whole Kubernetes on this machine with the guard as its DaemonSet.
 //! - [`agree`] compares the kernel's decisions with the host's.
-//! - Shared: [`process`], [`certs`], [`server`], [`sweep`].
+//! - Shared: [`process`], [`certs`], [`sweep`].
 
 pub mod agree;
 pub mod bare;
 pub mod bench;
 pub mod certs;
+pub mod cluster;
 pub mod endpoint;
-pub mod fake;
-pub mod fleet;
-pub mod hostile;
-pub mod http_proxy;
 pub mod isolated;
-pub mod kube_api;
-pub mod kube_objects;
+pub mod kube;
 pub mod lab;
 pub mod load;
 pub mod packets;
 pub mod process;
-pub mod server;
+pub mod servers;
 pub mod sweep;
 
 pub use bench::traffic;

@@ -13,13 +13,14 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncReadExt, AsyncWriteExt, BufReader, copy_buf, sink},
     net::UnixStream,
     task::JoinSet,
     time::timeout,
 };
 
 const CHUNK: usize = 64 << 10;
+static ZEROS: [u8; CHUNK] = [0; CHUNK];
 /// An answer that takes longer is none: it counts as this long.
 const PATIENCE: Duration = Duration::from_secs(8);
 /// What a small request is answered with, bytes.
@@ -209,23 +210,19 @@ pub async fn transfer_all(streams: &mut Vec<UnixStream>, way: Way, bytes: usize)
 }
 
 async fn transfer(stream: &mut UnixStream, way: Way, bytes: usize) -> Result<()> {
-    let mut buffer = vec![0; CHUNK];
     match way {
         Way::ToControlPlane => {
             stream.write_all(format!("SOURCE {bytes}\n").as_bytes()).await?;
-            let mut left = bytes;
-            while left > 0 {
-                let count = stream.read(&mut buffer).await?;
-                ensure!(count > 0, "closed with {left} bytes missing");
-                left -= count;
-            }
+            let mut got = BufReader::with_capacity(CHUNK, stream).take(bytes as u64);
+            let count = copy_buf(&mut got, &mut sink()).await?;
+            ensure!(count == bytes as u64, "closed after {count} of {bytes} bytes");
         }
         Way::ToNode => {
             stream.write_all(format!("SINK {bytes}\n").as_bytes()).await?;
             let mut left = bytes;
             while left > 0 {
                 let most = left.min(CHUNK);
-                stream.write_all(buffer.get(..most).unwrap_or_default()).await?;
+                stream.write_all(&ZEROS[..most]).await?;
                 left -= most;
             }
             stream.read_exact(&mut [0; 1]).await?;

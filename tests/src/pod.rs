@@ -3,7 +3,6 @@
 //! Must never end by itself.
 
 use std::{
-    net::SocketAddr,
     path::Path,
     process::ExitCode,
     sync::{
@@ -12,18 +11,18 @@ use std::{
     },
 };
 
-use anyhow::{Context, Result};
-use bytes::Bytes;
-use http_body_util::{BodyExt, Full};
-use hyper::{Method, Request, Response, StatusCode, body::Incoming, service::service_fn};
-use hyper_util::rt::TokioIo;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+use anyhow::{Result, bail};
+use axum::{
+    Json, Router,
+    extract::State,
+    http::StatusCode,
+    routing::{get, post},
+};
+use lab::servers::tls::Tls;
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
-use tokio_rustls::TlsAcceptor;
 
 /// The group and version that the aggregated API serves.
-const GROUP: &str = "lab.example.com";
+const VERSION: &str = "lab.example.com/v1";
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
@@ -37,70 +36,38 @@ fn main() -> ExitCode {
 }
 
 fn run(words: &[String]) -> Result<()> {
-    let [address, certificate, key] = words else { anyhow::bail!("usage: ADDRESS CERTIFICATE KEY") };
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let chain = CertificateDer::pem_file_iter(Path::new(certificate))?.collect::<Result<Vec<_>, _>>()?;
-    let mut config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .with_no_client_auth()
-        .with_single_cert(chain, PrivateKeyDer::from_pem_file(Path::new(key))?)?;
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    let (address, acceptor): (SocketAddr, _) = (address.parse()?, TlsAcceptor::from(Arc::new(config)));
+    let [address, certificate, key] = words else { bail!("usage: ADDRESS CERTIFICATE KEY") };
+    let router = Router::new()
+        .route("/validate", post(validate))
+        .route("/apis/lab.example.com/v1", get(resources))
+        .route("/apis/lab.example.com/v1/reviews", get(reviews))
+        .fallback(async || (StatusCode::NOT_FOUND, Json(json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 404, "reason": "NotFound"}))))
+        .with_state(Arc::<AtomicUsize>::default());
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
-        let listener = TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
-        let asked: Arc<AtomicUsize> = Arc::default();
-        loop {
-            let (stream, _) = listener.accept().await?;
-            let (acceptor, asked) = (acceptor.clone(), Arc::clone(&asked));
-            tokio::spawn(async move {
-                let stream = TokioIo::new(acceptor.accept(stream).await?);
-                let service = service_fn(move |request| answer(request, Arc::clone(&asked)));
-                hyper::server::conn::http1::Builder::new().serve_connection(stream, service).await?;
-                anyhow::Ok(())
-            });
-        }
+        let _listener = Tls::http(Path::new(certificate), Path::new(key)).serve(address.parse()?, router).await?;
+        std::future::pending().await
     })
 }
 
-async fn answer(request: Request<Incoming>, asked: Arc<AtomicUsize>) -> Result<Response<Full<Bytes>>> {
-    let (parts, body) = request.into_parts();
-    let body = body.collect().await?.to_bytes();
-    let version = format!("{GROUP}/v1");
-    let (code, said) = match (parts.method, parts.uri.path()) {
-        (Method::POST, "/validate") => {
-            asked.fetch_add(1, Ordering::Relaxed);
-            (200, review(&serde_json::from_slice(&body)?))
-        }
-        (Method::GET, "/apis/lab.example.com/v1") => (
-            200,
-            json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": version, "resources": [
-                {"name": "reviews", "singularName": "review", "namespaced": false, "kind": "ReviewCount", "verbs": ["get", "list"]}]}),
-        ),
-        // How often the webhook was asked, through the API.
-        (Method::GET, "/apis/lab.example.com/v1/reviews") => {
-            let count = asked.load(Ordering::Relaxed);
-            (
-                200,
-                json!({"kind": "ReviewCountList", "apiVersion": version, "metadata": {}, "items": [], "count": count}),
-            )
-        }
-        _ => {
-            (404, json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 404, "reason": "NotFound"}))
-        }
-    };
-    let mut response = Response::new(Full::new(Bytes::from(said.to_string())));
-    *response.status_mut() = StatusCode::from_u16(code)?;
-    response.headers_mut().insert("content-type", hyper::header::HeaderValue::from_static("application/json"));
-    Ok(response)
+async fn resources() -> Json<Value> {
+    Json(json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": VERSION, "resources": [
+        {"name": "reviews", "singularName": "review", "namespaced": false, "kind": "ReviewCount", "verbs": ["get", "list"]}]}))
 }
 
-/// Lets everything pass but what says `deny: "yes"` in its data.
-fn review(review: &Value) -> Value {
-    let request = review.get("request").cloned().unwrap_or_default();
-    let denied = request.pointer("/object/data/deny") == Some(&json!("yes"));
-    let mut response = json!({"uid": request.get("uid"), "allowed": !denied});
-    if denied && let Some(response) = response.as_object_mut() {
-        response.insert("status".to_owned(), json!({"code": 403, "message": "the webhook in the pod says no"}));
+/// How often the webhook was asked.
+async fn reviews(State(asked): State<Arc<AtomicUsize>>) -> Json<Value> {
+    let count = asked.load(Ordering::Relaxed);
+    Json(json!({"kind": "ReviewCountList", "apiVersion": VERSION, "metadata": {}, "items": [], "count": count}))
+}
+
+/// Admits everything but what says `deny: "yes"` in its data.
+async fn validate(State(asked): State<Arc<AtomicUsize>>, Json(review): Json<Value>) -> Json<Value> {
+    asked.fetch_add(1, Ordering::Relaxed);
+    let request = &review["request"];
+    let denied = request["object"]["data"]["deny"] == "yes";
+    let mut response = json!({"uid": request["uid"], "allowed": !denied});
+    if denied {
+        response["status"] = json!({"code": 403, "message": "the webhook in the pod says no"});
     }
-    json!({"kind": "AdmissionReview", "apiVersion": "admission.k8s.io/v1", "response": response})
+    Json(json!({"kind": "AdmissionReview", "apiVersion": "admission.k8s.io/v1", "response": response}))
 }

@@ -4,18 +4,19 @@ use std::{
     collections::BTreeMap,
     net::SocketAddr,
     path::{Path, PathBuf},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use lab::{
-    bare::{Place, SERVER, Who, ours},
-    certs::{Certs, ServerCert},
+    bare::{Place, Who, ours},
     endpoint,
-    fake::{Agent, Fake, Manners, close, close_dial, data, dial},
-    isolated::isolated,
     process::Process,
+    servers::{
+        eventually,
+        fake::{Agent, Fake, Manners, close, close_dial, data, dial},
+    },
 };
 use nix::sys::signal::Signal;
 use nodeguard::wire::frames::{DialRequest, Packet, Payload};
@@ -26,9 +27,12 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use crate::dropin::{OURS, get};
+use crate::{
+    PORT,
+    dropin::{OURS, get},
+    in_place, soak,
+};
 
-const PORT: u16 = 8091;
 const POLICY: &str = "\
 apiVersion: nodeguard.dev/v1alpha1
 kind: NodeGuardPolicy
@@ -60,23 +64,10 @@ impl Server {
         self.next
     }
 
-    /// The connection of a dial, or its error.
-    async fn answer(&mut self, random: i64) -> Result<Result<i64, String>> {
-        loop {
-            let packet =
-                timeout(Duration::from_secs(10), self.agent.inbound.message()).await.context("no answer")??;
-            if let Some(Payload::DialResponse(answer)) = packet.context("the stream ended")?.payload
-                && answer.random == random
-            {
-                return Ok(if answer.error.is_empty() { Ok(answer.connect_id) } else { Err(answer.error) });
-            }
-        }
-    }
-
     /// Opens a dial.
     async fn open(&mut self, address: &str) -> Result<i64> {
-        let random = self.dial(address).await;
-        self.answer(random).await?.map_err(|error| anyhow::anyhow!(error))
+        self.next += 1;
+        self.agent.open(address, self.next).await
     }
 }
 
@@ -87,19 +78,14 @@ fn records(path: &Path) -> Vec<Value> {
 }
 
 async fn records_become(path: &Path, count: usize) -> Result<Vec<Value>> {
-    let deadline = Instant::now() + Duration::from_secs(10);
-    loop {
-        let records = records(path);
-        // One more would come a moment later.
-        if records.len() >= count {
-            sleep(Duration::from_millis(200)).await;
-            let records = self::records(path);
-            ensure!(records.len() == count, "{} records of {count} dials", records.len());
-            return Ok(records);
-        }
-        ensure!(Instant::now() < deadline, "{} records of {count} dials: {records:#?}", records.len());
-        sleep(Duration::from_millis(20)).await;
-    }
+    let what = format!("{count} records");
+    let become_so = eventually(&what, Duration::from_secs(10), async || Ok(records(path).len() >= count));
+    become_so.await.with_context(|| format!("{:#?}", records(path)))?;
+    // One record too many would come a moment later.
+    sleep(Duration::from_millis(200)).await;
+    let records = records(path);
+    ensure!(records.len() == count, "{} records of {count} dials", records.len());
+    Ok(records)
 }
 
 fn text<'a>(record: &'a Value, field: &str) -> &'a str {
@@ -107,20 +93,11 @@ fn text<'a>(record: &'a Value, field: &str) -> &'a str {
 }
 
 fn run(test: impl AsyncFnOnce(&Place, PathBuf) -> Result<()> + Send) {
-    let directory = tempfile::tempdir().unwrap();
-    isolated(&[SERVER, Who::Ours.address()], || {
-        let place = Place { directory: directory.path().to_path_buf(), certs: Certs::new(directory.path())? };
-        place.certs.server(ServerCert::Good)?;
-        let file = directory.path().join("audit.log");
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        runtime.block_on(test(&place, file))
-    })
-    .unwrap();
+    in_place(&[], async |place| test(place, place.directory.join("audit.log")).await);
 }
 
 async fn connected(fake: &mut Fake) -> Result<Server> {
-    let agent = timeout(Duration::from_secs(30), fake.agent()).await.context("no stream within 30 s")??;
-    Ok(Server { agent, next: 0 })
+    Ok(Server { agent: fake.agent().await?, next: 0 })
 }
 
 /// An address that neither answers nor refuses: a listener whose queue is full.
@@ -155,7 +132,7 @@ fn every_end_of_a_dial_has_one_record() {
             }
         });
         let _silent = silent(at(7003).parse()?).await?;
-        let mut fake = Fake::start(format!("{SERVER}:{PORT}").parse()?, &place.certs, Manners::default()).await?;
+        let mut fake = Fake::start(place, PORT, Manners::default()).await?;
         let mut process = start(place, &file)?;
         let mut server = connected(&mut fake).await?;
 
@@ -171,14 +148,14 @@ fn every_end_of_a_dial_has_one_record() {
             ("no-such.example:7000".to_owned(), "failed", "no-such-host", "no such host"),
         ] {
             let random = server.dial(&address).await;
-            let error = server.answer(random).await?.err().context("it was admitted")?;
+            let error = server.agent.answer(random).await?.err().context("it was admitted")?;
             ensure!(answer == "502" || error.contains(answer), "{address}: {error}");
             expected.push((verdict, reason));
         }
         server.next += 1;
         let request = DialRequest { protocol: "udp".to_owned(), address: at(7000), random: server.next };
         server.send(Packet { kind: 0, payload: Some(Payload::DialRequest(request)) }).await;
-        server.answer(server.next).await?.err().context("udp was admitted")?;
+        server.agent.answer(server.next).await?.err().context("udp was admitted")?;
         expected.push(("refused", "protocol"));
         let random = server.dial(&at(7003)).await;
         sleep(Duration::from_millis(100)).await;
@@ -243,12 +220,12 @@ fn every_end_of_a_dial_has_one_record() {
 
 #[test]
 fn a_storm_of_dials_has_as_many_records() {
-    let dials = if std::env::var_os("NODEGUARD_SOAK").is_some() { 20_000 } else { 2000 };
+    let dials = if soak() { 20_000 } else { 2000 };
     run(async |place, file| {
         let node = Who::Ours.address();
         tokio::spawn(endpoint::serve(TcpListener::bind((node, 7000)).await?));
         let _silent = silent(format!("{node}:7003").parse()?).await?;
-        let mut fake = Fake::start(format!("{SERVER}:{PORT}").parse()?, &place.certs, Manners::default()).await?;
+        let mut fake = Fake::start(place, PORT, Manners::default()).await?;
         let process = start(place, &file)?;
         let server = connected(&mut fake).await?;
         let Server { agent: Agent { mut inbound, outbound, .. }, .. } = server;
@@ -285,11 +262,7 @@ fn a_storm_of_dials_has_as_many_records() {
         // Moved away by a tool that then says so: there is a new file before there is a new record.
         std::fs::rename(&file, file.with_extension("old"))?;
         process.signal(Signal::SIGHUP)?;
-        let deadline = Instant::now() + Duration::from_secs(5);
-        while !file.exists() {
-            ensure!(Instant::now() < deadline, "no new file after SIGHUP");
-            sleep(Duration::from_millis(10)).await;
-        }
+        eventually("a new file after SIGHUP", Duration::from_secs(5), async || Ok(file.exists())).await?;
         println!("audit: {dials} dials in a storm, {} records: {kinds:?}", records.len());
         Ok(())
     });
@@ -301,19 +274,16 @@ fn a_file_that_cannot_be_written_is_told_and_holds_up_no_dial() {
         let node = Who::Ours.address();
         let file = place.directory.join("missing/audit.log");
         tokio::spawn(endpoint::serve(TcpListener::bind((node, 7000)).await?));
-        let mut fake = Fake::start(format!("{SERVER}:{PORT}").parse()?, &place.certs, Manners::default()).await?;
+        let mut fake = Fake::start(place, PORT, Manners::default()).await?;
         let process = start(place, &file)?;
         let mut server = connected(&mut fake).await?;
         let told = async |lines: [&str; 3]| -> Result<()> {
-            let deadline = Instant::now() + Duration::from_secs(5);
-            loop {
-                let (_, _, text) = tokio::task::spawn_blocking(|| get(OURS, "/metrics")).await??;
-                if lines.iter().all(|line| text.lines().any(|have| have == *line)) {
-                    return Ok(());
-                }
-                ensure!(Instant::now() < deadline, "not {lines:?}:\n{text}");
-                sleep(Duration::from_millis(20)).await;
-            }
+            let mut text = String::new();
+            let told = eventually("the metrics", Duration::from_secs(5), async || {
+                text = get(OURS, "/metrics")?.2;
+                Ok(lines.iter().all(|line| text.lines().any(|have| have == *line)))
+            });
+            told.await.with_context(|| format!("not {lines:?}:\n{text}")).map(drop)
         };
         let written = |count: u32| format!("nodeguard_audit_file_records_total{{result=\"written\"}} {count}");
         let lost = |count: u32| format!("nodeguard_audit_file_records_total{{result=\"lost\"}} {count}");

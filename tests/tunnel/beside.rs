@@ -3,44 +3,38 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
+use clap::ValueEnum;
 use lab::{
-    bare::{SERVER, Who, memory},
-    endpoint,
-    fake::{Fake, Manners},
-    fleet::{Agent, Spec, Steady},
-    hostile::Attack,
+    bare::memory,
+    servers::{
+        agent::{Agent, Steady},
+        fake::{Fake, Manners},
+        hostile::Attack,
+        proxy_server::Spec,
+    },
 };
-use tokio::{net::TcpListener, time::timeout};
 
-use crate::{in_place, soak};
-
-/// More than every budget of the agent together.
-const MOST_MIB: f64 = 192.0;
+use crate::{ENDPOINT, hostile::MOST_MIB, in_place, serve_endpoint, soak};
 
 #[test]
 fn a_hostile_server_does_not_reach_a_healthy_one() {
     let (least, packets) = if soak() { (Duration::from_secs(600), 20_000) } else { (Duration::ZERO, 1000) };
     in_place(&[], async |place| {
-        tokio::spawn(endpoint::serve(TcpListener::bind("0.0.0.0:7000").await?));
+        serve_endpoint().await?;
         let server = Spec::new("healthy", 0, 1).start(place)?;
-        let manners = Manners { server_id: "hostile".to_owned(), ..Manners::default() };
-        let mut fake = Fake::start(format!("{SERVER}:8292").parse()?, &place.certs, manners).await?;
-        let mut flags = Agent::with_certificate(place);
-        flags.push(format!("--proxy-server-host={SERVER}:8191,{SERVER}:8292"));
-        let mut agent = Agent::start(place, &flags)?;
+        let mut fake = Fake::start(place, 8292, Manners { server_id: "hostile", ..Manners::default() }).await?;
+        let mut agent = Agent::start(place, "10.0.0.1:8191,10.0.0.1:8292", &[])?;
         agent
             .until("the healthy server", Duration::from_secs(10), |all| {
-                all.iter().any(|(server, state, _)| server == "healthy" && state == "connected")
+                all.iter().any(|stream| stream.server == "healthy" && stream.connected())
             })
             .await?;
         let steady = Steady::start(&server.load(), 4, 2).await?;
-        let address = format!("{}:7000", Who::Ours.address());
         let (started, mut rounds, mut most) = (Instant::now(), 0, 0.0f64);
         while rounds == 0 || started.elapsed() < least {
-            for attack in Attack::ALL {
-                let next = timeout(Duration::from_secs(30), fake.agent()).await;
-                let mut stream = next.context("no stream within 30 s").with_context(|| format!("{attack:?}"))??;
-                attack.run(&mut stream, &address, packets).await;
+            for attack in Attack::value_variants() {
+                let mut stream = fake.agent().await.with_context(|| format!("{attack:?}"))?;
+                attack.run(&mut stream, ENDPOINT, packets).await;
                 drop(stream);
                 agent.process.check()?;
                 most = most.max(memory(&agent.process, "VmRSS")? / 1024.0);
@@ -53,7 +47,7 @@ fn a_hostile_server_does_not_reach_a_healthy_one() {
         ensure!(!agent.process.printed().contains("tunnel lost server=10.0.0.1:8191"), "the healthy stream was lost");
         println!(
             "beside: {rounds} times {} attacks in {:.0} s, {asked} requests through the healthy server, none failed; most memory {most:.0} MiB",
-            Attack::ALL.len(),
+            Attack::value_variants().len(),
             started.elapsed().as_secs_f64()
         );
         Ok(())

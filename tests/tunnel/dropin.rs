@@ -11,13 +11,12 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use clap::CommandFactory;
 use lab::{
-    bare::{Place, SERVER, Who, agent, server, upstream},
-    certs::{Certs, ServerCert},
+    bare::{Place, Who, agent, server, upstream},
     client::{Outcome, connect},
-    endpoint,
-    isolated::isolated,
     process::{Process, until},
 };
+
+use crate::{PORT, in_place, serve_endpoint};
 
 /// A flag of `proxy-agent --help`: its type (empty for a switch) and its default (empty for none).
 type Flags = BTreeMap<String, (String, String)>;
@@ -137,29 +136,14 @@ const THEIRS: u16 = 18_102;
 
 #[test]
 fn endpoints_and_metrics_are_upstreams() {
-    let directory = tempfile::tempdir().unwrap();
-    isolated(&[SERVER, "10.0.0.2", "10.0.0.3"], || {
-        let place = Place { directory: directory.path().to_path_buf(), certs: Certs::new(directory.path())? };
-        place.certs.server(ServerCert::Good)?;
-        std::thread::scope(|scope| {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            let listener = runtime.block_on(tokio::net::TcpListener::bind("0.0.0.0:7000"))?;
-            let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-            scope.spawn(move || {
-                runtime.block_on(async {
-                    tokio::select! { _ = endpoint::serve(listener) => {}, _ = stopped => {} }
-                });
-            });
-            let compared = compare(&place);
-            drop(stop);
-            compared
-        })
-    })
-    .unwrap();
+    in_place(&[Who::Theirs.address()], async |place| {
+        serve_endpoint().await?;
+        compare(place)
+    });
 }
 
 fn compare(place: &Place) -> Result<()> {
-    let (mut ours, mut theirs) = (agent(Who::Ours, place, 8091)?, agent(Who::Theirs, place, 8091)?);
+    let (mut ours, mut theirs) = (agent(Who::Ours, place, PORT)?, agent(Who::Theirs, place, PORT)?);
     both_answer(&mut ours, &mut theirs)?;
     // Before there is a server: the same answers on every path.
     same_answers("without a server")?;

@@ -1,23 +1,23 @@
 //! Through an HTTP proxy, as HTTPS_PROXY and NO_PROXY say: the tunnel comes up, comes back, and a refusal is told.
 
-use std::{
-    net::SocketAddr,
-    time::{Duration, Instant},
-};
+use std::{net::SocketAddr, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use lab::{
     bare::{SERVER, Who, agent_by},
     certs::NAME,
-    endpoint,
-    fleet::{Agent, Server, Spec},
-    http_proxy::{HttpProxy, Manner},
-    kube_api::KubeApi,
-    load::request,
+    kube::KubeApi,
+    load::{Load, request},
+    servers::{
+        agent::{Agent, connected},
+        eventually,
+        http_proxy::{HttpProxy, Manner},
+        proxy_server::{ProxyServer, Spec},
+    },
 };
-use tokio::{net::TcpListener, time::timeout};
+use tokio::time::timeout;
 
-use crate::{in_place, soak};
+use crate::{at, in_place, serve_endpoint, soak};
 
 const PROXY: &str = "10.0.0.9";
 const PROXY_PORT: u16 = 3128;
@@ -27,45 +27,40 @@ fn proxy_address() -> Result<SocketAddr> {
 }
 
 /// A dial through a server reaches the endpoint.
-async fn dials(server: &Server) -> Result<()> {
+async fn dials(server: &ProxyServer) -> Result<()> {
     let mut stream = server.load().connect().await?;
     timeout(Duration::from_secs(5), request(&mut stream)).await.context("a stuck connection")?
 }
 
-/// Waits until the agent's only line of the tunnel says so.
+/// Waits until the tunnel's status holds a text.
 async fn told(agent: &Agent, words: &str) -> Result<()> {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    loop {
-        let said = agent.status().await.map(|status| status.tunnel.to_string()).unwrap_or_default();
-        if said.contains(words) {
-            return Ok(());
-        }
-        ensure!(Instant::now() < deadline, "`{words}` is not told: {said}\n{}", agent.process.printed());
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    let (what, mut last) = (format!("the status says `{words}`"), String::new());
+    let told = eventually(&what, Duration::from_secs(20), async || {
+        last = agent.status().await.map(|status| status.tunnel.to_string()).unwrap_or_default();
+        Ok(last.contains(words))
+    });
+    told.await.with_context(|| format!("{last}\n{}", agent.process.printed())).map(drop)
 }
 
 #[test]
 fn the_tunnel_comes_up_through_a_proxy_and_a_refusal_is_told() {
     in_place(&[PROXY], async |place| {
-        tokio::spawn(endpoint::serve(TcpListener::bind("0.0.0.0:7000").await?));
+        serve_endpoint().await?;
         let spec = Spec::new("a", 0, 1);
         let server = spec.start(place)?;
         let target = format!("{NAME}:{}", spec.agents.port());
         // Nobody here knows the server's name but the proxy.
-        let api = KubeApi::start(format!("{SERVER}:6443").parse()?, &place.certs).await?;
+        let api = KubeApi::start(at(6443), &place.certs).await?;
         api.leases(Some(1));
         let kubeconfig = api.kubeconfig(&place.certs, &place.directory)?;
         let there = std::fs::read_to_string(&kubeconfig)?.replace(&format!("{SERVER}:6443"), &format!("{NAME}:6443"));
         std::fs::write(&kubeconfig, there)?;
         let of_api = format!("{NAME}:6443");
-        let names = [(target.as_str(), spec.agents), (of_api.as_str(), format!("{SERVER}:6443").parse()?)];
+        let names = [(target.as_str(), spec.agents), (of_api.as_str(), at(6443))];
         let proxy = HttpProxy::start(proxy_address()?, &names).await?;
-        let mut flags = Agent::with_certificate(place);
-        flags.extend([format!("--proxy-server-host={NAME}"), format!("--proxy-server-port={}", spec.agents.port())]);
-        flags.extend(["--count-server-leases".to_owned(), format!("--kubeconfig={}", kubeconfig.display())]);
+        let leases = ["--count-server-leases", &format!("--kubeconfig={}", kubeconfig.display())];
         let url = format!("http://guard:p%40ss%3Aword@{PROXY}:{PROXY_PORT}");
-        let mut agent = Agent::start_in(place, &flags, &[("HTTPS_PROXY", &url)])?;
+        let mut agent = Agent::start_in(place, &target, &leases, &[("HTTPS_PROXY", &url)])?;
         agent.connected(&["a"]).await?;
         dials(&server).await?;
         told(&agent, &format!("{target} through {PROXY}:{PROXY_PORT}")).await?;
@@ -137,17 +132,12 @@ fn whom_a_proxy_is_asked_for_is_as_the_upstream_agent_has_it() {
             let mut seen = Vec::new();
             for who in Who::BOTH {
                 let process = agent_by(who, place, (host, port), variables)?;
-                let load = lab::load::Load { destination: format!("{}:9", who.address()), ..server.load() };
-                let deadline = Instant::now() + Duration::from_secs(10);
-                // No agent is 500; one whose endpoint is not there is 502.
-                loop {
-                    let error = load.connect().await.err().map(|error| error.to_string()).unwrap_or_default();
-                    if error.contains(" 502 ") {
-                        break;
-                    }
-                    ensure!(Instant::now() < deadline, "{who:?} {variables:?}: {error}\n{}", process.printed());
-                    tokio::time::sleep(Duration::from_millis(20)).await;
-                }
+                let load = Load { destination: format!("{}:9", who.address()), ..server.load() };
+                // Without an agent the answer is 500; with one whose endpoint does not listen, 502.
+                let dialled = eventually("a dial through the agent", Duration::from_secs(10), async || {
+                    Ok(load.connect().await.is_err_and(|error| error.to_string().contains(" 502 ")))
+                });
+                dialled.await.with_context(|| format!("{who:?} {variables:?}: {}", process.printed()))?;
                 drop(process);
                 // As `default` falls back to any agent, the next must not find this one.
                 tokio::time::sleep(Duration::from_millis(100)).await;
@@ -172,7 +162,7 @@ fn a_variable_that_cannot_be_used_ends_the_start_and_shows_no_password() {
             ("https://u:secret@10.0.0.9:3128", "would be sent in the clear"),
             ("http://u:secret@:3128", "names no proxy"),
         ] {
-            let mut agent = Agent::start_in(place, &Agent::with_certificate(place), &[("HTTPS_PROXY", url)])?;
+            let mut agent = Agent::start_in(place, SERVER, &[], &[("HTTPS_PROXY", url)])?;
             let status = agent.process.wait(Duration::from_secs(10))?;
             let printed = agent.process.printed();
             ensure!(!status.success() && printed.contains(words) && !printed.contains("secret"), "{url}: {printed}");
@@ -192,17 +182,12 @@ fn a_server_that_falls_silent_behind_a_proxy_is_given_up() {
         let spec = Spec::new("a", 0, 1);
         let mut server = spec.start(place)?;
         let _proxy = HttpProxy::start(proxy_address()?, &[]).await?;
-        let mut flags = Agent::with_certificate(place);
-        flags.extend([format!("--proxy-server-host={SERVER}"), format!("--proxy-server-port={}", spec.agents.port())]);
         let url = format!("http://{PROXY}:{PROXY_PORT}");
-        let mut agent = Agent::start_in(place, &flags, &[("HTTPS_PROXY", &url)])?;
+        let mut agent = Agent::start_in(place, &spec.agents.to_string(), &[], &[("HTTPS_PROXY", &url)])?;
         agent.connected(&["a"]).await?;
         server.process.signal(nix::sys::signal::Signal::SIGSTOP)?;
-        let gone = agent
-            .until("the silent server is given up", Duration::from_secs(90), |all| {
-                all.iter().all(|(_, state, _)| state != "connected")
-            })
-            .await?;
+        let given_up = "the silent server is given up";
+        let gone = agent.until(given_up, Duration::from_secs(90), |all| connected(all) == 0).await?;
         server.process.signal(nix::sys::signal::Signal::SIGKILL)?;
         server.process.wait(Duration::from_secs(5))?;
         let _server = spec.start(place)?;

@@ -12,12 +12,10 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use lab::{
-    bare::{POLICY, Place, SERVER, Who, memory, ours},
-    certs::{Certs, ServerCert},
+    bare::{POLICY, Place, memory, ours},
     endpoint,
-    fake::{Connection, Dials, Fake, Manners},
-    isolated::isolated,
     process::Process,
+    servers::fake::{Connection, Dials, Fake, Manners},
 };
 use tokio::{
     io::AsyncReadExt,
@@ -26,7 +24,8 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-const PORT: u16 = 8091;
+use crate::{ENDPOINT, PORT, in_place, soak};
+
 /// Where endpoints are that read as a test says.
 const ODD: &str = "10.0.0.4";
 const CHUNK: usize = 32 << 10;
@@ -43,12 +42,11 @@ struct Rig {
 
 impl Rig {
     async fn new(place: &Place, flags: &[&str]) -> Result<Rig> {
-        tokio::spawn(endpoint::serve(TcpListener::bind((Who::Ours.address(), 7000)).await?));
+        tokio::spawn(endpoint::serve(TcpListener::bind(ENDPOINT).await?));
         let odd = TcpListener::bind((ODD, 7000)).await?;
-        let mut fake = Fake::start(format!("{SERVER}:{PORT}").parse()?, &place.certs, Manners::default()).await?;
+        let mut fake = Fake::start(place, PORT, Manners::default()).await?;
         let process = ours(place, PORT, POLICY, flags)?;
-        let stream = timeout(Duration::from_secs(10), fake.agent()).await.context("no stream")??;
-        Ok(Rig { process, dials: Arc::new(Dials::new(stream)), odd, _fake: fake })
+        Ok(Rig { process, dials: Arc::new(fake.dials().await?), odd, _fake: fake })
     }
 
     /// A connection to an endpoint that the test plays.
@@ -63,14 +61,7 @@ impl Rig {
 }
 
 fn with_rig(flags: &[&str], code: impl AsyncFnOnce(&mut Rig) -> Result<()> + Send) {
-    let directory = tempfile::tempdir().unwrap();
-    isolated(&[SERVER, Who::Ours.address(), ODD], || {
-        let place = Place { directory: directory.path().to_path_buf(), certs: Certs::new(directory.path())? };
-        place.certs.server(ServerCert::Good)?;
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-        runtime.block_on(async { code(&mut Rig::new(&place, flags).await?).await })
-    })
-    .unwrap();
+    in_place(&[ODD], async |place| code(&mut Rig::new(place, flags).await?).await);
 }
 
 /// Small requests over connections of their own until told to end. Each has an answer, or this fails.
@@ -84,16 +75,11 @@ impl Others {
     async fn start(dials: &Arc<Dials>) -> Result<Others> {
         let mut others = Others { over: Arc::default(), answered: Arc::default(), clients: JoinSet::new() };
         for _ in 0..4 {
-            let mut connection = dials.dial(&format!("{}:7000", Who::Ours.address())).await?;
+            let mut connection = dials.dial(ENDPOINT).await?;
             let (over, answered) = (Arc::clone(&others.over), Arc::clone(&others.answered));
             others.clients.spawn(async move {
                 while !over.load(Ordering::Relaxed) {
-                    connection.send(Bytes::from_static(b"SOURCE 2000\n")).await?;
-                    let mut left = 2000;
-                    while left > 0 {
-                        let bytes = timeout(Duration::from_secs(10), connection.receive()).await.context("held up")?;
-                        left -= bytes.context("one of the others was cut")?.len();
-                    }
+                    connection.fetch(2000).await.context("one of the others")?;
                     answered.fetch_add(1, Ordering::Relaxed);
                 }
                 Ok(())
@@ -146,7 +132,7 @@ async fn read_slowly(mut stream: TcpStream, mib_per_second: f64) -> std::io::Res
 fn an_endpoint_that_never_reads_is_reset_alone_and_memory_stays_within_the_budget() {
     with_rig(&["--memory-budget=64MiB", "--connection-budget=4MiB"], async |rig| {
         let others = Others::start(&rig.dials).await?;
-        let rounds = if std::env::var_os("NODEGUARD_SOAK").is_some() { 20 } else { 3 };
+        let rounds = if soak() { 20 } else { 3 };
         for round in 0..rounds {
             let (mut connection, mut endpoint) = rig.odd().await?;
             // More than the budget and the sockets hold.
@@ -207,7 +193,7 @@ fn a_backend_that_takes_nothing_is_reset_after_the_stall_timeout_also_without_a_
 
 #[test]
 fn an_endpoint_that_reads_slowly_gets_every_byte() {
-    let mib = if std::env::var_os("NODEGUARD_SOAK").is_some() { 600 } else { 90 };
+    let mib = if soak() { 600 } else { 90 };
     // Alone, it sets the pace.
     with_rig(&["--memory-budget=8MiB", "--connection-budget=2MiB"], async |rig| {
         let (connection, endpoint) = rig.odd().await?;

@@ -12,17 +12,18 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use lab::{
-    bare::{SERVER, Who, agent, memory, server},
+    bare::{Who, agent, memory, server},
     client::pattern,
-    fake::{Dials, Fake, Manners},
     load::{Load, request},
     process::Process,
+    servers::{
+        eventually,
+        fake::{Fake, Manners},
+    },
 };
 use tokio::{io::AsyncReadExt, net::TcpListener, task::JoinSet, time::timeout};
 
-use crate::{in_place, soak};
-
-const PORT: u16 = 8091;
+use crate::{ENDPOINT, PORT, in_place, soak};
 
 #[test]
 fn many_connections_come_and_go_without_an_error_or_a_leak() {
@@ -34,12 +35,8 @@ fn many_connections_come_and_go_without_an_error_or_a_leak() {
         let _endpoint = Process::start("endpoint", endpoint, &place.directory.join("endpoint.log"))?;
         let (_server, socket) = server(place)?;
         let process = agent(Who::Ours, place, PORT)?;
-        let load = Load { socket: Arc::from(socket), destination: format!("{}:7000", Who::Ours.address()) };
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while load.connect().await.is_err() {
-            ensure!(Instant::now() < deadline, "no tunnel");
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
+        let load = Load { socket: Arc::from(socket), destination: ENDPOINT.to_owned() };
+        eventually("a tunnel", Duration::from_secs(10), async || Ok(load.connect().await.is_ok())).await?;
         // The same once before, shorter: what a load allocates for good, and the code that it runs, is there when the baseline is taken.
         let open = load.connect_all(held).await?;
         let (_, failed, _) = come_and_go(&load, rate, Duration::from_secs(seconds.min(10))).await;
@@ -118,14 +115,14 @@ fn a_close_behind_eight_mib_of_queued_bytes_loses_none_of_them() {
     const SIZE: usize = 8 << 20;
     let rounds = if soak() { 200 } else { 20 };
     in_place(&[], async |place| {
-        let listener = TcpListener::bind((Who::Ours.address(), 7000)).await?;
-        let mut fake = Fake::start(format!("{SERVER}:{PORT}").parse()?, &place.certs, Manners::default()).await?;
+        let listener = TcpListener::bind(ENDPOINT).await?;
+        let mut fake = Fake::start(place, PORT, Manners::default()).await?;
         let _process = agent(Who::Ours, place, PORT)?;
-        let dials = Dials::new(timeout(Duration::from_secs(10), fake.agent()).await.context("no stream")??);
+        let dials = fake.dials().await?;
         let bytes = Bytes::from(pattern(5, SIZE));
         let mut reset = 0;
         for round in 0..rounds {
-            let connection = dials.dial(&format!("{}:7000", Who::Ours.address())).await?;
+            let connection = dials.dial(ENDPOINT).await?;
             let (mut backend, _) = listener.accept().await?;
             let reader = tokio::spawn(async move {
                 // All of it is queued before the first byte is read.

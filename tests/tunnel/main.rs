@@ -29,16 +29,36 @@ mod shutdown;
 mod trust;
 mod upstream;
 
+use std::net::SocketAddr;
+
 use anyhow::Result;
 use lab::{
     bare::{Place, SERVER, Who},
     certs::{Certs, ServerCert},
+    endpoint,
     isolated::isolated,
 };
+use tokio::net::TcpListener;
+
+/// The port of a fake server.
+const PORT: u16 = 8091;
+/// What is dialled through our agent.
+const ENDPOINT: &str = "10.0.0.2:7000";
 
 /// Whether counts and durations are the full ones.
 fn soak() -> bool {
     std::env::var_os("NODEGUARD_SOAK").is_some()
+}
+
+/// A port of the address for servers.
+fn at(port: u16) -> SocketAddr {
+    SocketAddr::new(SERVER.parse().unwrap(), port)
+}
+
+/// Serves port 7000 of every address as an endpoint.
+async fn serve_endpoint() -> Result<()> {
+    tokio::spawn(endpoint::serve(TcpListener::bind("0.0.0.0:7000").await?));
+    Ok(())
 }
 
 /// Runs in namespaces of its own, with certificates; loopback also has these addresses.

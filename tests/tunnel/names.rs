@@ -9,14 +9,17 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use lab::{
-    bare::{Place, SERVER, Who, agent},
-    certs::{Certs, ServerCert},
-    fake::{Dials, Fake, Manners},
-    isolated::{hosts, isolated},
+    bare::{Place, Who, agent},
+    isolated::hosts,
+    servers::{
+        Listener,
+        fake::{Fake, Manners},
+    },
 };
-use tokio::net::TcpListener;
+
+use crate::{PORT, in_place, soak};
 
 /// Not in the policy of `bare`.
 const FORBIDDEN: &str = "10.0.9.2";
@@ -26,12 +29,9 @@ const THE_BYTE: u64 = 5;
 
 #[test]
 fn a_name_that_moves_to_a_forbidden_address_is_never_dialled_there() {
-    let tries = if std::env::var_os("NODEGUARD_SOAK").is_some() { 1000 } else { 200 };
-    let directory = tempfile::tempdir().unwrap();
-    isolated(&[SERVER, Who::Ours.address(), FORBIDDEN], || {
+    let tries = if soak() { 1000 } else { 200 };
+    in_place(&[FORBIDDEN], async |place| {
         let file = hosts(HOSTS)?;
-        let place = Place { directory: directory.path().to_path_buf(), certs: Certs::new(directory.path())? };
-        place.certs.server(ServerCert::Good)?;
         let over = Arc::new(AtomicBool::new(false));
         let (moved, writer) = (Arc::clone(&over), file.reopen()?);
         let mover = std::thread::spawn(move || -> std::io::Result<usize> {
@@ -43,32 +43,33 @@ fn a_name_that_moves_to_a_forbidden_address_is_never_dialled_there() {
             }
             Ok(moves)
         });
-        let dialled =
-            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?.block_on(dial(&place, tries));
+        let dialled = dial(place, tries).await;
         over.store(true, Ordering::Relaxed);
         let moves = mover.join().unwrap()?;
         let (allowed, refused) = dialled?;
         ensure!(moves > 100 && allowed > 0 && refused > 0, "{moves} moves, {allowed} dialled, {refused} refused");
-        println!("names: {tries} dials of a name that moved {moves} times: {allowed} dialled, {refused} refused, none at the forbidden address");
+        println!(
+            "names: {tries} dials of a name that moved {moves} times: {allowed} dialled, {refused} refused, none at the forbidden address"
+        );
         Ok(())
-    })
-    .unwrap();
+    });
 }
 
 async fn dial(place: &Place, tries: usize) -> Result<(usize, usize)> {
     let (at_allowed, at_forbidden) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
-    for (address, count) in [(Who::Ours.address(), &at_allowed), (FORBIDDEN, &at_forbidden)] {
-        let (listener, count) = (TcpListener::bind((address, 7000)).await?, Arc::clone(count));
-        tokio::spawn(async move {
-            while listener.accept().await.is_ok() {
-                count.fetch_add(1, Ordering::Relaxed);
-            }
-        });
-    }
-    let mut fake = Fake::start(format!("{SERVER}:8091").parse()?, &place.certs, Manners::default()).await?;
-    let _process = agent(Who::Ours, place, 8091)?;
-    let stream = tokio::time::timeout(Duration::from_secs(10), fake.agent()).await.context("no stream")??;
-    let (dials, mut allowed, mut refused) = (Dials::new(stream), 0, 0);
+    let counting = async |address: &str, count: &Arc<AtomicUsize>| {
+        let count = Arc::clone(count);
+        let counted = move |_| {
+            count.fetch_add(1, Ordering::Relaxed);
+            async { Ok(()) }
+        };
+        Listener::start(format!("{address}:7000").parse()?, counted).await
+    };
+    let _allowed = counting(Who::Ours.address(), &at_allowed).await?;
+    let _forbidden = counting(FORBIDDEN, &at_forbidden).await?;
+    let mut fake = Fake::start(place, PORT, Manners::default()).await?;
+    let _process = agent(Who::Ours, place, PORT)?;
+    let (dials, mut allowed, mut refused) = (fake.dials().await?, 0, 0);
     for _ in 0..tries {
         match dials.dial("moving.example:7000").await {
             Ok(connection) => {

@@ -4,16 +4,14 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use lab::{
-    bare::{Place, SERVER},
-    endpoint,
-    fleet::{Agent, Spec},
-    kube_api::KubeApi,
-    load::{Way, request},
+    bare::Place,
+    kube::KubeApi,
+    load::{Load, Way, request},
+    servers::{agent::Agent, proxy_server::Spec},
 };
 use nix::sys::signal::Signal;
-use tokio::net::TcpListener;
 
-use crate::in_place;
+use crate::{at, in_place, serve_endpoint};
 
 /// Files of `target/upstream`, oldest first.
 const RELEASES: [&str; 4] = ["proxy-server-v0.0.37", "proxy-server-v0.1.2", "proxy-server-v0.29.0", "proxy-server"];
@@ -22,7 +20,7 @@ const RELEASES: [&str; 4] = ["proxy-server-v0.0.37", "proxy-server-v0.1.2", "pro
 fn servers_of_old_releases_are_served_alike() {
     for release in RELEASES {
         in_place(&[], async |place| {
-            tokio::spawn(endpoint::serve(TcpListener::bind("0.0.0.0:7000").await?));
+            serve_endpoint().await?;
             with_certificates(place, release).await.with_context(|| format!("{release}, certificates"))?;
             with_tokens(place, release).await.with_context(|| format!("{release}, tokens"))
         });
@@ -33,9 +31,7 @@ fn servers_of_old_releases_are_served_alike() {
 async fn with_certificates(place: &mut Place, release: &str) -> Result<()> {
     let spec = Spec { binary: release, ..Spec::new("old", 0, 1) };
     let server = spec.start(place)?;
-    let mut flags = Agent::with_certificate(place);
-    flags.push(format!("--proxy-server-host={SERVER}:8191"));
-    let mut agent = Agent::start(place, &flags)?;
+    let mut agent = Agent::start(place, "10.0.0.1:8191", &[])?;
     agent.connected(&["old"]).await.with_context(|| server.process.printed())?;
     let load = server.load();
     for way in [Way::ToNode, Way::ToControlPlane] {
@@ -43,7 +39,7 @@ async fn with_certificates(place: &mut Place, release: &str) -> Result<()> {
     }
     load.dials(50).await?;
     // A refusal reaches the client in some way: as a status, or (before late 2025) inside the tunnel after a 200.
-    let refused = lab::load::Load { destination: "10.0.0.2:7002".to_owned(), ..load.clone() };
+    let refused = Load { destination: "10.0.0.2:7002".to_owned(), ..load.clone() };
     if let Ok(mut stream) = refused.connect().await {
         ensure!(request(&mut stream).await.is_err(), "a refused dial was served");
     }
@@ -53,7 +49,7 @@ async fn with_certificates(place: &mut Place, release: &str) -> Result<()> {
     place.certs.agent()?;
     agent
         .until("the hand-over", Duration::from_secs(10), |all| {
-            all.iter().any(|(_, state, made)| state == "connected" && *made == 2)
+            all.iter().any(|stream| stream.connected() && stream.made_with == 2)
         })
         .await?;
     request(&mut open).await.context("the open connection")?;
@@ -68,7 +64,7 @@ async fn with_certificates(place: &mut Place, release: &str) -> Result<()> {
 }
 
 async fn with_tokens(place: &mut Place, release: &str) -> Result<()> {
-    let api = KubeApi::start(format!("{SERVER}:6443").parse()?, &place.certs).await?;
+    let api = KubeApi::start(at(6443), &place.certs).await?;
     let kubeconfig = api.kubeconfig(&place.certs, &place.directory)?;
     // Old ones ask in JSON by themselves and have no flag for it.
     let json = ["--kube-api-content-type=application/json"];
@@ -78,10 +74,8 @@ async fn with_tokens(place: &mut Place, release: &str) -> Result<()> {
     let file = place.directory.join("token");
     std::fs::write(&file, "a-token\n")?;
     api.accept("a-token");
-    let mut agent = Agent::start(
-        place,
-        &[format!("--proxy-server-host={SERVER}:8192"), format!("--service-account-token-path={}", file.display())],
-    )?;
+    let token = format!("--service-account-token-path={}", file.display());
+    let mut agent = Agent::start_bare(place, "10.0.0.1:8192", &[&token], &[])?;
     agent.connected(&["tokens"]).await?;
     request(&mut server.load().connect().await?).await
 }

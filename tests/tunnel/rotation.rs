@@ -1,45 +1,36 @@
 //! Certificates, CA and token rotate under load: no connection is cut, and each new handshake uses what is new.
 
-use std::{
-    collections::VecDeque,
-    net::SocketAddr,
-    path::Path,
-    time::{Duration, Instant},
-};
+use std::{collections::VecDeque, path::Path, time::Duration};
 
 use anyhow::{Context, Result, ensure};
-use bytes::Bytes;
 use lab::{
-    bare::{Place, SERVER, Who},
+    bare::Place,
     certs::ServerCert,
-    endpoint,
-    fake::{Connection, Dials, Fake, Manners},
-    fleet::{Agent, Spec, Steady},
-    kube_api::KubeApi,
+    kube::KubeApi,
+    servers::{
+        agent::{Agent, Steady, Stream},
+        eventually,
+        fake::{Connection, Dials, Fake, Manners},
+        proxy_server::Spec,
+    },
 };
 use nix::sys::signal::Signal;
 use rustls::pki_types::{CertificateDer, pem::PemObject};
-use tokio::{net::TcpListener, time::timeout};
 
-use crate::{in_place, soak};
+use crate::{ENDPOINT, at, in_place, serve_endpoint, soak};
 
-fn at(port: u16) -> SocketAddr {
-    format!("{SERVER}:{port}").parse().unwrap()
-}
+/// Where the agents of these tests look for their server.
+const SERVERS: &str = "10.0.0.1:8191";
 
 fn rounds() -> u64 {
     if soak() { 50 } else { 6 }
 }
 
-fn server_flags() -> [String; 2] {
-    [format!("--proxy-server-host={SERVER}"), "--proxy-server-port=8191".to_owned()]
-}
-
-/// Waits until the one stream that takes dials was made with the given number of materials.
+/// Waits until the one stream that takes dials was made with the credentials of this number.
 async fn replaced(agent: &mut Agent, number: u64) -> Result<Duration> {
     agent
         .until(&format!("a stream made with number {number}"), Duration::from_secs(10), |all| {
-            all.iter().filter(|(_, state, _)| state == "connected").map(|(_, _, made)| *made).eq([number])
+            all.iter().filter(|stream| stream.connected()).map(|stream| stream.made_with).eq([number])
         })
         .await
 }
@@ -73,7 +64,7 @@ fn swap(directory: &Path, round: u64, files: &[(&str, &Path)]) -> Result<()> {
 #[test]
 fn a_client_certificate_rotates_under_load_and_nothing_is_cut() {
     in_place(&[], async |place| {
-        tokio::spawn(endpoint::serve(TcpListener::bind("0.0.0.0:7000").await?));
+        serve_endpoint().await?;
         let spec = Spec::new("a", 0, 1);
         let server = spec.start(place)?;
         let secret = place.directory.join("secret");
@@ -82,10 +73,9 @@ fn a_client_certificate_rotates_under_load_and_nothing_is_cut() {
             swap(&secret, round, &[("tls.crt", &certificate), ("tls.key", &key)])
         };
         swapped(place, 0)?;
-        let mut flags = server_flags().to_vec();
-        flags.push(format!("--agent-cert={}", secret.join("tls.crt").display()));
-        flags.push(format!("--agent-key={}", secret.join("tls.key").display()));
-        let mut agent = Agent::start(place, &flags)?;
+        let certificate = format!("--agent-cert={}", secret.join("tls.crt").display());
+        let key = format!("--agent-key={}", secret.join("tls.key").display());
+        let mut agent = Agent::start_bare(place, SERVERS, &[&certificate, &key], &[])?;
         agent.connected(&["a"]).await?;
         let steady = Steady::start(&server.load(), 8, 2).await?;
         let mut slowest = Duration::ZERO;
@@ -96,20 +86,15 @@ fn a_client_certificate_rotates_under_load_and_nothing_is_cut() {
         }
         // SIGHUP reads everything anew, which changes nothing here.
         agent.process.signal(Signal::SIGHUP)?;
-        let deadline = Instant::now() + Duration::from_secs(5);
-        while !agent.process.printed().contains("SIGHUP: files are read again") {
-            ensure!(Instant::now() < deadline, "SIGHUP is not heard");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        agent.prints("SIGHUP: files are read again").await?;
         replaced(&mut agent, rounds() + 1).await?;
         // Half a rotation is none: told, weakened, and the old pair stays in use.
         place.certs.agent()?;
         std::fs::copy(place.certs.path("agent.crt"), secret.join("..data/tls.crt"))?;
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while !agent.status().await?.weakened.iter().any(|line| line.contains("--agent-cert and --agent-key")) {
-            ensure!(Instant::now() < deadline, "a broken pair is not told: {:?}", agent.status().await?.weakened);
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
+        eventually("the broken pair is reported", Duration::from_secs(10), async || {
+            Ok(agent.status().await?.weakened.iter().any(|line| line.contains("--agent-cert and --agent-key")))
+        })
+        .await?;
         std::fs::copy(place.certs.path("agent.key"), secret.join("..data/tls.key"))?;
         replaced(&mut agent, rounds() + 2).await?;
         let asked = steady.end().await?;
@@ -123,7 +108,8 @@ fn a_client_certificate_rotates_under_load_and_nothing_is_cut() {
         place.certs.agent()?;
         swapped(place, rounds() + 1)?;
         tokio::time::sleep(Duration::from_secs(1)).await;
-        ensure!(agent.streams().await?.iter().any(|(_, state, made)| state == "connected" && *made == rounds() + 2));
+        let in_use = |stream: &Stream| stream.connected() && stream.made_with == rounds() + 2;
+        ensure!(agent.streams().await?.iter().any(in_use), "the old certificate no longer serves");
         steady.end().await?;
         // The server asks for the new CA from its restart on: only the new certificate brings the tunnel back.
         drop(server);
@@ -141,7 +127,7 @@ fn a_client_certificate_rotates_under_load_and_nothing_is_cut() {
 #[test]
 fn a_token_rotates_under_load_and_the_server_gets_each_new_one() {
     in_place(&[], async |place| {
-        tokio::spawn(endpoint::serve(TcpListener::bind("0.0.0.0:7000").await?));
+        serve_endpoint().await?;
         let api = KubeApi::start(at(6443), &place.certs).await?;
         let kubeconfig = api.kubeconfig(&place.certs, &place.directory)?;
         let more = ["--kube-api-content-type=application/json"];
@@ -153,15 +139,14 @@ fn a_token_rotates_under_load_and_the_server_gets_each_new_one() {
             std::fs::write(&file, format!("token-{round}\n"))
         };
         write(0)?;
-        let mut flags = server_flags().to_vec();
-        flags.push(format!("--service-account-token-path={}", file.display()));
-        let mut agent = Agent::start(place, &flags)?;
+        let token = format!("--service-account-token-path={}", file.display());
+        let mut agent = Agent::start_bare(place, SERVERS, &[&token], &[])?;
         agent.connected(&["a"]).await?;
         let steady = Steady::start(&server.load(), 8, 2).await?;
         for round in 1..=rounds() {
             write(round)?;
             replaced(&mut agent, round + 1).await?;
-            ensure!(api.asked().contains(&(format!("token-{round}"), true)), "{:?}", api.asked());
+            ensure!(api.reviewed().contains(&(format!("token-{round}"), true)), "{:?}", api.reviewed());
         }
         let asked = steady.end().await?;
         alone(&mut agent).await?;
@@ -173,36 +158,26 @@ fn a_token_rotates_under_load_and_the_server_gets_each_new_one() {
     });
 }
 
-async fn ask(connection: &mut Connection) -> Result<()> {
-    connection.send(Bytes::from_static(b"SOURCE 1024\n")).await?;
-    let mut got = 0;
-    while got < 1024 {
-        let bytes = timeout(Duration::from_secs(5), connection.receive()).await.context("no answer")?;
-        got += bytes.context("the connection ended")?.len();
-    }
-    Ok(())
-}
-
 /// A stream of a fake server, and a connection that is held on it.
 struct Held(Dials, Connection);
 
 impl Held {
     /// The next stream; it has to show the certificate that is on disk now.
     async fn next(fake: &mut Fake, place: &Place) -> Result<Held> {
-        let stream = timeout(Duration::from_secs(10), fake.agent()).await.context("no stream within 10 s")??;
+        let stream = fake.agent().await?;
         let on_disk = CertificateDer::from_pem_file(place.certs.path("agent.crt"))?;
         ensure!(stream.certificate == Some(on_disk), "an old certificate was shown");
         let dials = Dials::new(stream);
-        let connection = dials.dial(&format!("{}:7000", Who::Ours.address())).await?;
+        let connection = dials.dial(ENDPOINT).await?;
         Ok(Held(dials, connection))
     }
 
     /// It answers, and once it is closed its stream ends.
     async fn end(mut self) -> Result<()> {
-        ask(&mut self.1).await?;
+        self.1.fetch(1024).await?;
         ensure!(!self.0.ended.is_cancelled(), "a stream with a connection was cut");
         self.1.close().await?;
-        timeout(Duration::from_secs(5), self.0.ended.cancelled()).await.context("an idle stream stays")
+        self.0.ends().await
     }
 }
 
@@ -211,11 +186,9 @@ fn a_ca_rotates_and_each_handshake_shows_what_is_new() {
     /// How many streams are held at once: their number is bounded.
     const MOST: usize = 40;
     in_place(&[], async |place| {
-        tokio::spawn(endpoint::serve(TcpListener::bind("0.0.0.0:7000").await?));
-        let mut fake = Fake::start(at(8191), &place.certs, Manners::default()).await?;
-        let mut flags = Agent::with_certificate(place);
-        flags.extend(server_flags());
-        let mut agent = Agent::start(place, &flags)?;
+        serve_endpoint().await?;
+        let mut fake = Fake::start(place, 8191, Manners::default()).await?;
+        let mut agent = Agent::start(place, SERVERS, &[])?;
         let (mut number, mut ended) = (1, 0);
         let mut held = VecDeque::from([Held::next(&mut fake, place).await?]);
         for _ in 0..rounds() {
@@ -246,13 +219,13 @@ fn a_ca_rotates_and_each_handshake_shows_what_is_new() {
         let last = held.pop_back().context("held")?;
         ended += held.len() + 1;
         for Held(_, connection) in &mut held {
-            ask(connection).await?;
+            connection.fetch(1024).await?;
         }
         for each in held {
             each.end().await?;
         }
         let Held(_dials, mut connection) = last;
-        ask(&mut connection).await?;
+        connection.fetch(1024).await?;
         println!("rotation: {} CAs, {ended} streams with an open connection each, none cut", rounds());
         Ok(())
     });

@@ -6,29 +6,28 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use bytes::Bytes;
 use lab::{
-    bare::{Place, SERVER, Who},
+    bare::{Place, SERVER},
     certs::NAME,
-    endpoint,
-    fake::{Connection, Dials, Fake, Manners},
-    fleet::{Agent, Balancer, Server, Spec, Steady},
     isolated::hosts,
-    kube_api::KubeApi,
+    kube::KubeApi,
     load::request,
+    servers::{
+        agent::{Agent, Steady, Stream, connected},
+        balancer::Balancer,
+        eventually,
+        fake::{Fake, Manners},
+        proxy_server::{ProxyServer, Spec},
+    },
 };
 use nix::sys::signal::Signal;
-use tokio::{net::TcpListener, time::timeout};
+use tokio::time::timeout;
 
-use crate::in_place;
+use crate::{ENDPOINT, PORT, at, in_place, serve_endpoint};
 
 /// What `--sync-interval-cap` is in these tests, and what a busy machine may add.
 const BACKOFF: Duration = Duration::from_millis(500);
 const SLACK: Duration = Duration::from_secs(4);
-
-fn at(port: u16) -> SocketAddr {
-    format!("{SERVER}:{port}").parse().unwrap()
-}
 
 fn three() -> [Spec<'static>; 3] {
     [Spec::new("a", 0, 3), Spec::new("b", 1, 3), Spec::new("c", 2, 3)]
@@ -36,14 +35,11 @@ fn three() -> [Spec<'static>; 3] {
 
 /// An agent that dials the balancer.
 fn agent(place: &Place, more: &[&str]) -> Result<Agent> {
-    let mut flags = Agent::with_certificate(place);
-    flags.extend([format!("--proxy-server-host={SERVER}"), "--proxy-server-port=8091".to_owned()]);
-    flags.extend(more.iter().map(ToString::to_string));
-    Agent::start(place, &flags)
+    Agent::start(place, &at(PORT).to_string(), more)
 }
 
-/// A dial through a server reaches the endpoint at once: none is stuck.
-async fn dials(server: &Server) -> Result<()> {
+/// A dial through a server reaches the endpoint at once: it is not stuck.
+async fn dials(server: &ProxyServer) -> Result<()> {
     let mut stream = server.load().connect().await?;
     timeout(Duration::from_secs(5), request(&mut stream)).await.context("a stuck connection")?
 }
@@ -51,11 +47,11 @@ async fn dials(server: &Server) -> Result<()> {
 #[test]
 fn servers_behind_a_balancer_are_all_found_and_found_again() {
     in_place(&[], async |place| {
-        tokio::spawn(endpoint::serve(TcpListener::bind("0.0.0.0:7000").await?));
+        serve_endpoint().await?;
         let specs = three();
-        let mut servers: Vec<Server> = specs.iter().map(|spec| spec.start(place)).collect::<Result<_>>()?;
+        let mut servers: Vec<ProxyServer> = specs.iter().map(|spec| spec.start(place)).collect::<Result<_>>()?;
         let addresses: Vec<SocketAddr> = specs.iter().map(|spec| spec.agents).collect();
-        let balancer = Balancer::start(at(8091), &addresses).await?;
+        let balancer = Balancer::start(at(PORT), &addresses).await?;
         let mut agent = agent(place, &[])?;
         let found = agent.connected(&["a", "b", "c"]).await?;
         for server in &servers {
@@ -75,11 +71,9 @@ fn servers_behind_a_balancer_are_all_found_and_found_again() {
         // The balancer fails over: every connection is lost, and new ones come up through its successor.
         balancer.cut();
         drop(balancer);
-        agent
-            .until("the loss", Duration::from_secs(5), |all| all.iter().all(|(_, state, _)| state != "connected"))
-            .await?;
+        agent.until("the loss", Duration::from_secs(5), |all| connected(all) == 0).await?;
         tokio::time::sleep(Duration::from_secs(1)).await;
-        let successor = Balancer::start(at(8091), &addresses).await?;
+        let successor = Balancer::start(at(PORT), &addresses).await?;
         let failed_over = agent.connected(&["a", "b", "c"]).await?;
         ensure!(failed_over < BACKOFF * 4 + SLACK, "{failed_over:?}");
         for server in &servers {
@@ -88,11 +82,7 @@ fn servers_behind_a_balancer_are_all_found_and_found_again() {
         // A failover in one moment: streams end, and the address answers all the time.
         successor.cut();
         // Until the agent has noticed, it says what was.
-        agent
-            .until("the loss", Duration::from_secs(5), |all| {
-                all.iter().filter(|(_, state, _)| state == "connected").count() < servers.len()
-            })
-            .await?;
+        agent.until("the loss", Duration::from_secs(5), |all| connected(all) < servers.len()).await?;
         let at_once = agent.connected(&["a", "b", "c"]).await?;
         for server in &servers {
             dials(server).await?;
@@ -107,7 +97,7 @@ fn servers_behind_a_balancer_are_all_found_and_found_again() {
 #[test]
 fn every_address_that_is_named_and_every_record_of_a_name_is_dialled() {
     in_place(&["10.0.0.11", "fd00::11"], async |place| {
-        tokio::spawn(endpoint::serve(TcpListener::bind("0.0.0.0:7000").await?));
+        serve_endpoint().await?;
         let names = hosts(&format!("{SERVER} {NAME}\nfd00::11 {NAME}\n"))?;
         let spec = |id: &'static str, index: u16, address: &str| {
             let mut spec = Spec::new(id, index, 1);
@@ -121,11 +111,8 @@ fn every_address_that_is_named_and_every_record_of_a_name_is_dialled() {
             spec("c", 2, &format!("{SERVER}:8133")),
         ];
         let servers = [a.start(place)?, b.start(place)?, c.start(place)?];
-        let mut flags = Agent::with_certificate(place);
-        flags.push(format!("--proxy-server-host={NAME},{SERVER}:8133"));
-        flags.push(format!("--proxy-server-host={SERVER}:8132"));
-        flags.push("--proxy-server-port=8132".to_owned());
-        let mut agent = Agent::start(place, &flags)?;
+        let more = [&format!("--proxy-server-host={SERVER}:8132"), "--proxy-server-port=8132"];
+        let mut agent = Agent::start(place, &format!("{NAME},{SERVER}:8133"), &more)?;
         agent.connected(&["a", "b", "c"]).await?;
         for server in &servers {
             dials(server).await?;
@@ -151,13 +138,12 @@ fn leases_tell_how_many_servers_there_are() {
         api.leases(Some(1));
         // Each server says that it is the only one.
         let specs = [Spec::new("a", 0, 1), Spec::new("b", 1, 1), Spec::new("c", 2, 1)];
-        let _servers: Vec<Server> = specs.iter().map(|spec| spec.start(place)).collect::<Result<_>>()?;
+        let _servers: Vec<ProxyServer> = specs.iter().map(|spec| spec.start(place)).collect::<Result<_>>()?;
         let addresses: Vec<SocketAddr> = specs.iter().map(|spec| spec.agents).collect();
-        let _balancer = Balancer::start(at(8091), &addresses).await?;
+        let _balancer = Balancer::start(at(PORT), &addresses).await?;
         let config = format!("--kubeconfig={}", kubeconfig.display());
         let mut agent = agent(place, &["--count-server-leases", &config])?;
-        let known = |count: usize| move |all: &[(String, String, u64)]| all.len() == count;
-        agent.until("one stream", Duration::from_secs(10), known(1)).await?;
+        agent.until("one stream", Duration::from_secs(10), |all| all.len() == 1).await?;
         tokio::time::sleep(BACKOFF * 2).await;
         ensure!(agent.streams().await?.len() == 1, "one lease, one stream");
         api.leases(Some(3));
@@ -165,11 +151,7 @@ fn leases_tell_how_many_servers_there_are() {
         // What cannot be asked changes nothing, and is told.
         api.leases(None);
         let listed = api.listed();
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while api.listed() == listed {
-            ensure!(Instant::now() < deadline, "no more lists");
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
+        eventually("another list", Duration::from_secs(10), async || Ok(api.listed() > listed)).await?;
         tokio::time::sleep(Duration::from_millis(200)).await;
         let said = agent.status().await?.tunnel;
         ensure!(said["knownServers"] == 3 && said["leases"]["lastError"].to_string().contains("403"), "{said:#}");
@@ -178,52 +160,35 @@ fn leases_tell_how_many_servers_there_are() {
     });
 }
 
-/// A request over a connection of a fake server.
-async fn ask(connection: &mut Connection) -> Result<()> {
-    connection.send(Bytes::from_static(b"SOURCE 1024\n")).await?;
-    let mut got = 0;
-    while got < 1024 {
-        let bytes = timeout(Duration::from_secs(5), connection.receive()).await.context("no answer")?;
-        got += bytes.context("the connection ended")?.len();
-    }
-    Ok(())
-}
-
 #[test]
 fn a_server_that_says_goodbye_is_replaced_at_once_and_serves_what_is_open() {
     in_place(&[], async |place| {
-        tokio::spawn(endpoint::serve(TcpListener::bind("0.0.0.0:7000").await?));
-        let address = format!("{}:7000", Who::Ours.address());
-        let mut fake = Fake::start(at(8091), &place.certs, Manners::default()).await?;
+        serve_endpoint().await?;
+        let mut fake = Fake::start(place, PORT, Manners::default()).await?;
         let mut agent = agent(place, &[])?;
         let rounds = if crate::soak() { 50 } else { 5 };
         let mut held = Vec::new();
         let mut slowest = Duration::ZERO;
         for _ in 0..rounds {
-            let stream = timeout(Duration::from_secs(10), fake.agent()).await.context("no stream")??;
-            let dials = Dials::new(stream);
-            let mut connection = dials.dial(&address).await?;
-            ask(&mut connection).await?;
+            let dials = fake.dials().await?;
+            let mut connection = dials.dial(ENDPOINT).await?;
+            connection.fetch(1024).await?;
             // A stream that has lived is replaced at once; one that has not would be a server that refuses.
             tokio::time::sleep(Duration::from_millis(150)).await;
             let started = Instant::now();
             fake.go_away();
-            timeout(Duration::from_secs(5), dials.drained.cancelled()).await.context("no DRAIN")?;
+            dials.drains(Duration::from_secs(5)).await?;
             held.push((dials, connection));
-            agent
-                .until("a new stream", Duration::from_secs(5), |all| {
-                    all.iter().filter(|(_, state, _)| state == "connected").count() == 1
-                })
-                .await?;
+            agent.until("a new stream", Duration::from_secs(5), |all| connected(all) == 1).await?;
             slowest = slowest.max(started.elapsed());
         }
         for (dials, connection) in &mut held {
-            ask(connection).await?;
+            connection.fetch(1024).await?;
             ensure!(!dials.ended.is_cancelled(), "a stream with a connection was cut");
         }
         for (dials, connection) in held {
             connection.close().await?;
-            timeout(Duration::from_secs(5), dials.ended.cancelled()).await.context("an idle stream stays")?;
+            dials.ends().await?;
         }
         println!("servers: {rounds} GOAWAYs, each replaced within {slowest:.1?}, every open connection served on");
         Ok(())
@@ -233,12 +198,12 @@ fn a_server_that_says_goodbye_is_replaced_at_once_and_serves_what_is_open() {
 #[test]
 fn a_real_server_that_ends_in_good_order_hands_its_agents_over() {
     in_place(&[], async |place| {
-        tokio::spawn(endpoint::serve(TcpListener::bind("0.0.0.0:7000").await?));
+        serve_endpoint().await?;
         let grace = ["--graceful-shutdown-timeout=15s"];
         let spec = |id: &'static str, index: u16| Spec { more: &grace, ..Spec::new(id, index, 2) };
         let (a, b) = (spec("a", 0), spec("b", 1));
         let mut servers = [a.start(place)?, b.start(place)?];
-        let balancer = Balancer::start(at(8091), &[a.agents, b.agents]).await?;
+        let balancer = Balancer::start(at(PORT), &[a.agents, b.agents]).await?;
         let mut agent = agent(place, &[])?;
         agent.connected(&["a", "b"]).await?;
         let mut open = servers[0].load().connect().await?;
@@ -246,8 +211,8 @@ fn a_real_server_that_ends_in_good_order_hands_its_agents_over() {
         balancer.set(&[b.agents]);
         servers[0].process.signal(Signal::SIGTERM)?;
         // Its GOAWAY makes the stream a draining one; what is open goes on.
-        let is = |all: &[(String, String, u64)], server: &str, wanted: &str| {
-            all.iter().any(|(id, state, _)| id == server && state == wanted)
+        let is = |all: &[Stream], server: &str, state: &str| {
+            all.iter().any(|stream| stream.server == server && stream.state == state)
         };
         agent
             .until("a drains", Duration::from_secs(5), |all| is(all, "a", "draining") && is(all, "b", "connected"))

@@ -9,10 +9,13 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use lab::{
-    bare::{Place, SERVER, ours},
-    fake::{Dials, Fake, Manners},
-    kube_api::KubeApi,
+    bare::{Place, ours},
+    kube::KubeApi,
     process::Process,
+    servers::{
+        eventually,
+        fake::{Dials, Fake, Manners},
+    },
 };
 use serde_json::Value;
 use tokio::{
@@ -22,11 +25,11 @@ use tokio::{
 };
 
 use crate::{
+    PORT, at,
     dropin::{OURS, get},
     in_place,
 };
 
-const PORT: u16 = 8091;
 /// Pods of this node, of another one, and a Service's address that somebody serves: a dial there would be one past the judgement.
 const HERE: &str = "10.244.1.9";
 const THERE: &str = "10.244.2.9";
@@ -69,11 +72,11 @@ struct Lab {
 impl Lab {
     async fn start(place: &Place, policy: &str, more: &[&str]) -> Result<Lab> {
         let records = place.directory.join("audit.log");
-        let mut server = Fake::start(format!("{SERVER}:{PORT}").parse()?, &place.certs, Manners::default()).await?;
+        let mut server = Fake::start(place, PORT, Manners::default()).await?;
         let file = format!("--audit-file={}", records.display());
         let agent = ours(place, PORT, policy, &[&[file.as_str(), "--node-name=here"], more].concat())?;
-        let stream = timeout(Duration::from_secs(10), server.agent()).await.context("no stream")??;
-        Ok(Lab { dials: Dials::new(stream), records, asked: AtomicUsize::new(0), _agent: agent, _server: server })
+        let dials = server.dials().await?;
+        Ok(Lab { dials, records, asked: AtomicUsize::new(0), _agent: agent, _server: server })
     }
 
     /// Who answers at an address, or why nobody does.
@@ -90,17 +93,14 @@ impl Lab {
 
     /// Asks until the answer holds these words.
     async fn until(&self, address: &str, words: &str) -> Result<Duration> {
-        let started = Instant::now();
-        loop {
-            let said = self.ask(address).await?;
+        let mut said = String::new();
+        let answered = eventually(words, Duration::from_secs(15), async || {
+            said = self.ask(address).await?;
             // A refusal holds the address, too.
             let refused = said.starts_with("nodeguard refuses ") && !PLACES.contains(&words);
-            if said == words || (refused && said.contains(words)) {
-                return Ok(started.elapsed());
-            }
-            ensure!(started.elapsed() < Duration::from_secs(15), "{address}: {said}, not {words}");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+            Ok(said == words || (refused && said.contains(words)))
+        });
+        answered.await.with_context(|| format!("{address}: {said}"))
     }
 
     /// Refused, with these words and this reason.
@@ -114,18 +114,16 @@ impl Lab {
 
     /// The last record of an address, once all that were asked about have theirs: that of a dial that was answered comes after its close.
     async fn record(&self, address: &str) -> Result<Value> {
-        let deadline = Instant::now() + Duration::from_secs(5);
-        loop {
+        let mut found = None;
+        eventually(&format!("a record of {address}"), Duration::from_secs(5), async || {
             let text = std::fs::read_to_string(&self.records).unwrap_or_default();
-            let mut all: Vec<Value> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
-            if all.len() >= self.asked.load(Ordering::Relaxed)
-                && let Some(last) = all.iter().rposition(|record| record["requested"] == address)
-            {
-                return Ok(all.swap_remove(last));
-            }
-            ensure!(Instant::now() < deadline, "no record of {address}");
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+            let all: Vec<Value> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+            let complete = all.len() >= self.asked.load(Ordering::Relaxed);
+            found = all.into_iter().rfind(|record| record["requested"] == address);
+            Ok(complete && found.is_some())
+        })
+        .await?;
+        found.context("a record")
     }
 }
 
@@ -144,7 +142,7 @@ fn readiness(check: &str) -> Result<(u16, String)> {
 }
 
 async fn api(place: &Place) -> Result<KubeApi> {
-    KubeApi::start(format!("{SERVER}:6443").parse()?, &place.certs).await
+    KubeApi::start(at(6443), &place.certs).await
 }
 
 /// A kubeconfig for an API that may not be there yet.
@@ -252,11 +250,10 @@ fn an_outage_keeps_what_was_known_and_says_how_old_it_is() {
             api.objects.refuse(None);
             lab.until("10.96.0.9:443", next).await?;
             // Each kind has a backoff of its own.
-            let started = Instant::now();
-            while !readiness("services-read")?.1.ends_with(", current") {
-                ensure!(started.elapsed() < Duration::from_secs(15), "one kind is not heard of again");
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
+            eventually("both kinds are current again", Duration::from_secs(15), async || {
+                Ok(readiness("services-read")?.1.ends_with(", current"))
+            })
+            .await?;
             ensure!(metric("nodeguard_services_age_seconds")? == 0.0, "it is current");
         }
         ensure!(api.objects.lists() > lists, "it was forgotten, and nobody listed");

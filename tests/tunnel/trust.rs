@@ -1,40 +1,38 @@
 //! What is asked of the proxy-server beyond its CA: a key, a name, a TLS version, that it is not revoked; and how old a stream may become.
 
-use std::{
-    path::PathBuf,
-    time::{Duration, Instant},
-};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use guard_policy::pin::Pin;
 use lab::{
-    bare::{Place, SERVER},
+    bare::Place,
     certs::{NAME, ServerCert},
-    fleet::{Agent, Spec},
+    servers::{
+        Listener,
+        agent::{Agent, Steady, connected},
+        eventually,
+        proxy_server::Spec,
+        tls::Tls,
+    },
 };
 use rustls::pki_types::{CertificateDer, pem::PemObject};
 
-use crate::in_place;
+use crate::{at, in_place, serve_endpoint};
 
-fn flags(place: &Place, more: &[String]) -> Vec<String> {
-    let mut flags = Agent::with_certificate(place);
-    flags.extend([format!("--proxy-server-host={SERVER}"), "--proxy-server-port=8191".to_owned()]);
-    flags.extend_from_slice(more);
-    flags
+/// An agent of the one server.
+fn agent(place: &Place, more: &[&str]) -> Result<Agent> {
+    Agent::start(place, "10.0.0.1:8191", more)
 }
 
-/// Waits for an attempt that fails like this.
+/// Waits for an attempt that fails with this text.
 async fn refused(agent: &mut Agent, why: &str) -> Result<()> {
-    let deadline = Instant::now() + Duration::from_secs(10);
-    loop {
+    let (what, mut last) = (format!("a refusal with `{why}`"), None);
+    let refused = eventually(&what, Duration::from_secs(10), async || {
         agent.process.check()?;
-        let said = agent.status().await.map(|status| status.tunnel["streams"][0]["lastError"].to_string());
-        if said.as_ref().is_ok_and(|error| error.contains(why)) {
-            return Ok(());
-        }
-        ensure!(Instant::now() < deadline, "no refusal with `{why}`: {said:?}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+        last = agent.status().await.ok().map(|status| status.tunnel["streams"][0]["lastError"].to_string());
+        Ok(last.as_ref().is_some_and(|error| error.contains(why)))
+    });
+    refused.await.with_context(|| format!("the last error is {last:?}")).map(drop)
 }
 
 #[test]
@@ -45,63 +43,43 @@ fn a_server_of_the_right_ca_is_refused_without_the_right_key_or_name() {
         let parsed = rustls::server::ParsedCertificate::try_from(&certificate)?;
         let pin = Pin::of(&parsed.subject_public_key_info());
         let other = "sha256/AQIDBAUGBwgJCgsMDQ4PEBESExQVFhcYGRobHB0eHyA=";
-        let bad: [(Vec<String>, &str); 2] = [
-            (vec![format!("--server-spki-pin={other}")], "none of --server-spki-pin"),
-            (vec!["--server-san=URI:spiffe://cluster.local/other".to_owned()], "none of --server-san"),
-        ];
-        for (more, why) in bad {
-            refused(&mut Agent::start(place, &flags(place, &more))?, why).await?;
+        for (flag, why) in [
+            (&*format!("--server-spki-pin={other}"), "none of --server-spki-pin"),
+            ("--server-san=URI:spiffe://cluster.local/other", "none of --server-san"),
+        ] {
+            refused(&mut agent(place, &[flag])?, why).await?;
         }
         // With one of several right, TLS 1.3 alone, and the tunnel up.
-        let more = [
-            format!("--server-spki-pin={other},{pin}"),
-            format!("--server-san=other.example,DNS:{NAME}"),
-            "--tls-min-version=1.3".to_owned(),
-        ];
-        let mut agent = Agent::start(place, &flags(place, &more))?;
-        agent.connected(&["a"]).await?;
-        ensure!(agent.status().await?.tunnel["streams"][0]["tls"].to_string().contains("TLSv1_3"));
-        drop((agent, server));
+        let pins = format!("--server-spki-pin={other},{pin}");
+        let names = format!("--server-san=other.example,DNS:{NAME}");
+        let mut right = agent(place, &[&pins, &names, "--tls-min-version=1.3"])?;
+        right.connected(&["a"]).await?;
+        ensure!(right.status().await?.tunnel["streams"][0]["tls"].to_string().contains("TLSv1_3"));
+        drop((right, server));
         // A server that only speaks TLS 1.2.
-        let more = ["--tls-min-version=VersionTLS13".to_owned()];
-        let old = std::sync::Arc::new(only_tls12(place)?);
-        let listener = tokio::net::TcpListener::bind((SERVER, 8191)).await?;
-        tokio::spawn(async move {
-            let acceptor = tokio_rustls::TlsAcceptor::from(old);
-            while let Ok((tcp, _)) = listener.accept().await {
-                let _ = acceptor.accept(tcp).await;
-            }
-        });
-        refused(&mut Agent::start(place, &flags(place, &more))?, "ProtocolVersion").await
+        let (certificate, key) = (place.certs.path("server.crt"), place.certs.path("server.key"));
+        let old = Tls { protocol: None, versions: &[&rustls::version::TLS12], ..Tls::http(&certificate, &key) };
+        let acceptor = old.acceptor()?;
+        let _old = Listener::start(at(8191), move |tcp| {
+            let accepting = acceptor.accept(tcp);
+            async { accepting.await.map(drop).map_err(Into::into) }
+        })
+        .await?;
+        refused(&mut agent(place, &["--tls-min-version=VersionTLS13"])?, "ProtocolVersion").await
     });
-}
-
-fn only_tls12(place: &Place) -> Result<rustls::ServerConfig> {
-    let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    Ok(rustls::ServerConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS12])?
-        .with_no_client_auth()
-        .with_single_cert(
-            vec![CertificateDer::from_pem_file(place.certs.path("server.crt"))?],
-            rustls::pki_types::PrivateKeyDer::from_pem_file(place.certs.path("server.key"))?,
-        )?)
 }
 
 #[test]
 fn a_revoked_server_gets_no_new_stream_and_a_list_is_taken_when_it_changes() {
     in_place(&[], async |place| {
         let server = Spec::new("a", 0, 1).start(place)?;
-        let file: PathBuf = place.directory.join("crl.pem");
+        let file = place.directory.join("crl.pem");
         std::fs::write(&file, place.certs.revocations(None, 4000)?)?;
-        let mut agent = Agent::start(place, &flags(place, &[format!("--crl-file={}", file.display())]))?;
+        let mut agent = agent(place, &[&format!("--crl-file={}", file.display())])?;
         agent.connected(&["a"]).await?;
         // Revoked: the old stream serves on, as with any material that brings no new stream; the next one is refused.
         std::fs::write(&file, place.certs.revocations(Some("server"), 4000)?)?;
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while !agent.process.printed().contains("is revoked") {
-            ensure!(Instant::now() < deadline, "{}", agent.process.printed());
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        agent.prints("is revoked").await?;
         let weakened = agent.status().await?.weakened;
         ensure!(weakened.iter().any(|line| line.contains("is revoked")), "{weakened:?}");
         drop(server);
@@ -111,11 +89,7 @@ fn a_revoked_server_gets_no_new_stream_and_a_list_is_taken_when_it_changes() {
         let server = Spec::new("a", 0, 1).start(place)?;
         agent.connected(&["a"]).await.context("a server with another certificate")?;
         std::fs::write(&file, place.certs.revocations(None, 2020)?)?;
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while !agent.process.printed().contains("is over") {
-            ensure!(Instant::now() < deadline, "{}", agent.process.printed());
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        agent.prints("is over").await?;
         drop(server);
         let _server = Spec::new("a", 0, 1).start(place)?;
         refused(&mut agent, "is over").await?;
@@ -127,17 +101,17 @@ fn a_revoked_server_gets_no_new_stream_and_a_list_is_taken_when_it_changes() {
 #[test]
 fn a_stream_is_replaced_when_it_is_old_and_nothing_is_cut() {
     in_place(&[], async |place| {
-        tokio::spawn(lab::endpoint::serve(tokio::net::TcpListener::bind("0.0.0.0:7000").await?));
+        serve_endpoint().await?;
         let server = Spec::new("a", 0, 1).start(place)?;
-        let mut agent = Agent::start(place, &flags(place, &["--max-stream-age=1s".to_owned()]))?;
+        let mut agent = agent(place, &["--max-stream-age=1s"])?;
         agent.connected(&["a"]).await?;
-        let steady = lab::fleet::Steady::start(&server.load(), 4, 1).await?;
+        let steady = Steady::start(&server.load(), 4, 1).await?;
         tokio::time::sleep(Duration::from_secs(4)).await;
         let streams = agent.streams().await?;
         let asked = steady.end().await?;
         let replaced = agent.process.printed().matches("replaces=true").count();
         ensure!((3..=6).contains(&replaced), "{replaced} replaced in 4 s");
-        ensure!(streams.iter().filter(|(_, state, _)| state == "connected").count() == 1, "{streams:?}");
+        ensure!(connected(&streams) == 1, "{streams:?}");
         println!("trust: {replaced} streams replaced for their age, {asked} requests, none failed");
         Ok(())
     });

@@ -4,12 +4,12 @@ use std::{
     collections::BTreeMap,
     fs::File,
     os::unix::{fs::PermissionsExt, process::CommandExt},
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, Stdio},
     time::Duration,
 };
 
-use lab::{daemon::binary, isolated::isolated, lab::target, process::Process};
+use lab::{bare::upstream, daemon::binary, isolated::isolated, process::Process};
 use nix::{
     sys::signal::{Signal, killpg},
     unistd::Pid,
@@ -24,13 +24,13 @@ const PATIENCE: Duration = Duration::from_secs(300);
 #[test]
 fn the_upstream_suite_passes_with_our_agent_where_it_passes_with_its_own() {
     let directory = tempfile::tempdir().unwrap();
-    let theirs = upstream("proxy-agent");
+    let theirs = upstream("proxy-agent").unwrap();
     let ours = directory.path().join("nodeguard-agent");
     // The suite starts a program with flags alone, and its servers are on loopback.
     let script = format!("#!/bin/sh\nexec {} agent --dial-anything \"$@\"\n", binary().unwrap().display());
     std::fs::write(&ours, script).unwrap();
     std::fs::set_permissions(&ours, std::fs::Permissions::from_mode(0o755)).unwrap();
-    let soak = std::env::var_os("NODEGUARD_SOAK").is_some();
+    let soak = crate::soak();
     let skip = if soak { NEVER.to_owned() } else { format!("{NEVER}|{LONG}") };
 
     let with_theirs = run(&theirs, directory.path(), &["-test.skip", &skip]);
@@ -54,18 +54,12 @@ fn the_upstream_suite_passes_with_our_agent_where_it_passes_with_its_own() {
     assert!(worse.is_empty(), "passed with the Go agent and not with ours: {worse:?}");
 }
 
-fn upstream(file: &str) -> PathBuf {
-    let path = target().unwrap().with_file_name("upstream").join(file);
-    assert!(path.is_file(), "{} is missing: run `cargo xtask setup`", path.display());
-    path
-}
-
 /// Each test's name, and whether it passed.
 fn run(agent: &Path, directory: &Path, which: &[&str]) -> BTreeMap<String, bool> {
     let log = directory.join("suite.log");
     File::create(&log).unwrap();
     let printed = isolated(&[], || {
-        let mut suite = Command::new(upstream("integration.test"));
+        let mut suite = Command::new(upstream("integration.test")?);
         suite
             .current_dir(directory)
             .stdin(Stdio::null())

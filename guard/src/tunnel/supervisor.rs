@@ -295,12 +295,7 @@ impl Supervisor<'_> {
         let server = self.tunnel.config.at(held.address);
         match ended {
             Ended::Done => tracing::debug!(server, "a stream that was no longer needed has ended"),
-        let mut servers = lock(&self.tunnel.servers);
-        let held = servers.streams.get(&number).cloned();
-        let live = servers.live().any(|(live, _)| live == number);
-        let reason = ended.words();
-        servers.ended(number, &reason, Instant::now());
-        drop(servers);
+            Ended::Closed | Ended::Broken(_) | Ended::Crashed if live && !ending => {
                 tracing::warn!(server, server_id = held.server, reason, "tunnel lost");
             }
             Ended::Closed | Ended::Broken(_) | Ended::Crashed => {

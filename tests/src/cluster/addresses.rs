@@ -1,5 +1,5 @@
 //! Owns the addresses of a cluster: of IPv4, or of IPv6 alone.
-//! Called by every other part; `main` chooses once, before anything stands.
+//! Called by every other part of the cluster lab; the program chooses the family once, before anything stands.
 //! Must never hold an address of the machine's own networks: the cluster's namespaces are connected to nothing else.
 
 use std::{net::SocketAddr, sync::OnceLock};
@@ -7,41 +7,41 @@ use std::{net::SocketAddr, sync::OnceLock};
 use anyhow::{Context, Result};
 
 /// Who has which address.
-pub(crate) struct Addresses {
-    /// How the family is called by nft and CNI: `ip` or `ip6`.
-    pub(crate) family: &'static str,
+pub struct Addresses {
+    /// The family in the words of nft: `ip` or `ip6`.
+    pub family: &'static str,
     /// The control plane's address.
-    pub(crate) control: &'static str,
-    /// Its other one, from which its packet filter lets connections out: what tries the node directly uses it.
-    pub(crate) control_direct: &'static str,
+    pub control: &'static str,
+    /// Its other address, from which its packet filter lets connections out: attempts past the tunnel use it.
+    pub control_direct: &'static str,
     /// The first node's.
-    pub(crate) node: &'static str,
+    pub node: &'static str,
     /// The second node's.
-    pub(crate) second: &'static str,
+    pub second: &'static str,
     /// A host beside the nodes.
-    pub(crate) neighbour: &'static str,
+    pub neighbour: &'static str,
     /// Its other address, which the policy names.
-    pub(crate) scraper: &'static str,
-    /// How much of these is the network that all of them are in.
-    pub(crate) prefix: u8,
-    /// How long a whole address is.
-    pub(crate) whole: u8,
-    /// Every pod's.
-    pub(crate) pods: &'static str,
-    /// The pods of the two nodes.
-    pub(crate) pods_of: [&'static str; 2],
-    /// Services have addresses in it.
-    pub(crate) services: &'static str,
-    /// The API server's own service.
-    pub(crate) api_service: &'static str,
-    /// Everything.
-    pub(crate) everything: &'static str,
-    /// This host, to itself.
-    pub(crate) loopback: &'static str,
-    /// An address that means another machine on each link: the cloud's metadata, or what has its shape.
-    pub(crate) link_local: &'static str,
-    /// The switch that makes a namespace forward.
-    pub(crate) forwarding: &'static str,
+    pub scraper: &'static str,
+    /// The prefix length of the network that all of these are in.
+    pub prefix: u8,
+    /// The length of an address in bits.
+    pub whole: u8,
+    /// The network of all pods.
+    pub pods: &'static str,
+    /// The networks of the pods of the two nodes.
+    pub pods_of: [&'static str; 2],
+    /// The network of the Services.
+    pub services: &'static str,
+    /// The API server's own Service.
+    pub api_service: &'static str,
+    /// The default route.
+    pub everything: &'static str,
+    /// Loopback.
+    pub loopback: &'static str,
+    /// A link-local address: the cloud's metadata, or what looks like it.
+    pub link_local: &'static str,
+    /// The setting below /proc/sys/net that makes a namespace forward.
+    pub forwarding: &'static str,
 }
 
 const V4: Addresses = Addresses {
@@ -87,17 +87,46 @@ const V6: Addresses = Addresses {
 static V6_ALONE: OnceLock<bool> = OnceLock::new();
 
 /// Chooses the family, once.
-pub(crate) fn choose(v6: bool) -> Result<()> {
+pub fn choose(v6: bool) -> Result<()> {
     V6_ALONE.set(v6).ok().context("the family is chosen already")
 }
 
 /// The cluster's addresses.
-pub(crate) fn at() -> &'static Addresses {
+pub fn at() -> &'static Addresses {
     if V6_ALONE.get() == Some(&true) { &V6 } else { &V4 }
 }
 
+impl Addresses {
+    /// Whether the cluster has IPv6 alone.
+    pub fn v6(&self) -> bool {
+        self.family == "ip6"
+    }
+}
+
 /// A port at an address.
-pub(crate) fn socket(address: &str, port: u16) -> Result<SocketAddr> {
-    let address = address.parse().with_context(|| format!("{address} is no address"))?;
+pub(super) fn socket(address: &str, port: u16) -> Result<SocketAddr> {
+    let address = address.parse().with_context(|| format!("{address} is not an address"))?;
     Ok(SocketAddr::new(address, port))
+}
+
+/// A text with addresses in the place of their names, such as `<control>`.
+pub fn filled(text: &str) -> String {
+    let at = at();
+    let whole = at.whole.to_string();
+    [
+        ("<family>", at.family),
+        ("<control>", at.control),
+        ("<control direct>", at.control_direct),
+        ("<node>", at.node),
+        ("<scraper>", at.scraper),
+        ("<whole>", &whole),
+        ("<pods>", at.pods),
+        ("<services>", at.services),
+        ("<everything>", at.everything),
+        ("<loopback>", at.loopback),
+        ("<link-local>", at.link_local),
+        ("<address kind>", if at.v6() { "ipv6" } else { "ipv4" }),
+    ]
+    .iter()
+    .fold(text.to_owned(), |text, (name, value)| text.replace(name, value))
 }

@@ -1,27 +1,27 @@
 //! Owns the control plane: etcd, kube-apiserver with an egress selector, proxy-server, controller manager, scheduler.
-//! Called by `main`.
+//! Called by the cluster, by checks that change the egress, and by the bench, which adds API servers.
 //! Must never be able to open a connection to the node: its namespace's packet filter sees to that.
 
 use std::{
     fmt, fs,
     path::{Path, PathBuf},
-    sync::OnceLock,
-    time::Duration,
+    sync::{Arc, OnceLock},
 };
 
 use anyhow::{Context, Result, ensure};
-use lab::process::{Process, until};
 
-use crate::{
-    addresses::at,
+use super::{
+    addresses::filled,
+    eventually,
     kubectl::Kubectl,
-    pki::{Pki, text},
+    pki::Pki,
     place::{Place, Where},
 };
+use crate::process::{Process, target};
 
 /// The protocol between kube-apiserver and proxy-server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Egress {
+pub enum Egress {
     /// One gRPC stream a connection.
     Grpc,
     /// HTTP CONNECT.
@@ -39,270 +39,178 @@ impl fmt::Display for Egress {
 
 /// An API server and its way to the nodes.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Front {
+pub struct Front {
     /// Its port.
-    pub(crate) port: u16,
-    /// Where the proxy-server behind it takes agents; without, it dials nodes and pods itself.
-    pub(crate) agents: Option<u16>,
+    pub port: u16,
+    /// Where the proxy-server behind it takes agents; without one, the API server dials nodes and pods itself.
+    pub agents: Option<u16>,
     /// The protocol between the two.
-    pub(crate) egress: Egress,
-    /// How the proxy-server chooses an agent.
-    pub(crate) strategies: &'static str,
+    pub egress: Egress,
+    /// How the proxy-server chooses an agent: as a rule by the address that is dialled, otherwise any.
+    pub strategies: &'static str,
 }
 
 impl Front {
     /// The cluster's own.
-    fn own(egress: Egress, strategies: &'static str) -> Front {
-        Front { port: 6443, agents: Some(8132), egress, strategies }
-    }
-
-    fn socket(&self, place: &Place) -> Result<String> {
-        text(&place.directory.join(format!("konnectivity-{}.sock", self.port)))
+    pub fn own(egress: Egress) -> Front {
+        Front { port: 6443, agents: Some(8132), egress, strategies: "destHost,default" }
     }
 }
 
 /// A running control plane.
-pub(crate) struct Control {
-    /// In the order in which they are ended.
+pub struct Control {
+    place: Arc<Place>,
+    pki: Arc<Pki>,
     processes: Vec<Process>,
 }
 
-/// The names that mean something else on the node are harmless ones here: the API server looks before it dials (CVE-2020-8562).
-fn hosts() -> String {
-    format!("127.0.0.1 localhost\n{} worker-1 metadata.lab loopback.lab\n", at().node)
-}
+const ETCD: &str = "--name=lab --data-dir=<directory>/etcd --log-level=warn --unsafe-no-fsync
+    --listen-client-urls=http://127.0.0.1:2379 --advertise-client-urls=http://127.0.0.1:2379
+    --listen-peer-urls=http://127.0.0.1:2380 --initial-advertise-peer-urls=http://127.0.0.1:2380
+    --initial-cluster=lab=http://127.0.0.1:2380";
 
-/// How the proxy-server chooses an agent: by the address that is dialled, else any.
-pub(crate) const STRATEGIES: &str = "destHost,default";
+const API_SERVER: &str = "--etcd-servers=http://127.0.0.1:2379 --secure-port=<port> --bind-address=::
+    --advertise-address=<control> --service-cluster-ip-range=<services> --authorization-mode=Node,RBAC
+    --enable-admission-plugins=NodeRestriction --kubelet-preferred-address-types=InternalIP,Hostname
+    --client-ca-file=<pki>/ca.crt --tls-cert-file=<pki>/apiserver.crt --tls-private-key-file=<pki>/apiserver.key
+    --kubelet-certificate-authority=<pki>/ca.crt --kubelet-client-certificate=<pki>/apiserver-kubelet-client.crt
+    --kubelet-client-key=<pki>/apiserver-kubelet-client.key --requestheader-client-ca-file=<pki>/ca.crt
+    --requestheader-username-headers=X-Remote-User --requestheader-group-headers=X-Remote-Group
+    --requestheader-extra-headers-prefix=X-Remote-Extra- --requestheader-allowed-names=front-proxy-client
+    --proxy-client-cert-file=<pki>/front-proxy-client.crt --proxy-client-key-file=<pki>/front-proxy-client.key
+    --service-account-issuer=https://kubernetes.default.svc --service-account-key-file=<pki>/service-account.crt
+    --service-account-signing-key-file=<pki>/service-account.key --shutdown-delay-duration=0s -v=1";
 
-/// How long a program may take to start on a machine that others use too.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
+/// Agents prove who they are by service-account tokens, which the API server reviews.
+const PROXY_SERVER: &str =
+    "--server-port=0 --mode=<mode> --proxy-strategies=<strategies> --uds-name=<socket> --server-count=1
+    --agent-namespace=kube-system --agent-service-account=nodeguard --authentication-audience=system:konnectivity-server
+    --agent-bind-address=<control> --agent-port=<agents> --admin-bind-address=127.0.0.1 --admin-port=<admin>
+    --health-bind-address=127.0.0.1 --health-port=<health> --cluster-cert=<pki>/proxy-server-tls.crt
+    --cluster-key=<pki>/proxy-server-tls.key --kubeconfig=<pki>/proxy-server.kubeconfig";
+
+const CONTROLLER: &str = "--kubeconfig=<pki>/<user>.kubeconfig --authentication-kubeconfig=<pki>/<user>.kubeconfig
+    --authorization-kubeconfig=<pki>/<user>.kubeconfig --leader-elect=false --bind-address=127.0.0.1 -v=1";
+
+const CONTROLLER_MANAGER: &str = " --use-service-account-credentials=true --root-ca-file=<pki>/ca.crt
+    --service-account-private-key-file=<pki>/service-account.key";
+
+const EGRESS: &str = "apiVersion: apiserver.k8s.io/v1beta1
+kind: EgressSelectorConfiguration
+egressSelections:
+- name: cluster
+  connection: {proxyProtocol: <protocol>, transport: {uds: {udsName: <socket>}}}
+";
+
+/// There is no name server. The names that mean something else on the node are harmless here: the API server looks before it dials
+/// (CVE-2020-8562).
+const HOSTS: &str = "127.0.0.1 localhost\n<node> worker-1 metadata.lab loopback.lab\n";
 
 impl Control {
     /// Starts it and waits until the API server is ready.
-    pub(crate) fn start(place: &Place, pki: &Pki, egress: Egress) -> Result<Control> {
-        let mut control = Control { processes: Vec::new() };
-        control.run(place, "etcd", "", &etcd(place)?)?;
-        control.front(place, pki, &Front::own(egress, STRATEGIES))?;
-        let kubectl = Kubectl::new(place, pki)?;
-        until("kube-apiserver is ready", PATIENCE, || {
-            control.check()?;
-            std::thread::sleep(Duration::from_millis(200));
-            Ok(kubectl.run(&["get", "--raw", "/readyz"]).is_ok())
-        })?;
-        for (program, user) in [("kube-controller-manager", "controller-manager"), ("kube-scheduler", "scheduler")] {
-            control.run(place, program, "", &controller(pki, program, user)?)?;
-        }
+    pub fn start(place: &Arc<Place>, pki: &Arc<Pki>, front: Front) -> Result<Control> {
+        fs::write(place.directory.join("control-hosts"), filled(HOSTS))?;
+        let mut control = Control { place: Arc::clone(place), pki: Arc::clone(pki), processes: Vec::new() };
+        control.run("etcd", "", ETCD)?;
+        control.add(front)?;
+        control.ready()?;
+        let manager = CONTROLLER.replace("<user>", "controller-manager") + CONTROLLER_MANAGER;
+        control.run("kube-controller-manager", "", &manager)?;
+        control.run("kube-scheduler", "", &CONTROLLER.replace("<user>", "scheduler"))?;
         Ok(control)
     }
 
-    /// The two that know the egress protocol.
-    fn front(&mut self, place: &Place, pki: &Pki, front: &Front) -> Result<()> {
-        let which = if front.port == 6443 { String::new() } else { format!("-{}", front.port) };
-        if let Some(agents) = front.agents {
-            self.run(place, "proxy-server", &which, &proxy_server(place, pki, front, agents)?)?;
+    /// Replaces the cluster's own front: the same cluster with another protocol, or another choice of agents.
+    pub fn change_front(&mut self, front: Front) -> Result<()> {
+        self.processes
+            .retain(|process| !["proxy-server.log", "kube-apiserver.log"].iter().any(|log| process.log.ends_with(log)));
+        self.add(front)?;
+        self.ready().context("after proxy-server and kube-apiserver were started anew")
+    }
+
+    /// Starts an API server and the proxy-server behind it.
+    pub fn add(&mut self, front: Front) -> Result<()> {
+        let own = front.port == 6443;
+        let which = if own { String::new() } else { format!("-{}", front.port) };
+        let socket = self.place.directory.join(format!("konnectivity{which}.sock")).display().to_string();
+        let mut api_server = API_SERVER.replace("<port>", &front.port.to_string());
+        if !own {
+            // The Service of the API server stays the first one's.
+            api_server += " --endpoint-reconciler-type=none";
         }
-        self.run(place, "kube-apiserver", &which, &api_server(place, pki, front)?)
+        if let Some(agents) = front.agents {
+            let (mode, protocol) = match front.egress {
+                Egress::Grpc => ("grpc", "GRPC"),
+                Egress::HttpConnect => ("http-connect", "HTTPConnect"),
+            };
+            let proxy_server = PROXY_SERVER
+                .replace("<mode>", mode)
+                .replace("<strategies>", front.strategies)
+                .replace("<socket>", &socket)
+                .replace("<agents>", &agents.to_string())
+                .replace("<admin>", &(agents + 1).to_string())
+                .replace("<health>", &(agents + 2).to_string());
+            self.run("proxy-server", &which, &proxy_server)?;
+            let config = self.place.directory.join(format!("egress{which}.yaml"));
+            fs::write(&config, EGRESS.replace("<protocol>", protocol).replace("<socket>", &socket))?;
+            api_server += &format!(" --egress-selector-config-file={}", config.display());
+        }
+        self.run("kube-apiserver", &which, &api_server)
     }
 
-    /// One more way to the same cluster.
-    pub(crate) fn add(&mut self, place: &Place, pki: &Pki, front: &Front) -> Result<()> {
-        self.front(place, pki, front)
+    /// Waits until the API server is ready.
+    fn ready(&mut self) -> Result<()> {
+        let kubectl = Kubectl::new(&self.place, &self.pki)?;
+        eventually("kube-apiserver is ready", || {
+            self.check()?;
+            Ok(kubectl.call("get --raw /readyz").run().is_ok())
+        })
     }
 
-    fn run(&mut self, place: &Place, program: &str, which: &str, arguments: &[String]) -> Result<()> {
-        // What a name means here is said by a file; there is no name server.
-        let hosts = place.directory.join("control-hosts");
-        fs::write(&hosts, self::hosts())?;
-        let mut command = place.command(Path::new("/usr/bin/unshare"), Where::Control)?;
+    fn run(&mut self, program: &str, which: &str, arguments: &str) -> Result<()> {
+        let directory = self.place.directory.display().to_string();
+        let pki = self.pki.path("").display().to_string();
+        let arguments = filled(arguments).replace("<directory>", &directory).replace("<pki>/", &pki);
+        let mut command = self.place.command(Path::new("/usr/bin/unshare"), Where::Control)?;
         command.args(["--mount", "--", "sh", "-c", "mount --bind \"$0\" /etc/hosts && exec \"$@\""]);
-        command.arg(hosts).arg(binary(program)?).args(arguments).env("PROXY_SERVER_ID", "lab");
-        let log = place.directory.join(format!("{program}{which}.log"));
+        command.arg(self.place.directory.join("control-hosts")).arg(binary(program)?);
+        command.args(arguments.split_whitespace()).env("PROXY_SERVER_ID", "lab");
+        let log = self.place.directory.join(format!("{program}{which}.log"));
         self.processes.push(Process::start(program, command, &log)?);
         Ok(())
     }
 
     /// Fails if a part of it has ended.
-    pub(crate) fn check(&mut self) -> Result<()> {
+    pub fn check(&mut self) -> Result<()> {
         self.processes.iter_mut().try_for_each(Process::check)
     }
 }
 
-static PROGRAMS: OnceLock<String> = OnceLock::new();
-
-/// Chooses the folder of `target` that the programs of Kubernetes are in, once.
-pub(crate) fn choose(programs: &str) -> Result<()> {
-    PROGRAMS.set(programs.to_owned()).ok().context("the programs are chosen already")
-}
-
-/// The folder of `target` that the programs of Kubernetes are in.
-pub(crate) fn programs() -> &'static str {
-    PROGRAMS.get().map_or("cluster", String::as_str)
-}
-
-/// A built program.
-pub(crate) fn binary(program: &str) -> Result<PathBuf> {
-    let target = lab::lab::target()?;
-    let below = if program == "proxy-server" { "upstream" } else { programs() };
-    let binary = target.with_file_name(below).join(program);
-    ensure!(binary.is_file(), "{} is missing: `cargo xtask test cluster` builds it", binary.display());
-    Ok(binary)
-}
-
-fn etcd(place: &Place) -> Result<Vec<String>> {
-    let data = text(&place.directory.join("etcd"))?;
-    Ok([
-        "--name=lab",
-        &format!("--data-dir={data}"),
-        "--listen-client-urls=http://127.0.0.1:2379",
-        "--advertise-client-urls=http://127.0.0.1:2379",
-        "--listen-peer-urls=http://127.0.0.1:2380",
-        "--initial-advertise-peer-urls=http://127.0.0.1:2380",
-        "--initial-cluster=lab=http://127.0.0.1:2380",
-        "--log-level=warn",
-        "--unsafe-no-fsync",
-    ]
-    .map(str::to_owned)
-    .to_vec())
-}
-
-fn api_server(place: &Place, pki: &Pki, front: &Front) -> Result<Vec<String>> {
-    let mut arguments: Vec<String> = [
-        "--etcd-servers=http://127.0.0.1:2379",
-        "--service-account-issuer=https://kubernetes.default.svc",
-        "--authorization-mode=Node,RBAC",
-        "--enable-admission-plugins=NodeRestriction",
-        "--kubelet-preferred-address-types=InternalIP,Hostname",
-        "--requestheader-username-headers=X-Remote-User",
-        "--requestheader-group-headers=X-Remote-Group",
-        "--requestheader-extra-headers-prefix=X-Remote-Extra-",
-        "--requestheader-allowed-names=front-proxy-client",
-        "--shutdown-delay-duration=0s",
-        "-v=1",
-    ]
-    .map(str::to_owned)
-    .to_vec();
-    arguments.push(format!("--service-cluster-ip-range={}", at().services));
-    arguments.push(format!("--advertise-address={}", at().control));
-    arguments.push("--bind-address=::".to_owned());
-    arguments.push(format!("--secure-port={}", front.port));
-    if front.agents.is_some() {
-        arguments.push(format!("--egress-selector-config-file={}", egress_selector(place, front)?));
-    }
-    if front.port != 6443 {
-        // The service of the API server stays the first one's.
-        arguments.push("--endpoint-reconciler-type=none".to_owned());
-    }
-    for (flag, file) in [
-        ("client-ca-file", "ca.crt"),
-        ("kubelet-certificate-authority", "ca.crt"),
-        ("requestheader-client-ca-file", "ca.crt"),
-        ("tls-cert-file", "apiserver.crt"),
-        ("tls-private-key-file", "apiserver.key"),
-        ("kubelet-client-certificate", "apiserver-kubelet-client.crt"),
-        ("kubelet-client-key", "apiserver-kubelet-client.key"),
-        ("proxy-client-cert-file", "front-proxy-client.crt"),
-        ("proxy-client-key-file", "front-proxy-client.key"),
-        ("service-account-key-file", "service-account.crt"),
-        ("service-account-signing-key-file", "service-account.key"),
-    ] {
-        arguments.push(format!("--{flag}={}", pki.text(file)?));
-    }
-    Ok(arguments)
-}
-
-fn egress_selector(place: &Place, front: &Front) -> Result<String> {
-    let (socket, config) = (front.socket(place)?, place.directory.join(format!("egress-{}.yaml", front.port)));
-    let protocol = match front.egress {
-        Egress::Grpc => "GRPC",
-        Egress::HttpConnect => "HTTPConnect",
-    };
-    fs::write(
-        &config,
-        format!(
-            "apiVersion: apiserver.k8s.io/v1beta1\nkind: EgressSelectorConfiguration\negressSelections:\n\
-            - name: cluster\n  connection:\n    proxyProtocol: {protocol}\n    transport: {{uds: {{udsName: {socket}}}}}\n"
-        ),
-    )?;
-    text(&config)
-}
-
-/// Agents prove themselves by service-account tokens, which the API server is asked about.
-fn proxy_server(place: &Place, pki: &Pki, front: &Front, agents: u16) -> Result<Vec<String>> {
-    let mode = match front.egress {
-        Egress::Grpc => "grpc",
-        Egress::HttpConnect => "http-connect",
-    };
-    let mut arguments: Vec<String> = [
-        "--server-port=0",
-        "--agent-namespace=kube-system",
-        "--agent-service-account=nodeguard",
-        "--authentication-audience=system:konnectivity-server",
-        "--server-count=1",
-        "--health-bind-address=127.0.0.1",
-        "--admin-bind-address=127.0.0.1",
-    ]
-    .map(str::to_owned)
-    .to_vec();
-    arguments.extend([
-        format!("--mode={mode}"),
-        format!("--proxy-strategies={}", front.strategies),
-        format!("--uds-name={}", front.socket(place)?),
-        format!("--agent-port={agents}"),
-        format!("--admin-port={}", agents + 1),
-        format!("--health-port={}", agents + 2),
-        format!("--agent-bind-address={}", at().control),
-        format!("--cluster-cert={}", pki.text("proxy-server-tls.crt")?),
-        format!("--cluster-key={}", pki.text("proxy-server-tls.key")?),
-        format!("--kubeconfig={}", pki.text("proxy-server.kubeconfig")?),
-    ]);
-    Ok(arguments)
-}
-
-fn controller(pki: &Pki, program: &str, user: &str) -> Result<Vec<String>> {
-    let kubeconfig = pki.text(&format!("{user}.kubeconfig"))?;
-    let mut arguments: Vec<String> = ["kubeconfig", "authentication-kubeconfig", "authorization-kubeconfig"]
-        .map(|flag| format!("--{flag}={kubeconfig}"))
-        .to_vec();
-    arguments.extend(["--leader-elect=false", "--bind-address=127.0.0.1", "-v=1"].map(str::to_owned));
-    if program == "kube-controller-manager" {
-        arguments.push("--use-service-account-credentials=true".to_owned());
-        arguments.push(format!("--root-ca-file={}", pki.text("ca.crt")?));
-        arguments.push(format!("--service-account-private-key-file={}", pki.text("service-account.key")?));
-    }
-    Ok(arguments)
-}
-
 impl Drop for Control {
     fn drop(&mut self) {
-        // The last started first: nothing writes into an etcd that is gone.
+        // The last started first: nothing writes into an etcd that has ended.
         while let Some(process) = self.processes.pop() {
             drop(process);
         }
     }
 }
 
-impl Control {
-    /// The same cluster with another protocol, or another choice of agents: what knows these is ended and started.
-    pub(crate) fn change_front(
-        &mut self,
-        place: &Place,
-        pki: &Pki,
-        egress: Egress,
-        strategies: &'static str,
-    ) -> Result<()> {
-        let front = |process: &Process| {
-            let log = process.log.file_name().unwrap_or_default();
-            log == "proxy-server.log" || log == "kube-apiserver.log"
-        };
-        self.processes.retain(|process| !front(process));
-        self.front(place, pki, &Front::own(egress, strategies))?;
-        let kubectl = Kubectl::new(place, pki)?;
-        until("kube-apiserver is ready again", PATIENCE, || {
-            self.check()?;
-            std::thread::sleep(Duration::from_millis(200));
-            Ok(kubectl.run(&["get", "--raw", "/readyz"]).is_ok())
-        })
-        .context("after proxy-server and kube-apiserver were started anew")
-    }
+static PROGRAMS: OnceLock<String> = OnceLock::new();
+
+/// Chooses the folder of `target` that holds the programs of Kubernetes, once.
+pub fn choose(programs: &str) -> Result<()> {
+    PROGRAMS.set(programs.to_owned()).ok().context("the programs are chosen already")
+}
+
+/// The folder of `target` that holds the programs of Kubernetes.
+pub(super) fn programs() -> &'static str {
+    PROGRAMS.get().map_or("cluster", String::as_str)
+}
+
+/// A built program.
+pub fn binary(program: &str) -> Result<PathBuf> {
+    let below = if program == "proxy-server" { "upstream" } else { programs() };
+    let binary = target()?.with_file_name(below).join(program);
+    ensure!(binary.is_file(), "{} is missing: `cargo xtask test cluster` builds it", binary.display());
+    Ok(binary)
 }

@@ -1,50 +1,53 @@
-//! Owns asking the cluster: the real kubectl, bounded, its output and exit code.
+//! Owns asking the cluster: the real kubectl, bounded in time, its output and exit code.
 //! Called by everything that installs or checks something.
 //! Must never wait without a bound.
 
 use std::{
-    io::{Read, Write},
+    io::{BufRead, BufReader, Lines, Read, Write},
     path::PathBuf,
-    process::{Child, Command, Stdio},
-    time::{Duration, Instant},
+    process::{Child, ChildStdout, Command, Stdio},
+    sync::{Arc, mpsc},
+    time::Duration,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::Value;
 
-use crate::{
+use super::{
     control::binary,
     pki::Pki,
     place::{Place, Where},
 };
 
 /// kubectl as the cluster's administrator.
-pub(crate) struct Kubectl<'a> {
-    place: &'a Place,
+pub(crate) struct Kubectl {
+    place: Arc<Place>,
     program: PathBuf,
     kubeconfig: PathBuf,
 }
 
-/// What a command came to.
-#[derive(Debug)]
-pub(crate) struct Said {
-    /// Its exit code.
-    pub(crate) code: i32,
-    /// What it printed.
-    pub(crate) out: Vec<u8>,
-    /// What it complained about.
-    pub(crate) error: String,
-}
+impl Kubectl {
+    /// For the cluster at a place.
+    pub(crate) fn new(place: &Arc<Place>, pki: &Pki) -> Result<Kubectl> {
+        let kubeconfig = pki.path("admin.kubeconfig");
+        Ok(Kubectl { place: Arc::clone(place), program: binary("kubectl")?, kubeconfig })
+    }
 
-impl Said {
-    /// What it printed, as text.
-    pub(crate) fn text(&self) -> String {
-        String::from_utf8_lossy(&self.out).into_owned()
+    /// A call, its words separated by spaces.
+    pub(crate) fn call(&self, words: &str) -> Call<'_> {
+        let words = words.split_whitespace().map(str::to_owned).collect();
+        let patience = Duration::from_secs(60);
+        Call { kubectl: self, words, stream: Stream::WebSocket, input: Vec::new(), patience }
     }
 }
 
-/// Streaming over WebSocket or SPDY: kubectl offers both.
+/// The protocol of exec, attach and port-forward: kubectl offers both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Stream {
+pub enum Stream {
     /// The newer one.
     WebSocket,
     /// The older one.
@@ -52,8 +55,8 @@ pub(crate) enum Stream {
 }
 
 impl Stream {
-    /// In words.
-    pub(crate) fn name(self) -> &'static str {
+    /// Its name.
+    pub fn name(self) -> &'static str {
         match self {
             Stream::WebSocket => "WebSocket",
             Stream::Spdy => "SPDY",
@@ -61,90 +64,154 @@ impl Stream {
     }
 }
 
-impl<'a> Kubectl<'a> {
-    /// For this cluster.
-    pub(crate) fn new(place: &'a Place, pki: &Pki) -> Result<Kubectl<'a>> {
-        Ok(Kubectl { place, program: binary("kubectl")?, kubeconfig: pki.path("admin.kubeconfig") })
+/// A call of kubectl that is not made yet.
+#[must_use]
+pub struct Call<'a> {
+    kubectl: &'a Kubectl,
+    words: Vec<String>,
+    stream: Stream,
+    input: Vec<u8>,
+    patience: Duration,
+}
+
+impl Call<'_> {
+    /// One more word, which may hold spaces.
+    pub fn word(mut self, word: impl Into<String>) -> Self {
+        self.words.push(word.into());
+        self
     }
 
-    /// The command line, to be run as one likes.
-    pub(crate) fn command(&self, stream: Stream, arguments: &[&str]) -> Result<Command> {
-        let mut command = self.place.command(&self.program, Where::Control)?;
-        let web_socket = if stream == Stream::WebSocket { "true" } else { "false" };
-        command.env("KUBECTL_REMOTE_COMMAND_WEBSOCKETS", web_socket);
-        command.env("KUBECTL_PORT_FORWARD_WEBSOCKETS", web_socket);
-        command.env("KUBECONFIG", &self.kubeconfig).env("HOME", &self.place.directory).args(arguments);
+    /// For `exec`: a shell runs this script in the pod.
+    pub fn sh(self, script: impl Into<String>) -> Self {
+        self.word("--").word("sh").word("-c").word(script)
+    }
+
+    /// What it reads on its standard input.
+    pub fn input(mut self, input: impl Into<Vec<u8>>) -> Self {
+        self.input = input.into();
+        self
+    }
+
+    /// Streams over this protocol.
+    pub fn over(mut self, stream: Stream) -> Self {
+        self.stream = stream;
+        self
+    }
+
+    /// How long it may take, if not a minute.
+    pub fn within(mut self, patience: Duration) -> Self {
+        self.patience = patience;
+        self
+    }
+
+    /// Makes the call, and reads its lines while it runs.
+    pub fn open(self) -> Result<Reading> {
+        let mut child = self.command()?.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        let lines = BufReader::new(child.stdout.take().context("stdout")?).lines();
+        Ok(Reading { child, lines })
+    }
+
+    fn command(&self) -> Result<Command> {
+        let mut command = self.kubectl.place.command(&self.kubectl.program, Where::Control)?;
+        for name in ["KUBECTL_REMOTE_COMMAND_WEBSOCKETS", "KUBECTL_PORT_FORWARD_WEBSOCKETS"] {
+            command.env(name, (self.stream == Stream::WebSocket).to_string());
+        }
+        command.env("KUBECONFIG", &self.kubectl.kubeconfig).env("HOME", &self.kubectl.place.directory);
+        command.args(&self.words);
         Ok(command)
     }
 
-    /// Runs one that has to succeed; what it printed.
-    pub(crate) fn run(&self, arguments: &[&str]) -> Result<String> {
-        let said = self.all(Stream::WebSocket, arguments, Vec::new(), Duration::from_secs(60))?;
-        if said.code != 0 {
-            bail!("kubectl {}: {}", arguments.join(" "), said.error.trim());
-        }
-        Ok(said.text())
+    /// Makes the call, and takes whatever comes of it.
+    pub fn said(self) -> Result<Said> {
+        finish(&mut self.command()?, &self.input, self.patience).with_context(|| self.name())
     }
 
-    /// Brings a manifest into the cluster.
-    pub(crate) fn apply(&self, manifest: &str) -> Result<()> {
-        let arguments = ["apply", "-f", "-"];
-        let said = self.all(Stream::WebSocket, &arguments, manifest.as_bytes().to_vec(), Duration::from_secs(60))?;
-        if said.code != 0 {
-            bail!("kubectl apply: {}\n{manifest}", said.error.trim());
-        }
-        Ok(())
+    /// Makes the call, which has to succeed; returns what it printed.
+    pub fn run(self) -> Result<String> {
+        let name = self.name();
+        Ok(self.said()?.good().context(name)?.text())
     }
 
-    /// Runs one with this on its standard input, however it ends.
-    pub(crate) fn all(&self, stream: Stream, arguments: &[&str], input: Vec<u8>, patience: Duration) -> Result<Said> {
-        let mut command = self.command(stream, arguments)?;
-        finish(&mut command, input, patience).with_context(|| format!("kubectl {}", arguments.join(" ")))
+    /// The same where it prints JSON.
+    pub fn json(self) -> Result<Value> {
+        Ok(serde_json::from_str(&self.run()?)?)
+    }
+
+    fn name(&self) -> String {
+        format!("kubectl {}", self.words.join(" "))
+    }
+}
+
+/// A kubectl whose lines are read while it runs; it is killed when this is dropped.
+pub struct Reading {
+    child: Child,
+    /// Its standard output. What is not read stays in the pipe, which holds minutes of it.
+    pub lines: Lines<BufReader<ChildStdout>>,
+}
+
+impl Reading {
+    /// Ends it; says whether it went on until now, or how it ended before.
+    pub fn end(mut self) -> Result<String> {
+        let mut error = self.child.stderr.take().context("stderr")?;
+        let ended = self.child.try_wait()?;
+        drop(self);
+        let mut text = String::new();
+        error.read_to_string(&mut text)?;
+        let text = text.trim();
+        Ok(match ended {
+            None => "went on".to_owned(),
+            Some(status) if status.success() || text.is_empty() => format!("ended without a word ({status})"),
+            Some(status) => format!("ended with an error ({status}, {text:?})"),
+        })
+    }
+}
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// What came of a command.
+#[derive(Debug)]
+pub struct Said {
+    /// Its exit code.
+    pub code: i32,
+    /// Its standard output.
+    pub out: Vec<u8>,
+    /// Its standard error.
+    pub error: String,
+}
+
+impl Said {
+    /// Its standard output as text.
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.out).into_owned()
+    }
+
+    /// Fails with its standard error unless its exit code is 0.
+    pub fn good(self) -> Result<Said> {
+        ensure!(self.code == 0, "{}", self.error.trim());
+        Ok(self)
     }
 }
 
 /// Runs a command to its end with this on its standard input; it is killed when it takes too long.
-pub(crate) fn finish(command: &mut Command, input: Vec<u8>, patience: Duration) -> Result<Said> {
+pub fn finish(command: &mut Command, input: &[u8], patience: Duration) -> Result<Said> {
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
-    let (mut stdin, mut stdout, mut stderr) = (
-        child.stdin.take().context("stdin")?,
-        child.stdout.take().context("stdout")?,
-        child.stderr.take().context("stderr")?,
-    );
+    let (id, mut stdin) = (Pid::from_raw(child.id().cast_signed()), child.stdin.take().context("stdin")?);
+    let (ended, end) = mpsc::channel();
     std::thread::scope(|scope| {
-        // One that reads nothing closes its end early.
-        scope.spawn(move || drop(stdin.write_all(&input)));
-        let out = scope.spawn(move || {
-            let mut out = Vec::new();
-            drop(stdout.read_to_end(&mut out));
-            out
-        });
-        let error = scope.spawn(move || {
-            let mut text = Vec::new();
-            drop(stderr.read_to_end(&mut text));
-            String::from_utf8_lossy(&text).into_owned()
-        });
-        let code = wait(&mut child, patience)?;
-        let (out, error) = (out.join().unwrap_or_default(), error.join().unwrap_or_default());
-        match code {
-            Some(code) => Ok(Said { code, out, error }),
-            None => bail!("not within {patience:?}: {}", error.trim()),
-        }
+        // A command that reads nothing closes its end early.
+        scope.spawn(move || drop(stdin.write_all(input)));
+        scope.spawn(move || drop(ended.send(child.wait_with_output())));
+        let Ok(output) = end.recv_timeout(patience) else {
+            kill(id, Signal::SIGKILL)?;
+            bail!("not within {patience:?}: {}", String::from_utf8_lossy(&end.recv()??.stderr).trim());
+        };
+        let output = output?;
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        Ok(Said { code: output.status.code().unwrap_or(-1), out: output.stdout, error })
     })
-}
-
-/// The exit code, if it ends in time.
-fn wait(child: &mut Child, patience: Duration) -> Result<Option<i32>> {
-    let deadline = Instant::now() + patience;
-    loop {
-        if let Some(status) = child.try_wait()? {
-            return Ok(Some(status.code().unwrap_or(-1)));
-        }
-        if Instant::now() > deadline {
-            child.kill()?;
-            child.wait()?;
-            return Ok(None);
-        }
-        std::thread::sleep(Duration::from_millis(3));
-    }
 }

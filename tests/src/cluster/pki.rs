@@ -1,5 +1,5 @@
 //! Owns the cluster's certificates and the kubeconfigs made of them: one CA for everything, as kubeadm's default has it.
-//! Called by `control` and `node`.
+//! Called by the control plane and the node.
 //! Must never be used outside the lab: the keys lie readable in its directory.
 
 use std::{
@@ -9,17 +9,18 @@ use std::{
 
 use anyhow::{Context, Result};
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    SanType, date_time_ymd,
+    CertificateParams, DnType, ExtendedKeyUsagePurpose, Issuer, KeyPair, KeyUsagePurpose, SanType, date_time_ymd,
 };
+use serde_json::json;
 
-use crate::{
+use super::{
     addresses::{at, socket},
     place::Place,
 };
+use crate::{certs::authority, kube::kubeconfig};
 
 /// A CA and what it signed.
-pub(crate) struct Pki {
+pub struct Pki {
     directory: PathBuf,
     ca: Issuer<'static, KeyPair>,
 }
@@ -37,48 +38,39 @@ const USERS: [(&str, &str, &str); 7] = [
 
 impl Pki {
     /// Makes all of it.
-    pub(crate) fn new(place: &Place) -> Result<Pki> {
+    pub fn new(place: &Place) -> Result<Pki> {
         let directory = place.directory.join("pki");
         fs::create_dir_all(&directory)?;
-        let key = KeyPair::generate()?;
-        let mut params = CertificateParams::default();
-        params.distinguished_name.push(DnType::CommonName, "cluster CA");
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        (params.not_before, params.not_after) = (date_time_ymd(2019, 1, 1), date_time_ymd(4096, 1, 1));
-        let pem = params.self_signed(&key)?.pem();
+        let (ca, pem) = authority("cluster CA")?;
         fs::write(directory.join("ca.crt"), pem)?;
-        let pki = Pki { directory, ca: Issuer::new(params, key) };
-
-        let api = [
-            at().control,
-            at().api_service,
-            at().loopback,
-            "kubernetes",
-            "kubernetes.default",
-            "kubernetes.default.svc",
-        ];
+        let pki = Pki { directory, ca };
+        let api = [at().control, at().api_service, at().loopback];
+        let api = [&api[..], &["kubernetes", "kubernetes.default", "kubernetes.default.svc"]].concat();
         pki.sign("apiserver", "kube-apiserver", "", &api)?;
         pki.sign("proxy-server-tls", "proxy-server", "", &[at().control])?;
         pki.sign("apiserver-kubelet-client", "kube-apiserver-kubelet-client", "system:masters", &[])?;
         pki.sign("front-proxy-client", "front-proxy-client", "", &[])?;
         pki.sign("service-account", "service-accounts", "", &[])?;
-        pki.sign("kubelet-1-tls", "system:node:worker-1", "system:nodes", &[at().node, "worker-1"])?;
-        pki.sign("kubelet-2-tls", "system:node:worker-2", "system:nodes", &[at().second, "worker-2"])?;
+        for (name, address) in [("worker-1", at().node), ("worker-2", at().second)] {
+            pki.sign(&format!("kubelet-{name}"), &format!("system:node:{name}"), "system:nodes", &[address, name])?;
+        }
         for (file, user, group) in USERS {
             pki.sign(file, user, group, &[])?;
-            pki.kubeconfig(file)?;
+            let [certificate, key, config] =
+                ["crt", "key", "kubeconfig"].map(|kind| pki.path(&format!("{file}.{kind}")));
+            let proof = json!({"client-certificate": certificate, "client-key": key});
+            kubeconfig(&config, socket(at().control, 6443)?, &pki.path("ca.crt"), &proof)?;
         }
         Ok(pki)
     }
 
     /// A file.
-    pub(crate) fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.directory.join(name)
     }
 
     /// A server's certificate for these names.
-    pub(crate) fn serving(&self, file: &str, names: &[&str]) -> Result<()> {
+    pub fn serving(&self, file: &str, names: &[&str]) -> Result<()> {
         self.sign(file, file, "", names)
     }
 
@@ -101,26 +93,13 @@ impl Pki {
         Ok(fs::write(self.path(&format!("{file}.key")), key.serialize_pem())?)
     }
 
-    fn kubeconfig(&self, user: &str) -> Result<()> {
-        let (ca, certificate, key) =
-            (self.text("ca.crt")?, self.text(&format!("{user}.crt"))?, self.text(&format!("{user}.key"))?);
-        let server = socket(at().control, 6443)?;
-        let text = format!(
-            "apiVersion: v1\nkind: Config\ncurrent-context: lab\n\
-            clusters: [{{name: lab, cluster: {{server: 'https://{server}', certificate-authority: {ca}}}}}]\n\
-            users: [{{name: lab, user: {{client-certificate: {certificate}, client-key: {key}}}}}]\n\
-            contexts: [{{name: lab, context: {{cluster: lab, user: lab}}}}]\n"
-        );
-        Ok(fs::write(self.path(&format!("{user}.kubeconfig")), text)?)
-    }
-
     /// A file's path as text.
-    pub(crate) fn text(&self, name: &str) -> Result<String> {
+    pub fn text(&self, name: &str) -> Result<String> {
         text(&self.path(name))
     }
 }
 
 /// A path as text.
-pub(crate) fn text(path: &Path) -> Result<String> {
-    path.to_str().map(str::to_owned).with_context(|| format!("{} is no text", path.display()))
+pub fn text(path: &Path) -> Result<String> {
+    path.to_str().map(str::to_owned).with_context(|| format!("{} is not UTF-8", path.display()))
 }

@@ -1,46 +1,46 @@
 //! Owns the table of checks: each line says who, what, by which way, expected, seen.
-//! Called by `main` and `checks`.
+//! Called by the checks of the cluster lab.
 //! Must never count a line as expected that was not run.
 
 use std::fmt::Display;
 
 use anyhow::Result;
 
-use crate::say;
+use super::say;
 
 /// The lines so far.
-pub(crate) struct Table {
+pub struct Table {
     filter: Option<String>,
     expected: usize,
     other: Vec<String>,
 }
 
 impl Table {
-    /// An empty one; only lines that hold the filter are run.
-    pub(crate) fn new(filter: Option<&str>) -> Result<Table> {
+    /// An empty table; only lines that hold the filter are run.
+    pub fn new(filter: Option<&str>) -> Result<Table> {
         line("WHO", "WHAT", "BY", "EXPECTED", "SEEN", "OK")?;
         Ok(Table { filter: filter.map(str::to_owned), expected: 0, other: Vec::new() })
     }
 
-    /// Whether any line of somebody may be wanted: what only these need is not built without.
-    pub(crate) fn wants(&self, who: &str) -> bool {
+    /// Whether the filter may want a line of somebody: what only those lines need is not built otherwise.
+    pub fn wants(&self, who: &str) -> bool {
         self.filter.as_ref().is_none_or(|filter| who.contains(filter.as_str()) || filter.contains(who))
     }
 
-    /// Runs one check and shows its line.
-    pub(crate) fn check(
+    /// Runs a check and shows its line. The check says what it saw; details may follow in parentheses.
+    pub fn check<Seen: Into<String>>(
         &mut self,
         who: &str,
         what: &str,
         by: impl Display,
         expected: &str,
-        check: impl FnOnce() -> Result<String>,
+        check: impl FnOnce() -> Result<Seen>,
     ) -> Result<()> {
         let by = by.to_string();
         if self.filter.as_ref().is_some_and(|filter| !format!("{who} {what} {by}").contains(filter.as_str())) {
             return Ok(());
         }
-        let seen = check().unwrap_or_else(|error| format!("error: {error:#}"));
+        let seen = check().map_or_else(|error| format!("error: {error:#}"), Into::into);
         let seen = seen.trim().replace('\n', " ");
         let good = seen == expected || seen.starts_with(&format!("{expected} ("));
         line(who, what, &by, expected, &seen, if good { "yes" } else { "NO" })?;
@@ -52,8 +52,20 @@ impl Table {
         Ok(())
     }
 
-    /// How many were as expected and how many not; the latter once more.
-    pub(crate) fn sum(&self) -> Result<(usize, usize)> {
+    /// Runs a check that sees what is expected unless it fails.
+    pub fn holds(
+        &mut self,
+        who: &str,
+        what: &str,
+        by: impl Display,
+        expected: &str,
+        check: impl FnOnce() -> Result<()>,
+    ) -> Result<()> {
+        self.check(who, what, by, expected, || check().map(|()| expected))
+    }
+
+    /// Prints the lines that were not as expected once more; returns how many were as expected and how many were not.
+    pub fn sum(&self) -> Result<(usize, usize)> {
         say(&format!("\n{} of {} as expected", self.expected, self.expected + self.other.len()))?;
         self.other.iter().try_for_each(|other| say(&format!("  not as expected: {other}")))?;
         Ok((self.expected, self.other.len()))

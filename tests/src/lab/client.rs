@@ -8,19 +8,16 @@ use std::{
     net::{SocketAddr, TcpStream},
     os::unix::net::UnixStream,
     path::Path,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::atomic::{AtomicUsize, Ordering},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
-use rustls::{ClientConfig, ClientConnection, StreamOwned, pki_types::ServerName};
+use rustls::{ClientConnection, StreamOwned, pki_types::ServerName};
 use serde::{Deserialize, Serialize};
 
 use super::net::inside;
-use crate::{certs::roots, server::ProxyServer};
+use crate::servers::{proxy_server::ProxyServer, tls::client};
 
 /// How long a direct attempt waits for a SYN-ACK: in a lab one comes within a millisecond.
 const SYN_ACK: Duration = Duration::from_millis(600);
@@ -139,11 +136,8 @@ pub fn http(stream: Result<Box<dyn Stream>, Outcome>, path: &str) -> Outcome {
 
 /// TLS on a stream, the server being `node`.
 pub fn tls(stream: Box<dyn Stream>, ca: &Path) -> Result<StreamOwned<ClientConnection, Box<dyn Stream>>> {
-    let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
-        .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots(ca)?)
-        .with_no_client_auth();
-    Ok(StreamOwned::new(ClientConnection::new(Arc::new(config), ServerName::try_from("node")?)?, stream))
+    let config = client(ca, None, None)?;
+    Ok(StreamOwned::new(ClientConnection::new(config, ServerName::try_from("node")?)?, stream))
 }
 
 fn get(stream: &mut impl Stream, path: &str) -> Result<Outcome> {

@@ -18,7 +18,7 @@ use super::net::{Net, Who};
 use crate::{
     certs::Certs,
     process::{Process, built, command, output, until},
-    server::AGENT_PORT,
+    servers::proxy_server::AGENT_PORT,
 };
 
 /// A running guard.

@@ -27,7 +27,7 @@ use super::{
     client::{self, timed_out},
     tries,
 };
-use crate::{bench::print_line, endpoint, http_proxy::HttpProxy};
+use crate::{bench::print_line, endpoint, servers::http_proxy::HttpProxy};
 
 type Body = BoxBody<Bytes, Infallible>;
 

@@ -37,7 +37,7 @@ pub use crate::process::target;
 use crate::{
     certs::{Certs, ServerCert},
     process::{Process, built, command, output, until},
-    server::ProxyServer,
+    servers::proxy_server::ProxyServer,
     sweep,
 };
 

@@ -2,14 +2,14 @@
 //! Called by `main`, as a process of its own; it is the endpoint itself and drops what comes for it.
 //! Must never do anything that an agent could leave out.
 
-use std::{collections::HashMap, net::SocketAddr, path::Path, sync::Arc};
+use std::{collections::HashMap, net::SocketAddr, path::Path};
 
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use lab::{
     bare::{Place, SERVER},
-    certs::roots,
     process::Process,
+    servers::tls::client,
 };
 use nodeguard::{
     tunnel::stream::{
@@ -18,10 +18,7 @@ use nodeguard::{
     },
     wire::frames::{Frame, MAX_DATA, Packet, closed, data, dialled},
 };
-use rustls::{
-    ClientConfig,
-    pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
-};
+use rustls::pki_types::ServerName;
 use tokio::{io::BufReader, net::TcpStream, sync::mpsc};
 use tokio_rustls::TlsConnector;
 use tonic::{metadata::MetadataMap, transport::Endpoint};
@@ -41,8 +38,9 @@ pub(crate) async fn serve(server: SocketAddr, certs: &Path) -> Result<()> {
     let tcp = TcpStream::connect(server).await?;
     tcp.set_nodelay(true)?;
     let name = ServerName::from(server.ip());
-    let mut tls =
-        TlsConnector::from(Arc::new(client(certs)?)).connect(name, BufReader::with_capacity(READ_AHEAD, tcp)).await?;
+    let shown = [&*certs.join("agent.crt"), &certs.join("agent.key")];
+    let config = client(&certs.join("ca.crt"), Some(shown), Some("h2"))?;
+    let mut tls = TlsConnector::from(config).connect(name, BufReader::with_capacity(READ_AHEAD, tcp)).await?;
     tls.get_mut().1.set_buffer_limit(Some(GATHERED));
     let mut metadata = MetadataMap::new();
     metadata.insert("agentid", "null".parse()?);
@@ -101,17 +99,4 @@ async fn source(id: i64, count: usize, outbound: &mpsc::Sender<Packet>) -> Resul
         left -= most;
     }
     Ok(())
-}
-
-fn client(certs: &Path) -> Result<ClientConfig> {
-    let mut config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
-        .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots(&certs.join("ca.crt"))?)
-        .with_client_auth_cert(
-            vec![CertificateDer::from_pem_file(certs.join("agent.crt"))?],
-            PrivateKeyDer::from_pem_file(certs.join("agent.key"))?,
-        )
-        .context("the agent's certificate")?;
-    config.alpn_protocols = vec![b"h2".to_vec()];
-    Ok(config)
 }

@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use bytes::Bytes;
 use lab::{
-    bare::{Place, SERVER, Who, agent, cpu_of},
+    bare::{Place, Who, agent, cpu_of},
     bench::{Row, progress},
-    fake::{Connection, Dials, Fake, Manners},
     load::Way,
     process::Process,
+    servers::fake::{Connection, Dials, Fake, Manners},
 };
 
 use crate::{
@@ -32,7 +32,7 @@ struct Side {
 
 /// One connection both ways, and dials.
 pub(crate) async fn without_server(place: &Place, amount: Amount) -> Result<Vec<Row>> {
-    let mut fake = Fake::start(format!("{SERVER}:{PORT}").parse()?, &place.certs, Manners::default()).await?;
+    let mut fake = Fake::start(place, PORT, Manners::default()).await?;
     let sides = [side(Who::Ours, place, &mut fake).await?, side(Who::Theirs, place, &mut fake).await?];
     let mut rows = Vec::new();
     for (way, there) in WAYS {
@@ -48,8 +48,7 @@ pub(crate) async fn without_server(place: &Place, amount: Amount) -> Result<Vec<
 
 async fn side(who: Who, place: &Place, fake: &mut Fake) -> Result<Side> {
     let process = agent(who, place, PORT)?;
-    let stream = tokio::time::timeout(Duration::from_secs(10), fake.agent()).await.context("no agent came")??;
-    Ok(Side { process, dials: Dials::new(stream), address: format!("{}:7000", who.address()) })
+    Ok(Side { process, dials: fake.dials().await?, address: format!("{}:7000", who.address()) })
 }
 
 impl Side {

@@ -1,10 +1,10 @@
 //! Owns traffic from pod to pod: between two processes, over sockets that were made in the pods' cgroups and over others that were made in a cgroup
 //! beside the node's.
-//! Called by `bench`; the client is this program again, as `nodeguard-cluster converse`.
+//! Called by the bench; the client is this program again, as `nodeguard-cluster converse`.
 //! Must never compare two pairs that differ in anything but the guard: same network namespaces, processes, buffers and processors.
 
 use std::{
-    fs::{self, File},
+    fs::File,
     io::{BufRead, BufReader, Write},
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -13,27 +13,25 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use lab::{
+
+use super::Amount;
+use crate::{
     bench::{Pairs, Row, progress, round_of},
-    process::{Process, command, until},
+    cluster::{Cluster, addresses::socket, place::Where, say},
+    process::{Process, command},
     sweep,
     traffic::{self, Ask, CHUNK, Conversation, NODE_CPU, OTHER_CPU, fixed, in_both, listen, pin},
 };
-use serde_json::Value;
 
-use super::Amount;
-use crate::{addresses::socket, install::Cluster, place::Where};
-
-/// The port that the policy guards, and the one beside it.
-pub(super) const GUARDED: u16 = 9_000;
-const FREE: u16 = 9_100;
+/// A port that the policy of the bench guards, and one that it leaves alone.
+const PORTS: [u16; 2] = [9_000, 9_100];
 
 /// How long a round of each kind of traffic lasts, both sides together.
 const ROUND: Duration = Duration::from_secs(1);
 
 /// Throughput both ways, and requests with answers. Each round has processes of its own: where one stands in memory stays as it is while it
 /// lasts.
-pub(super) fn measure(cluster: &Cluster<'_>, amount: Amount) -> Result<Vec<Row>> {
+pub(super) fn measure(cluster: &Cluster, amount: Amount) -> Result<Vec<Row>> {
     let (server, client) = (Pod::find(cluster, "web")?, Pod::find(cluster, "bystander")?);
     let at_least = Some(("at least", 0.97));
     // What a turn asks, of how many, and how many make one of the unit.
@@ -64,23 +62,20 @@ struct Pod {
 }
 
 impl Pod {
-    fn find(cluster: &Cluster<'_>, name: &str) -> Result<Pod> {
-        let about: Value = serde_json::from_str(&cluster.kubectl.run(&["get", "pod", name, "-o", "json"])?)?;
-        let uid = about.pointer("/metadata/uid").and_then(Value::as_str).context("a pod has a uid")?.to_owned();
-        for entry in fs::read_dir("/proc")?.flatten() {
-            let groups = fs::read_to_string(entry.path().join("cgroup")).unwrap_or_default();
-            let Some(own) = groups.lines().find_map(|line| line.strip_prefix("0::")) else { continue };
-            let sleeps = fs::read(entry.path().join("cmdline")).unwrap_or_default().starts_with(b"sleep\0");
-            if own.contains(&uid) && own.contains(&cluster.place.cgroup_name(Where::Node)) && sleeps {
-                let root = sweep::hierarchies().into_iter().next().context("no cgroups")?;
-                return Ok(Pod {
-                    network: entry.path().join("ns/net"),
-                    cgroup: root.join(own.trim_start_matches('/')),
-                });
-            }
-        }
-        bail!("{name} has no process on this machine")
+    fn find(cluster: &Cluster, name: &str) -> Result<Pod> {
+        let uid = cluster.kubectl(&format!("get pod {name} -o jsonpath={{.metadata.uid}}")).run()?;
+        let sleeps =
+            |cgroups: &str, _: &Path, words: &[&str]| cgroups.contains(&uid) && words.first() == Some(&"sleep");
+        let process = cluster.place.process(Where::Node, sleeps).with_context(|| name.to_owned())?;
+        let cgroups = std::fs::read_to_string(process.join("cgroup"))?;
+        let own = cgroups.lines().find_map(|line| line.strip_prefix("0::/")).context("cgroups version 2")?;
+        Ok(Pod { network: process.join("ns/net"), cgroup: root()?.join(own) })
     }
+}
+
+/// Where version 2 of cgroups is mounted.
+fn root() -> Result<PathBuf> {
+    sweep::hierarchies().into_iter().next().context("no cgroups")
 }
 
 /// A server and a client: each has a socket that was made in its pod's cgroup and one that was made in the cgroup beside the node's.
@@ -92,23 +87,17 @@ struct Talk {
 }
 
 impl Talk {
-    fn start(cluster: &Cluster<'_>, server: &Pod, client: &Pod) -> Result<Talk> {
-        let beside = sweep::hierarchies().first().context("no cgroups")?.join(cluster.place.cgroup_beside());
-        let address = cluster.address("web")?;
-        let ports = [socket(&address, GUARDED)?, socket(&address, FREE)?].map(|at| at.to_string());
+    fn start(cluster: &Cluster, server: &Pod, client: &Pod) -> Result<Talk> {
+        let (beside, address) = (root()?.join(cluster.place.cgroup(Where::Control)), cluster.address("web")?);
+        let ports = PORTS.map(|port| socket(&address, port).map(|at| at.to_string()));
+        let ports = ports.into_iter().collect::<Result<Vec<_>>>()?;
         let program = |pod: &Pod, what: &str| -> Result<_> {
             let mut program = command(&std::env::current_exe()?, File::open(&pod.network)?, &pod.cgroup)?;
             program.arg(what).arg(&beside).args(&ports);
             Ok(program)
         };
         let log = cluster.place.directory.join("serve.log");
-        // Without what the server of the round before said.
-        File::create(&log)?;
-        let mut server = Process::start("server", program(server, "serve")?, &log)?;
-        until("the server listens", Duration::from_secs(10), || {
-            server.check()?;
-            Ok(server.printed().contains("ready"))
-        })?;
+        let server = Process::start_ready("server", program(server, "serve")?, &log)?;
         let mut converse = program(client, "converse")?;
         let mut client = converse.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
         let asks = client.stdin.take().context("stdin")?;
@@ -134,7 +123,7 @@ impl Drop for Talk {
 }
 
 /// What the client's process does: asks what it reads, writes the nanoseconds, until there is nothing to read.
-pub(crate) fn converse(beside: &Path, to: [SocketAddr; 2]) -> Result<bool> {
+pub fn converse(beside: &Path, to: [SocketAddr; 2]) -> Result<()> {
     pin(OTHER_CPU)?;
     let mut conversations = in_both(beside, |side| fixed(Conversation::open(to[side])?))?;
     let mut buffer = vec![0; CHUNK];
@@ -149,13 +138,13 @@ pub(crate) fn converse(beside: &Path, to: [SocketAddr; 2]) -> Result<bool> {
             _ => bail!("no such request: {letter}"),
         };
         let conversation = conversations.get_mut(side.parse::<usize>()?).context("two sides")?;
-        crate::say(&conversation.ask(ask, count.parse()?, &mut buffer)?.as_nanos().to_string())?;
+        say(&conversation.ask(ask, count.parse()?, &mut buffer)?.as_nanos().to_string())?;
     }
-    Ok(true)
+    Ok(())
 }
 
 /// What the server's process does.
-pub(crate) fn serve(beside: &Path, at: [SocketAddr; 2]) -> Result<bool> {
+pub fn serve(beside: &Path, at: [SocketAddr; 2]) -> Result<()> {
     pin(NODE_CPU)?;
-    traffic::serve(in_both(beside, |side| fixed(listen(at[side])?))?).map(|()| true)
+    traffic::serve(in_both(beside, |side| fixed(listen(at[side])?))?)
 }

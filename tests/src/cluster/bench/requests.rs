@@ -1,5 +1,5 @@
 //! Owns asking API servers for execs and logs, as kubectl does, but without starting kubectl: that takes longer than what is measured.
-//! Called by `bench`.
+//! Called by the bench.
 //! Must never count a request that was not answered in full.
 
 use std::{
@@ -10,20 +10,18 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use lab::{
-    bench::{Goal, Row, median, progress},
-    certs::roots,
-    client::Stream,
-};
-use rustls::{
-    ClientConfig, ClientConnection, StreamOwned,
-    pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
-};
+use rustls::{ClientConfig, ClientConnection, StreamOwned, pki_types::ServerName};
 
 use super::Amount;
 use crate::{
-    addresses::{at, socket},
-    pki::Pki,
+    bench::{Row, in_turn, progress},
+    client::Stream,
+    cluster::{
+        addresses::{at, socket},
+        pki::Pki,
+    },
+    load::latency,
+    servers::tls::client,
 };
 
 const WHO: [&str; 2] = ["upstream agent", "no tunnel"];
@@ -36,33 +34,20 @@ pub(super) fn measure(client: &Client, ports: [u16; 3], amount: Amount) -> Resul
         [("exec", Client::exec as Ask, Some(("at most", 1.0))), ("logs", Client::logs as Ask, None)]
     {
         progress(&format!("{what}, {} by each way", amount.requests));
-        let mut took = [(); 3].map(|()| Vec::new());
+        let mut took: [Vec<Duration>; 3] = Default::default();
         for round in 0..amount.requests {
-            for turn in 0..3 {
-                let way = (round + turn) % 3;
-                let milliseconds = ask(client, ports[way]).with_context(|| format!("{what} at {}", ports[way]))?;
-                took[way].push(milliseconds.as_secs_f64() * 1000.0);
+            for way in in_turn::<3>(round) {
+                took[way].push(ask(client, ports[way]).with_context(|| format!("{what} at {}", ports[way]))?);
             }
         }
-        let [ours, others @ ..] = took;
-        for (who, other) in WHO.into_iter().zip(&others) {
+        let [ours, others @ ..] = took.map(latency);
+        for (who, other) in WHO.into_iter().zip(others) {
             let goal = if who == WHO[0] { goal } else { None };
-            rows.push(beside(&format!("{what} p50, guard | {who}"), median(&ours), median(other), goal));
-            rows.push(beside(&format!("{what} p99, guard | {who}"), high(&ours), high(other), None));
+            rows.push(Row::beside(format!("{what} p50, guard | {who}"), "ms", ours.p50, other.p50, goal));
+            rows.push(Row::beside(format!("{what} p99, guard | {who}"), "ms", ours.p99, other.p99, None));
         }
     }
     Ok(rows)
-}
-
-fn beside(what: &str, ours: f64, other: f64, goal: Goal) -> Row {
-    Row::beside(what, "ms", ours, other, goal)
-}
-
-/// The value that one in a hundred is above.
-fn high(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    sorted.get((sorted.len() * 99 / 100).min(sorted.len().saturating_sub(1))).copied().unwrap_or(f64::NAN)
 }
 
 /// The administrator, who asks API servers. It has to be in the control plane's network namespace.
@@ -71,15 +56,8 @@ pub(super) struct Client(Arc<ClientConfig>);
 impl Client {
     /// Whom the cluster's certificates make it.
     pub(super) fn new(pki: &Pki) -> Result<Client> {
-        let (certificate, key) = (
-            CertificateDer::from_pem_file(pki.path("admin.crt"))?,
-            PrivateKeyDer::from_pem_file(pki.path("admin.key"))?,
-        );
-        let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
-            .with_safe_default_protocol_versions()?
-            .with_root_certificates(roots(&pki.path("ca.crt"))?)
-            .with_client_auth_cert(vec![certificate], key)?;
-        Ok(Client(Arc::new(config)))
+        let (certificate, key) = (pki.path("admin.crt"), pki.path("admin.key"));
+        Ok(Client(client(&pki.path("ca.crt"), Some([&certificate, &key]), None)?))
     }
 
     /// One exec of `true`, from the request to the word that it succeeded. The connection to the API server is there before.

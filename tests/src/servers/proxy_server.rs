@@ -1,0 +1,130 @@
+//! Owns the real proxy-server, of any release: its flags, and waiting until it listens.
+//! Called by `lab`, and by tests that start several, stop one or give one another certificate.
+//! Must never be a stand-in: the binaries are the upstream project's.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::Result;
+
+use crate::{
+    bare::{Place, Who as Agents, upstream},
+    certs::{Certs, ServerCert},
+    load::Load,
+    net::{Net, Who},
+    process::{Process, command, until},
+};
+
+/// The port for agents in a lab.
+pub const AGENT_PORT: u16 = 8091;
+
+/// A proxy-server to start.
+pub struct Spec<'a> {
+    /// What it calls itself.
+    pub id: &'a str,
+    /// Where agents reach it.
+    pub agents: SocketAddr,
+    /// How many servers it claims there are.
+    pub count: u32,
+    /// Sets its health and admin ports apart from those of other servers.
+    pub index: u16,
+    /// A file of `target/upstream`.
+    pub binary: &'a str,
+    /// The file with the CA that agents' certificates have to come from.
+    pub client_ca: &'a str,
+    /// Agents show a token instead, which the server reviews with this API.
+    pub kubeconfig: Option<PathBuf>,
+    /// More flags. A flag that is given twice has its last value.
+    pub more: &'a [&'a str],
+}
+
+impl<'a> Spec<'a> {
+    /// The server with this number, at the lab's address.
+    pub fn new(id: &'a str, index: u16, count: u32) -> Spec<'a> {
+        let agents = SocketAddr::from((Who::ControlPlane.v4(), 8191 + index));
+        Spec { id, agents, count, index, binary: "proxy-server", client_ca: "ca.crt", kubeconfig: None, more: &[] }
+    }
+
+    /// Starts it in this network namespace, and waits until it listens.
+    pub fn start(&self, place: &Place) -> Result<ProxyServer> {
+        let mut command = Command::new(upstream(self.binary)?);
+        command.stdin(Stdio::null());
+        let mut server = self.run(command, &place.certs, &place.directory)?;
+        until("the proxy-server takes agents", Duration::from_secs(20), || {
+            server.process.check()?;
+            Ok(std::net::TcpStream::connect(self.agents).is_ok())
+        })?;
+        Ok(server)
+    }
+
+    fn run(&self, mut command: Command, certs: &Certs, directory: &Path) -> Result<ProxyServer> {
+        let socket = directory.join(format!("{}.sock", self.id));
+        if socket.exists() {
+            std::fs::remove_file(&socket)?;
+        }
+        command.args(["--mode=http-connect", "--server-port=0", "--proxy-strategies=destHost,default"]).args([
+            format!("--server-id={}", self.id),
+            format!("--server-count={}", self.count),
+            format!("--uds-name={}", socket.display()),
+            format!("--agent-bind-address={}", self.agents.ip()),
+            format!("--agent-port={}", self.agents.port()),
+            format!("--health-bind-address={}", Ipv4Addr::LOCALHOST),
+            format!("--health-port={}", 8300 + 2 * self.index),
+            format!("--admin-bind-address={}", Ipv4Addr::LOCALHOST),
+            format!("--admin-port={}", 8301 + 2 * self.index),
+            format!("--cluster-cert={}", certs.path("server.crt").display()),
+            format!("--cluster-key={}", certs.path("server.key").display()),
+        ]);
+        match &self.kubeconfig {
+            None => command.arg(format!("--cluster-ca-cert={}", certs.path(self.client_ca).display())),
+            Some(path) => command.arg(format!("--kubeconfig={}", path.display())).args([
+                "--agent-namespace=kube-system",
+                "--agent-service-account=konnectivity-agent",
+                "--authentication-audience=system:konnectivity-server",
+                "--kubeconfig-qps=100",
+                "--kubeconfig-burst=100",
+            ]),
+        };
+        command.args(self.more);
+        let mut process = Process::start(self.id, command, &directory.join(format!("{}.log", self.id)))?;
+        until("the proxy-server listens", Duration::from_secs(20), || {
+            process.check()?;
+            Ok(UnixStream::connect(&socket).is_ok())
+        })?;
+        Ok(ProxyServer { process, socket })
+    }
+}
+
+/// A running proxy-server.
+pub struct ProxyServer {
+    /// Its process.
+    pub process: Process,
+    /// Where the API server would connect: HTTP CONNECT over a Unix socket.
+    pub socket: PathBuf,
+}
+
+impl ProxyServer {
+    /// Starts the proxy-server of a lab in its namespace and cgroup, and waits until it listens.
+    pub fn start(net: &Net, certs: &Certs, cert: ServerCert, cgroup: &Path, directory: &Path) -> Result<ProxyServer> {
+        certs.server(cert)?;
+        let spec =
+            Spec { agents: SocketAddr::from((Who::ControlPlane.v4(), AGENT_PORT)), ..Spec::new("proxy-server", 0, 1) };
+        spec.run(command(&upstream(spec.binary)?, net.open(Who::ControlPlane)?, cgroup)?, certs, directory)
+    }
+
+    /// Everything that it printed.
+    pub fn printed(&self) -> String {
+        self.process.printed()
+    }
+
+    /// The way to our agent's endpoint through it.
+    pub fn load(&self) -> Load {
+        Load { socket: Arc::from(self.socket.as_path()), destination: format!("{}:7000", Agents::Ours.address()) }
+    }
+}
