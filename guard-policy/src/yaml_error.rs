@@ -15,6 +15,7 @@ pub(crate) struct YamlError {
 }
 
 /// Describes an error at a byte range of the text.
+#[expect(clippy::wildcard_enum_match_arm, reason = "every other error of the library is a defect of the syntax")]
 pub(crate) fn describe(error: &Error, text: &str, span: &Range<usize>) -> YamlError {
     let (message, label) = match error {
         Error::WithSnippet { error, .. } | Error::AliasError { error, .. } => return describe(error, text, span),

@@ -87,11 +87,8 @@ impl fmt::Display for LoadRefusal {
 
 impl std::error::Error for LoadRefusal {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match &self.0 {
-            // Its text contains the cause.
-            ProgramError::LoadError { .. } => None,
-            error => error.source(),
-        }
+        // The text of a load error contains its cause.
+        if matches!(self.0, ProgramError::LoadError { .. }) { None } else { self.0.source() }
     }
 }
 
