@@ -1,4 +1,6 @@
-//! The `nodeguard` command: parses, calls the library, turns the outcome into an exit code.
+//! Owns the `nodeguard` command: it parses the command line, calls the library, and turns the outcome into an exit code.
+//! Called by the operating system.
+//! Must never decide anything that a library test could not reach.
 
 use std::{
     io::{self, IsTerminal, Write},
@@ -21,9 +23,9 @@ use nodeguard::{
     },
 };
 
-/// It found something wrong, or failed.
+/// The command failed or found an error.
 const FOUND: u8 = 1;
-/// No daemon could be reached.
+/// No daemon answers.
 const UNREACHABLE: u8 = 3;
 
 fn main() -> ExitCode {
@@ -42,7 +44,7 @@ fn main() -> ExitCode {
         }
         Command::Check { file, output } => check(&file, output, coloured(&io::stdout()), &mut io::stdout().lock())
             .map(|good| if good { ExitCode::SUCCESS } else { ExitCode::from(FOUND) })
-            .context("cannot write the findings"),
+            .context("cannot print the findings"),
         Command::Status { admin_socket, bpffs, output } => status(&admin_socket, &bpffs, output),
         Command::Unpin { admin_socket, bpffs, output } => remove(&admin_socket, &bpffs, output),
     };
@@ -52,14 +54,16 @@ fn main() -> ExitCode {
     })
 }
 
-/// Runs a daemon to its end, with every file descriptor that the system grants. All of it on one thread, which moves about a GiB a second:
-/// a second one would cost more for waking each other than it brings, and a node's cores are for its pods.
+/// Runs a daemon to its end, with as many file descriptors as the system allows. One thread is enough: it moves about 1 GiB per second, a second
+/// thread would cost more in wake-ups than it gains, and a node's cores are for its pods.
 fn daemon(run: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<ExitCode> {
     let (_, most) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE)?;
     nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE, most, most)?;
     memory::keep_buffers();
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the asynchronous runtime")?;
     runtime.block_on(async {
         tokio::select! {
             ended = run => ended,
@@ -75,7 +79,7 @@ fn status(socket: &std::path::Path, bpffs: &std::path::Path, output: Output) -> 
     let (status, code) = match runtime.block_on(admin::ask(socket)) {
         Ok(status) => (status, ExitCode::SUCCESS),
         Err(error @ AskError::Unreachable(..)) => {
-            let _ = writeln!(io::stderr(), "{error}; this is what the pins say");
+            let _ = writeln!(io::stderr(), "{error}; showing what the pins say");
             (snapshot::from_pins(bpffs), ExitCode::from(UNREACHABLE))
         }
         Err(error) => return Err(error.into()),
@@ -93,7 +97,7 @@ fn status(socket: &std::path::Path, bpffs: &std::path::Path, output: Output) -> 
 
 fn remove(socket: &std::path::Path, bpffs: &std::path::Path, output: Output) -> anyhow::Result<ExitCode> {
     if std::os::unix::net::UnixStream::connect(socket).is_ok() {
-        anyhow::bail!("a daemon answers on {} and would put everything back: stop it first", socket.display());
+        anyhow::bail!("a daemon answers on {} and would restore everything; stop it first", socket.display());
     }
     let unpinned = unpin(bpffs).with_context(|| bpffs.display().to_string())?;
     let mut out = io::stdout().lock();
@@ -103,19 +107,14 @@ fn remove(socket: &std::path::Path, bpffs: &std::path::Path, output: Output) -> 
         return Ok(ExitCode::SUCCESS);
     }
     if unpinned.removed.is_empty() {
-        writeln!(out, "Nothing is pinned in {}; this node was not guarded from there.", bpffs.display())?;
+        writeln!(out, "Nothing is pinned in {}, so no guard with this --bpffs was in force.", bpffs.display())?;
         return Ok(ExitCode::SUCCESS);
     }
-    writeln!(
-        out,
-        "Removed {} pins from {}. This node is not guarded any more.",
-        unpinned.removed.len(),
-        bpffs.display()
-    )?;
+    writeln!(out, "Removed {} pins from {}. This node is no longer guarded.", unpinned.removed.len(), bpffs.display())?;
     for (whose, ports) in [("node", &unpinned.node_ports), ("pod", &unpinned.pod_ports)] {
         if !ports.is_empty() {
             let ports: Vec<String> = ports.iter().take(32).map(u16::to_string).collect();
-            writeln!(out, "Open now to everyone who can reach them: {whose} ports {}", ports.join(", "))?;
+            writeln!(out, "Now open to everyone who can reach them: {whose} ports {}", ports.join(", "))?;
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -132,7 +131,7 @@ fn init_log(format: LogFormat) {
     }
 }
 
-/// Colour only on a terminal, and not where <https://no-color.org> is asked for.
+/// Whether to print colour: only on a terminal, and not if NO_COLOR is set (<https://no-color.org>).
 fn coloured(stream: &impl IsTerminal) -> bool {
     stream.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }

@@ -135,5 +135,5 @@ fn its_policy_is_good() {
     command.arg("check").arg(&path);
     let said = output(command).unwrap();
     let text = String::from_utf8_lossy(&said.stdout);
-    assert!(said.status.success() && text.contains("is good, 0 warnings"), "{text}");
+    assert!(said.status.success() && text.contains("is valid, 0 warnings"), "{text}");
 }

@@ -32,7 +32,7 @@ fn every_shipped_policy_is_good_and_without_warnings() {
     for path in policies {
         let (code, text) = check(&path, &[]);
         assert_eq!(code, Some(0), "{text}");
-        assert!(text.contains("is good, 0 warnings"), "{text}");
+        assert!(text.contains("is valid, 0 warnings"), "{text}");
     }
 }
 

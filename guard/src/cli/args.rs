@@ -1,6 +1,6 @@
-//! Owns the command line, typed and unresolved.
-//! Called by `main`.
-//! Must never read the environment or the machine beyond what clap does: `config` resolves.
+//! Owns the command line as typed arguments.
+//! Called by `main`, `config` and `check_policy`.
+//! Must never read the machine, or the environment except through clap: `config` resolves the arguments.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -11,15 +11,15 @@ use crate::{
     sys::units::{duration, file_size},
 };
 
-/// Keeps a Kubernetes node closed to everyone but the control plane that comes through its Konnectivity tunnel, and the peers that
-/// a policy names.
+/// Guards the ports of a Kubernetes node: only the control plane, through its Konnectivity tunnel, and the peers that a policy names can reach
+/// them.
 #[derive(Debug, Parser)]
 #[command(name = "nodeguard", version, max_term_width = 120)]
 #[command(
-    after_help = "Exit codes: 0 done, 1 it found something wrong or failed, 2 wrong usage, 3 no daemon could be reached."
+    after_help = "Exit codes: 0 success, 1 failure or an error in the policy, 2 wrong usage, 3 no daemon answers."
 )]
 pub struct Cli {
-    /// What to do.
+    /// The command.
     #[command(subcommand)]
     pub command: Command,
 }
@@ -27,111 +27,110 @@ pub struct Cli {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Guards this node: brings the policy into the kernel, holds the tunnel, admits what comes through it.
+    /// Guards this node: enforces the policy in the kernel, serves the tunnel and admits its connections.
     Run(Box<RunArgs>),
-    /// Holds the tunnel alone, without the kernel half: for nodes where eBPF is not wanted. Takes the place of the upstream
-    /// konnectivity-agent, and dials only what a policy names.
+    /// Serves only the tunnel, without eBPF. Replaces the upstream konnectivity-agent, and dials only what a policy names.
     Agent(Box<AgentArgs>),
     /// Checks a policy file without applying it.
     Check {
         /// The policy file.
         file: PathBuf,
-        /// How to print the findings.
+        /// The output format.
         #[arg(short, long, value_enum, default_value_t)]
         output: Output,
     },
-    /// Shows what the guard does on this node: mode, policy, programs, tunnel, counters, last denials.
+    /// Shows the state of the guard on this node: mode, policy, programs, tunnel, counters, latest denials.
     Status {
-        /// Where the daemon listens.
+        /// The socket of the daemon.
         #[arg(long, default_value = ADMIN_SOCKET)]
         admin_socket: PathBuf,
-        /// Where the kernel half is pinned: read if no daemon answers.
+        /// The directory of the pins, which are read if no daemon answers.
         #[arg(long, default_value = BPFFS)]
         bpffs: PathBuf,
-        /// How to print it.
+        /// The output format.
         #[arg(short, long, value_enum, default_value_t)]
         output: Output,
     },
-    /// Removes the guard from the kernel and says what is open then. Enforcement outlives the daemon; only this ends it.
+    /// Removes the guard from the kernel and shows which ports are open afterwards. Enforcement outlives the daemon; only this command ends it.
     Unpin {
-        /// Where the daemon listens: while it runs, it would put everything back.
+        /// The socket of the daemon, which must not run: it would restore everything.
         #[arg(long, default_value = ADMIN_SOCKET)]
         admin_socket: PathBuf,
-        /// Where the kernel half is pinned.
+        /// The directory of the pins.
         #[arg(long, default_value = BPFFS)]
         bpffs: PathBuf,
-        /// How to print it.
+        /// The output format.
         #[arg(short, long, value_enum, default_value_t)]
         output: Output,
     },
 }
 
-/// Where the daemon listens for `status` by default.
+/// The default path of the daemon's socket.
 pub const ADMIN_SOCKET: &str = "/run/nodeguard/admin.sock";
-/// Where the kernel half is pinned by default.
+/// The default directory of the pins.
 pub const BPFFS: &str = "/sys/fs/bpf/nodeguard";
 
-/// How a command prints.
+/// The output format of a command.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Output {
-    /// For people.
+    /// Tables for people.
     #[default]
     Table,
-    /// For programs; the shape is stable.
+    /// JSON with a stable schema, for programs.
     Json,
 }
 
-/// How the log is written.
+/// The format of the log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
-    /// For people.
+    /// Text for people.
     #[default]
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
-/// `nodeguard run`. A flag that is given twice counts the second time, as upstream's do.
+/// `nodeguard run`. If a flag is given twice, the second value counts, as in the upstream agent.
 #[derive(Clone, Debug, Args)]
 #[command(args_override_self = true)]
 pub struct RunArgs {
-    /// The policy file; edits come into force by themselves.
+    /// The policy file. Edits come into force without a restart.
     #[arg(long)]
     pub policy: PathBuf,
-    /// The cgroup v2 directory whose sockets are guarded [default: the root of the hierarchy, that is the whole node].
+    /// The cgroup v2 directory whose sockets are guarded [default: the root of the hierarchy, which is the whole node].
     #[arg(long)]
     pub cgroup: Option<PathBuf>,
-    /// The directory on a bpf file system to pin the kernel half in.
+    /// The directory on a bpf file system in which programs and maps are pinned.
     #[arg(long, default_value = BPFFS)]
     pub bpffs: PathBuf,
-    /// Where `nodeguard status` asks.
+    /// The socket for `nodeguard status`.
     #[arg(long, default_value = ADMIN_SOCKET)]
     pub admin_socket: PathBuf,
-    /// The node's name in the cluster: a dial to it is a dial to the node's address.
+    /// The node's name in the cluster. A dial to this name goes to the node's address.
     #[arg(long, env = "NODE_NAME")]
     pub node_name: Option<String>,
-    /// How long open dials may go on after SIGTERM.
+    /// How long open dials may continue after SIGTERM.
     #[arg(long, value_parser = duration, default_value = "25s")]
     pub drain_timeout: Duration,
-    /// Has the kernel measure how long its programs run, for `status` and the metrics. Costs some nanoseconds a packet, of every
-    /// eBPF program on the node, and takes CAP_SYS_ADMIN.
+    /// Lets the kernel measure the run time of its programs, for `status` and the metrics. This costs some nanoseconds per run of every eBPF
+    /// program on the node, and needs CAP_SYS_ADMIN.
     #[arg(long)]
     pub program_stats: bool,
-    /// How the log is written.
+    /// The format of the log.
     #[arg(long, value_enum, default_value_t)]
     pub log_format: LogFormat,
-    /// Advertises the addresses of this node's pods to the proxy-servers too, as far as tunnel.dial names them: a dial to a pod then comes to
-    /// its own node. Needs the host's process ids (hostPID), or a CNI with a route for each pod.
+    /// Also advertises the addresses of this node's pods that tunnel.dial names, so that the proxy-server sends a dial to a pod to the pod's own
+    /// node. Needs the host's process ids (hostPID), or a CNI with a route for each pod.
     #[arg(long)]
     pub advertise_pod_addresses: bool,
-    /// Reads the cluster's Services and EndpointSlices: a dial to a ClusterIP then goes to an endpoint, a local one first, that is judged as any
-    /// other address. Needs read access (deploy/services.yaml), with --kubeconfig or as a pod.
+    /// Reads the cluster's Services and EndpointSlices, so that a dial to a ClusterIP goes to an endpoint, preferably on this node. The endpoint's
+    /// address is judged like any other. Needs read access (deploy/services.yaml), with --kubeconfig or as a pod.
     #[arg(long, env = "NODEGUARD_WATCH_SERVICES")]
     pub watch_services: bool,
     /// The audit file.
     #[command(flatten)]
     pub audit: AuditArgs,
-    /// What the control plane may use.
+    /// The limits for the control plane.
     #[command(flatten)]
     pub limits: LimitArgs,
     /// The flags of the upstream konnectivity-agent.
@@ -143,37 +142,37 @@ pub struct RunArgs {
 #[derive(Clone, Debug, Args)]
 #[command(args_override_self = true)]
 pub struct AgentArgs {
-    /// The policy file, of which `tunnel.dial` counts; edits come into force by themselves.
+    /// The policy file, of which only `tunnel.dial` is used. Edits come into force without a restart.
     #[arg(long, required_unless_present = "dial_anything")]
     pub policy: Option<PathBuf>,
-    /// Dials whatever the control plane asks for, loopback included, as the upstream agent does; only link-local addresses (cloud
-    /// metadata) and multicast stay refused. Instead of a policy, and a weakness: it is told on every start and in `status`.
+    /// Dials any address, including loopback, as the upstream agent does; only link-local addresses (cloud metadata) and multicast addresses are
+    /// refused. Replaces --policy. This weakens protection, so the log reports it at every start, and `status` shows it.
     #[arg(long, conflicts_with = "policy")]
     pub dial_anything: bool,
-    /// Where `nodeguard status` asks [default: nowhere].
+    /// The socket for `nodeguard status` [default: none].
     #[arg(long)]
     pub admin_socket: Option<PathBuf>,
-    /// The node's name in the cluster: a dial to it is a dial to the node's address.
+    /// The node's name in the cluster. A dial to this name goes to the node's address.
     #[arg(long, env = "NODE_NAME")]
     pub node_name: Option<String>,
-    /// How long open dials may go on after SIGTERM.
+    /// How long open dials may continue after SIGTERM.
     #[arg(long, value_parser = duration, default_value = "25s")]
     pub drain_timeout: Duration,
-    /// How the log is written.
+    /// The format of the log.
     #[arg(long, value_enum, default_value_t)]
     pub log_format: LogFormat,
-    /// Advertises the addresses of this node's pods to the proxy-servers too, as far as tunnel.dial names them: a dial to a pod then comes to
-    /// its own node. Needs the host's process ids (hostPID), or a CNI with a route for each pod.
+    /// Also advertises the addresses of this node's pods that tunnel.dial names, so that the proxy-server sends a dial to a pod to the pod's own
+    /// node. Needs the host's process ids (hostPID), or a CNI with a route for each pod.
     #[arg(long, conflicts_with = "dial_anything")]
     pub advertise_pod_addresses: bool,
-    /// Reads the cluster's Services and EndpointSlices: a dial to a ClusterIP then goes to an endpoint, a local one first, that is judged as any
-    /// other address. Needs read access (deploy/services.yaml), with --kubeconfig or as a pod.
+    /// Reads the cluster's Services and EndpointSlices, so that a dial to a ClusterIP goes to an endpoint, preferably on this node. The endpoint's
+    /// address is judged like any other. Needs read access (deploy/services.yaml), with --kubeconfig or as a pod.
     #[arg(long, env = "NODEGUARD_WATCH_SERVICES")]
     pub watch_services: bool,
     /// The audit file.
     #[command(flatten)]
     pub audit: AuditArgs,
-    /// What the control plane may use.
+    /// The limits for the control plane.
     #[command(flatten)]
     pub limits: LimitArgs,
     /// The flags of the upstream konnectivity-agent.
@@ -181,17 +180,17 @@ pub struct AgentArgs {
     pub agent: UpstreamArgs,
 }
 
-/// Where the record of each dial goes beside the log.
+/// The file for the records of dials. The log has them too.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Audit")]
 pub struct AuditArgs {
-    /// A file for the record of each dial, one JSON object a line [default: none; the log has them always].
+    /// A file for the record of each dial, one JSON object per line [default: none; the log always has the records].
     #[arg(long)]
     pub audit_file: Option<PathBuf>,
-    /// How large the file may get before it is moved to FILE.1, as in `100Mi`; at least 1Mi.
+    /// The size at which the audit file is renamed to FILE.1, as in `100Mi`; at least 1Mi.
     #[arg(long, value_parser = file_size, default_value = "100Mi", value_name = "SIZE")]
     pub audit_file_max_size: u64,
-    /// How many moved files are kept.
+    /// How many renamed audit files are kept.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(0..=1000))]
     pub audit_file_max_backups: u32,
 }

@@ -1,4 +1,4 @@
-//! Owns `nodeguard check`: tries a document without applying it.
+//! Owns `nodeguard check`: it checks a policy file without applying it.
 //! Called by `main`.
 //! Must never touch the kernel or a running daemon.
 
@@ -14,14 +14,14 @@ use guard_policy::{
 
 use crate::{cli::args::Output, report::table::Table, sys::node_facts};
 
-/// What a check found, as data.
+/// The result of a check in JSON.
 #[derive(serde::Serialize)]
 struct Report {
     ok: bool,
     findings: Vec<Finding>,
 }
 
-/// Checks a file; `false` where it has errors.
+/// Checks a file and prints the findings. Returns whether the policy is valid.
 pub fn check(path: &Path, output: Output, colour: bool, out: &mut dyn Write) -> io::Result<bool> {
     let node = node_facts::read(&[]).unwrap_or_default();
     let loaded = load(path, &node);
@@ -40,15 +40,18 @@ pub fn check(path: &Path, output: Output, colour: bool, out: &mut dyn Write) -> 
     let count = |severity| diagnostics.iter().filter(|finding| finding.severity == severity).count();
     let (errors, warnings) = (count(Severity::Error), count(Severity::Warning));
     match &loaded {
-        Err(_) => writeln!(out, "{}: {errors} errors, {warnings} warnings; it would not be taken", path.display())?,
+        Err(_) => {
+            writeln!(out, "{}: {}; the policy would be rejected", path.display(), counted(errors, "error"))?;
+        }
         Ok(loaded) => {
             let ruleset = &loaded.ruleset;
             writeln!(
                 out,
-                "{}: policy `{}` ({:?}) is good, {warnings} warnings",
+                "{}: policy `{}` ({:?}) is valid, {}",
                 path.display(),
                 ruleset.name,
-                ruleset.mode
+                ruleset.mode,
+                counted(warnings, "warning")
             )?;
             let mut rules = Table::new(&["RULE", "MODE", "GUARDS", "ALLOWS"]);
             for rule in &ruleset.rules {
@@ -58,4 +61,9 @@ pub fn check(path: &Path, output: Output, colour: bool, out: &mut dyn Write) -> 
         }
     }
     Ok(ok)
+}
+
+/// A number with its noun.
+fn counted(number: usize, noun: &str) -> String {
+    format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
 }

@@ -1,6 +1,6 @@
-//! Owns the step from the command line to a configuration with nothing left optional.
+//! Owns the step from the command line to a complete configuration.
 //! Called by `main` for `run` and `agent`.
-//! Must never fill in what weakens protection: a missing CA is an error, not "any server".
+//! Must never default to weaker protection: a missing CA is an error and does not mean "any server".
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -37,18 +37,18 @@ use crate::{
     },
 };
 
-/// How often the server leases are counted, in longest waits: every 30 seconds by default.
+/// How often the server leases are counted, as a multiple of --sync-interval-cap: every 30 seconds by default.
 const LEASES_EVERY: u32 = 3;
-/// The port of an HTTP proxy for the tunnel that is named without one: grpc-go's.
+/// The default port of an HTTP proxy for the tunnel, as in grpc-go.
 const PROXY_PORT: u16 = 443;
 
-/// What `run` needs.
+/// The configuration of `run`.
 pub struct Config {
     /// The policy file.
     pub policy: PathBuf,
-    /// Where the kernel half lives.
+    /// Where the kernel half is attached and pinned.
     pub location: Location,
-    /// Whether the kernel is to measure its programs.
+    /// Whether the kernel measures the run time of its programs.
     pub program_stats: bool,
     /// The admin socket, which `nodeguard status` asks.
     pub admin_socket: PathBuf,
@@ -60,69 +60,69 @@ pub struct Config {
 
 /// What the tunnel half of both daemons needs.
 pub struct TunnelHalfConfig {
-    /// How long open dials may go on after SIGTERM.
+    /// How long open dials may continue after SIGTERM.
     pub drain_timeout: Duration,
-    /// What the node knows of itself.
+    /// The node's addresses and names.
     pub node: NodeFacts,
     /// The tunnel.
     pub tunnel: TunnelConfig,
-    /// Whether the pods of this node are advertised.
+    /// Whether the addresses of this node's pods are advertised.
     pub advertise_pods: bool,
     /// The audit file.
     pub audit: Option<FileConfig>,
-    /// What the control plane may use of this process.
+    /// The limits for the control plane.
     pub limits: Limits,
-    /// What is known of the cluster's Services.
+    /// The cluster's Services, if they are watched.
     pub services: Services,
 }
 
-/// Why the command line makes no configuration.
+/// Why the command line does not give a configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// No trust.
-    #[error("--ca-cert is needed: the proxy-server's certificate is checked against it and nothing else")]
+    /// No CA certificates.
+    #[error("--ca-cert is required: the proxy-server's certificate is verified against these CA certificates only")]
     NoCa,
-    /// A certificate without its key, or the other way round.
-    #[error("--agent-cert and --agent-key are needed together")]
+    /// A certificate without a key, or a key without a certificate.
+    #[error("--agent-cert and --agent-key must be given together")]
     HalfAnIdentity,
     /// Not an address.
-    #[error("{0}: `{1}` is no IP address")]
+    #[error("{0}: `{1}` is not an IP address")]
     Listen(&'static str, String),
-    /// The waits are the wrong way round.
+    /// The pause between attempts is longer than its limit.
     #[error("--sync-interval ({0:?}) is longer than --sync-interval-cap ({1:?})")]
     Interval(Duration, Duration),
-    /// No identifiers.
+    /// The identifiers are invalid.
     #[error(transparent)]
     Identifiers(#[from] IdentifierError),
-    /// Not a server.
+    /// Not the address of a proxy-server.
     #[error("--proxy-server-host")]
     Host(#[source] HostPortError),
-    /// Not an HTTP proxy.
+    /// The environment does not name a valid HTTP proxy.
     #[error(transparent)]
     Proxy(#[from] ProxyError),
-    /// No cgroup.
+    /// There is no cgroup to attach to.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
-    /// No interfaces.
+    /// The interfaces could not be listed.
     #[error("cannot read the node's addresses")]
     Node(#[source] std::io::Error),
 }
 
-/// What `agent` needs.
+/// The configuration of `agent`.
 pub struct AgentConfig {
-    /// The policy file; `None` dials anything.
+    /// The policy file; `None` means --dial-anything.
     pub policy: Option<PathBuf>,
     /// The admin socket, which `nodeguard status` asks.
     pub admin_socket: Option<PathBuf>,
     /// The health port.
     pub health: Option<SocketAddr>,
-    /// Upstream's admin port, which sends scrapers on to the health port.
+    /// The admin port of upstream, which redirects /metrics to the health port.
     pub admin_port: Option<SocketAddr>,
     /// The tunnel half.
     pub half: TunnelHalfConfig,
 }
 
-/// Resolves the arguments of `run`, reading what is left open from the machine.
+/// Resolves the arguments of `run`. What they leave open is read from the machine.
 pub fn resolve(args: RunArgs) -> Result<Config, ConfigError> {
     let kubeconfig = args.agent.kubeconfig.clone();
     let (health, node, tunnel) = resolve_tunnel(args.agent, args.node_name)?;
@@ -172,7 +172,7 @@ pub fn resolve_agent(args: AgentArgs) -> Result<AgentConfig, ConfigError> {
     })
 }
 
-/// The upstream flags: the health port, the node's facts, the tunnel.
+/// Resolves the upstream flags to the health port, the node's facts and the tunnel.
 fn resolve_tunnel(
     agent: UpstreamArgs,
     node_name: Option<String>,
@@ -256,7 +256,7 @@ fn services(watched: bool, kubeconfig: PathBuf, node: &NodeFacts) -> Result<Serv
     Ok(Services::watched(given(kubeconfig), environment(api_server::PROXY_PORT)?, node.names.clone()))
 }
 
-/// What this process's variables say of HTTP proxies; the port is that of one that is named without.
+/// The HTTP proxies of this process's environment. `port` is the default port of a proxy.
 fn environment(port: u16) -> Result<ProxyEnvironment, ProxyError> {
     ProxyEnvironment::read(|name| std::env::var(name).ok(), port)
 }
@@ -266,7 +266,7 @@ fn audit_file(args: AuditArgs) -> Option<FileConfig> {
     audit_file.and_then(given).map(|path| FileConfig { path, max_size, max_backups })
 }
 
-/// Where to listen: on all addresses without a host, nowhere with port 0.
+/// The address to listen on: all addresses if the host is empty, none if the port is 0.
 fn listen(flag: &'static str, host: &str, port: u16) -> Result<Option<SocketAddr>, ConfigError> {
     let host = match host {
         "" => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
@@ -276,16 +276,16 @@ fn listen(flag: &'static str, host: &str, port: u16) -> Result<Option<SocketAddr
     Ok((port != 0).then(|| SocketAddr::new(host, port)))
 }
 
-/// A path that is not empty.
+/// The path, or `None` if it is empty.
 fn given(path: PathBuf) -> Option<PathBuf> {
     (!path.as_os_str().is_empty()).then_some(path)
 }
 
-/// What the control plane may dial this node by, if nobody says so.
+/// The identifiers of this node, if the command line gives none.
 fn of_node(node: &NodeFacts, name: Option<String>) -> Identifiers {
     let mut identifiers = Identifiers::default();
     node.addresses.iter().for_each(|address| identifiers.add_address(*address));
-    // In the very spelling of the cluster, too.
+    // The cluster may spell the name with capitals, so that spelling is advertised too.
     name.into_iter().chain(node.names.iter().cloned()).for_each(|name| identifiers.add(Identifier::Host(name)));
     identifiers
 }

@@ -1,6 +1,6 @@
-//! Owns the command line: flags, what they resolve to, and the commands that answer at once.
-//! Called by `main`.
-//! Must never leave a default to chance: `config` resolves every one.
+//! Owns the command line: its flags, the configuration that they resolve to, and the commands that need no daemon.
+//! Called by `main` and by `daemon`.
+//! Must never leave a default open: `config` resolves each one.
 
 pub mod args;
 pub mod check_policy;

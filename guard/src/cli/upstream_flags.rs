@@ -1,8 +1,8 @@
-//! Owns the flags of the upstream konnectivity-agent (v0.36.0): every one is taken, with its default, and as Go writes its values.
-//! Called by `args` for `run` and `agent`; `config` resolves them.
-//! Must never take a flag silently that does nothing: `without_effect` names those.
+//! Owns the flags of the upstream konnectivity-agent (v0.36.0): each is accepted, with upstream's default, in Go's notation.
+//! Called by `args` for `run` and `agent`, and by `config`, which resolves them.
+//! Must never silently accept a flag without effect: `without_effect` names those.
 
-use std::{path::PathBuf, time::Duration};
+use std::{convert::Infallible, path::PathBuf, time::Duration};
 
 use clap::{ArgAction, Args};
 use guard_policy::pin::Pin;
@@ -12,99 +12,99 @@ use crate::{
     sys::units::{boolean, duration},
 };
 
-/// What upstream speaks to the API server.
+/// The content type that upstream uses with the API server.
 const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
 
 /// The flags of the upstream konnectivity-agent (v0.36.0), with its defaults.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Tunnel (the flags of konnectivity-agent)")]
 pub struct UpstreamArgs {
-    /// The host of the proxy-server, with or without a port; its certificate must be for this name or address. May be given several times
-    /// or with commas: each is dialled, and each address that a name has.
+    /// The proxy-server as a host with an optional port. Its certificate must be valid for this name or address. Several servers are separated by
+    /// commas, or the flag is repeated. The agent connects to each server, and to each address of a name.
     #[arg(long, default_value = "127.0.0.1", value_delimiter = ',')]
     pub proxy_server_host: Vec<String>,
-    /// The agent port of the proxy-servers that are named without one.
+    /// The port of proxy-servers that are given without a port.
     #[arg(long, default_value_t = 8091)]
     pub proxy_server_port: u16,
-    /// The CA certificates (PEM) that the proxy-server's certificate must come from. There is no other trust.
+    /// CA certificates (PEM). One of them must have issued the proxy-server's certificate; no other CA is trusted.
     #[arg(long, default_value = "", hide_default_value = true, value_parser = path)]
     pub ca_cert: PathBuf,
-    /// The client certificate chain (PEM); needs --agent-key.
+    /// The client certificate chain (PEM); requires --agent-key.
     #[arg(long, default_value = "", hide_default_value = true, value_parser = path)]
     pub agent_cert: PathBuf,
-    /// The client certificate's key (PEM); needs --agent-cert.
+    /// The key of the client certificate (PEM); requires --agent-cert.
     #[arg(long, default_value = "", hide_default_value = true, value_parser = path)]
     pub agent_key: PathBuf,
-    /// Protocols to offer in the TLS handshake before h2.
+    /// Protocols that the TLS handshake offers before h2.
     #[arg(long, value_delimiter = ',')]
     alpn_proto: Vec<String>,
-    /// A service-account token to send, read anew for each connection.
+    /// The file of a service-account token to send. It is read for each new connection.
     #[arg(long, default_value = "", hide_default_value = true, value_parser = path)]
     pub service_account_token_path: PathBuf,
-    /// The id of this agent [default: random]. Each stream adds a part of its own.
+    /// The id of this agent [default: random]. Each stream appends a part of its own.
     #[arg(long, env = "PROXY_AGENT_ID")]
     pub agent_id: Option<String>,
-    /// What the control plane may dial this agent by, as in `ipv4=10.0.0.1&host=node1` [default: the node's addresses and names].
+    /// The addresses and names that this agent advertises, as in `ipv4=10.0.0.1&host=node1` [default: those of the node].
     #[arg(long)]
     pub agent_identifiers: Option<String>,
-    /// The first wait before a new connection attempt, which grows by half each time; and the wait between looks for another server.
+    /// The pause before a new connection attempt, which grows by half each time, and the pause between searches for more servers.
     #[arg(long, value_parser = duration, default_value = "1s")]
     pub sync_interval: Duration,
-    /// The longest wait before a new connection attempt.
+    /// The longest pause before a new connection attempt.
     #[arg(long, value_parser = duration, default_value = "10s")]
     pub sync_interval_cap: Duration,
-    /// How often the tunnel is probed when it is idle; at least 30s, or the server ends it.
+    /// How often an idle tunnel is probed. Servers close a tunnel that is probed more often than every 30s.
     #[arg(long, value_parser = duration, default_value = "1h")]
     pub keepalive_time: Duration,
-    /// The address of the health port [default: all].
+    /// The address of the health port [default: all addresses].
     #[arg(long, default_value = "", hide_default_value = true)]
     pub health_server_host: String,
-    /// The health port: /healthz, /readyz, /metrics. 0 serves none.
+    /// The port of /healthz, /readyz and /metrics; 0 disables it.
     #[arg(long, default_value_t = 8093)]
     pub health_server_port: u16,
-    /// How often upstream looks whether its streams are alive. Taken and not needed: here a stream says so itself.
+    /// How often upstream checks whether its streams are alive. Accepted without effect: here a stream reports its end by itself.
     #[arg(long, value_parser = duration, default_value = "1s", hide = true)]
     pub probe_interval: Duration,
-    /// How many packets may wait for one backend upstream. Taken and not needed: here a connection has a budget of bytes.
+    /// How many packets may wait for one backend upstream. Accepted without effect: here a connection has a budget of bytes.
     #[arg(long, default_value_t = 150, hide = true)]
     pub xfr_channel_size: u32,
-    /// Whether upstream says that a queue is full. Taken and not needed: a stalled backend is always told.
+    /// Whether upstream logs that a queue is full. Accepted without effect: here a stalled backend is always logged.
     #[arg(long, value_parser = boolean, default_value = "false", default_missing_value = "true", num_args = 0..=1, require_equals = true, action = ArgAction::Set, hide = true)]
     pub warn_on_channel_limit: bool,
-    /// Whether to look for more servers than there are said to be.
+    /// Keep looking for servers after the advertised number is connected.
     #[arg(long, value_parser = boolean, default_value = "false", default_missing_value = "true", num_args = 0..=1, require_equals = true, action = ArgAction::Set)]
     pub sync_forever: bool,
-    /// Whether the servers are counted by their leases.
+    /// Count the servers by their leases.
     #[arg(long, value_parser = boolean, default_value = "false", default_missing_value = "true", num_args = 0..=1, require_equals = true, action = ArgAction::Set)]
     pub count_server_leases: bool,
-    /// The namespace of the leases.
+    /// The namespace of the server leases.
     #[arg(long, default_value = "kube-system")]
     pub lease_namespace: String,
-    /// The label of the leases.
+    /// The label selector of the server leases.
     #[arg(long, alias = "lease-label-selector", default_value = "k8s-app=konnectivity-server")]
     pub lease_label: String,
-    /// Where the number of servers comes from: `default` (the leases if they are counted, else what the servers say) or `max` (the larger).
+    /// Where the number of servers comes from: `default` (the leases if they are counted, otherwise the servers' responses) or `max` (the larger).
     #[arg(long, default_value = "default", value_parser = ["", "default", "max"])]
     pub server_count_source: String,
-    /// How to reach the API server for leases [default: as a pod does].
+    /// The kubeconfig for the API server, to read leases and Services [default: the pod's service account].
     #[arg(long, default_value = "", hide_default_value = true, value_parser = path)]
     pub kubeconfig: PathBuf,
-    /// The format of the API server's answers.
+    /// The content type of requests to the API server. Accepted without effect.
     #[arg(long, default_value = PROTOBUF, hide = true)]
     pub kube_api_content_type: String,
-    /// The address of upstream's admin port. `nodeguard agent` sends scrapers of its /metrics on to the health port; `run` has no such port.
+    /// The address of upstream's admin port. `nodeguard agent` redirects its /metrics to the health port; `run` has no admin port.
     #[arg(long, default_value = "127.0.0.1", hide = true)]
     pub admin_bind_address: String,
-    /// Upstream's admin port.
+    /// The admin port of upstream.
     #[arg(long, default_value_t = 8094, hide = true)]
     pub admin_server_port: u16,
-    /// Whether upstream serves Go's profiles.
+    /// Whether upstream serves Go's profiles. Accepted without effect.
     #[arg(long, value_parser = boolean, default_value = "false", default_missing_value = "true", num_args = 0..=1, require_equals = true, action = ArgAction::Set, hide = true)]
     pub enable_profiling: bool,
-    /// The same for locks.
+    /// Whether upstream profiles lock contention. Accepted without effect.
     #[arg(long, value_parser = boolean, default_value = "false", default_missing_value = "true", num_args = 0..=1, require_equals = true, action = ArgAction::Set, hide = true)]
     pub enable_contention_profiling: bool,
-    /// What is asked of the proxy-server beyond upstream.
+    /// Demands on the proxy-server that upstream does not have.
     #[command(flatten)]
     pub trust: TrustArgs,
     /// The flags of Go's logger.
@@ -112,31 +112,32 @@ pub struct UpstreamArgs {
     pub klog: KlogArgs,
 }
 
-/// What upstream's agent has no flag for. Each only asks for more than the CA file does.
+/// Flags that the upstream agent does not have. Each only adds a demand to that of the CA file.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Tunnel (beyond konnectivity-agent)")]
 pub struct TrustArgs {
-    /// The proxy-server's key must be this one, as `sha256/BASE64` of its SubjectPublicKeyInfo; one of several, if given several times.
+    /// A pin of the proxy-server's public key, as in `sha256/BASE64` of its SubjectPublicKeyInfo. With several pins, one must match.
     #[arg(long, value_delimiter = ',')]
     pub server_spki_pin: Vec<Pin>,
-    /// The proxy-server's certificate must hold this name beside the one that is dialled: `DNS:name`, `IP:address` or `URI:spiffe://...`; one
-    /// of several, if given several times.
+    /// A name that the proxy-server's certificate must have in addition to the dialled one: `DNS:name`, `IP:address` or `URI:spiffe://...`. With
+    /// several names, one must match.
     #[arg(long, value_delimiter = ',')]
     pub server_san: Vec<San>,
-    /// The oldest TLS version to speak: `1.2` or `1.3` (or as upstream's server writes it, VersionTLS12 or VersionTLS13).
+    /// The oldest TLS version that is accepted: `1.2` or `1.3`, or in the notation of upstream's server `VersionTLS12` or `VersionTLS13`.
     #[arg(long, default_value = "1.2", value_parser = ["1.2", "1.3", "VersionTLS12", "VersionTLS13"])]
     pub tls_min_version: String,
-    /// Certificate revocation lists (PEM) that the proxy-server's certificate must not be in; every CA of its chain below the root needs one.
+    /// Certificate revocation lists (PEM). A revoked proxy-server certificate is rejected; each CA of its chain, except the root, needs a list.
     #[arg(long)]
     pub crl_file: Option<PathBuf>,
-    /// How old a stream may become: then another takes its place, and it serves what it carries to the end [default: no limit].
+    /// The age at which a stream is replaced by a new one. The old stream serves its open connections to their end [default: no limit].
     #[arg(long, value_parser = duration)]
     pub max_stream_age: Option<Duration>,
 }
 
-/// The flags of Go's logger: taken, so that a manifest of the upstream agent works as it is. `--log-format` and `RUST_LOG` are ours.
+/// The flags of Go's logger, accepted so that a manifest of the upstream agent works without change. They have no effect; use `--log-format` and
+/// `RUST_LOG`.
 #[derive(Clone, Debug, Args)]
-#[expect(missing_docs, reason = "they are Go's, and nothing is done with them")]
+#[expect(missing_docs, reason = "these are Go's flags, without effect here")]
 pub struct KlogArgs {
     #[arg(short = 'v', long = "v", id = "klog_v", value_name = "LEVEL", default_value = "4", hide = true)]
     pub v: String,
@@ -171,7 +172,7 @@ pub struct KlogArgs {
 }
 
 impl KlogArgs {
-    /// Whether any is set to another value than Go's.
+    /// Whether a flag has another value than Go's default.
     fn given(&self) -> bool {
         let KlogArgs { v, add_dir_header, alsologtostderr, legacy_stderr_threshold_behavior, logtostderr, .. } = self;
         let KlogArgs { one_output, skip_headers, skip_log_headers, alsologtostderrthreshold, log_backtrace_at, .. } =
@@ -188,13 +189,13 @@ impl KlogArgs {
 }
 
 impl UpstreamArgs {
-    /// The protocols to offer before h2. Go writes a list in brackets, and an empty one as `[]`.
+    /// The protocols to offer before h2. Go writes a list in brackets, and an empty list as `[]`.
     pub fn alpn(&self) -> Vec<String> {
         let bare = self.alpn_proto.iter().map(|id| id.trim_matches(['[', ']']).to_owned());
         bare.filter(|id| !id.is_empty()).collect()
     }
 
-    /// The flags that were given and do nothing here: the log says so once.
+    /// The given flags that have no effect here. The log names them once.
     pub fn without_effect(&self) -> Vec<&'static str> {
         [
             (self.probe_interval != Duration::from_secs(1), "--probe-interval"),
@@ -211,8 +212,8 @@ impl UpstreamArgs {
     }
 }
 
-/// A path; an empty one is none, as in Go.
-fn path(text: &str) -> Result<PathBuf, String> {
+/// A path, which may be empty: in Go an empty path means none.
+fn path(text: &str) -> Result<PathBuf, Infallible> {
     Ok(PathBuf::from(text))
 }
 
@@ -228,7 +229,7 @@ mod tests {
         upstream: UpstreamArgs,
     }
 
-    /// What the upstream test framework starts an agent with: every flag, with empty values.
+    /// The command line of an agent in upstream's test framework: every flag, some with empty values.
     const ALL: &str = "--admin-bind-address=127.0.0.1 --admin-server-port=40001 --agent-cert=a.crt --agent-id= --agent-identifiers= \
         --agent-key=a.key --alpn-proto=[] --ca-cert=ca.crt --count-server-leases=false --enable-contention-profiling=false \
         --enable-profiling=false --health-server-host=127.0.0.1 --health-server-port=40000 --keepalive-time=1h0m0s \
