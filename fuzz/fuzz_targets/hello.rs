@@ -2,7 +2,7 @@
 #![cfg_attr(not(test), no_main)]
 
 use libfuzzer_sys::fuzz_target;
-use nodeguard::dial::hello::{ClientHello, Told, answer};
+use nodeguard::dial::hello::{ClientHello, Told, judge_answer};
 
 fuzz_target!(|bytes: &[u8]| {
     let Some((piece, bytes)) = bytes.split_first() else { return };
@@ -10,5 +10,5 @@ fuzz_target!(|bytes: &[u8]| {
     let mut reader = ClientHello::default();
     let last = bytes.chunks(usize::from(*piece).max(1)).map(|part| reader.push(part)).last();
     assert_eq!(last.unwrap_or(Told::NotYet), whole);
-    let _ = answer(bytes);
+    let _ = judge_answer(bytes);
 });

@@ -11,8 +11,8 @@ use guard_policy::refusal::Refusal;
 
 use crate::{
     dial::{
+        backend::BackendError,
         failure::{Failure, LookupError},
-        reach::ReachError,
     },
     sys::error_chain::with_causes,
 };
@@ -41,13 +41,13 @@ pub(crate) fn answer(requested: &str, failure: &Failure) -> Option<String> {
 }
 
 #[expect(clippy::wildcard_enum_match_arm, reason = "every other error is reported in the system's own words")]
-fn unreachable(cause: &ReachError) -> String {
+fn unreachable(cause: &BackendError) -> String {
     let error = match cause {
-        ReachError::TimedOut => return "i/o timeout".to_owned(),
-        ReachError::Pinhole(error) => {
+        BackendError::TimedOut => return "i/o timeout".to_owned(),
+        BackendError::Pinhole(error) => {
             return format!("connect: {}", plain(&with_causes(error.to_string(), error.source())));
         }
-        ReachError::Socket(error) => error,
+        BackendError::Socket(error) => error,
     };
     match error.kind() {
         io::ErrorKind::ConnectionRefused => "connect: connection refused".to_owned(),
@@ -111,7 +111,7 @@ mod tests {
     #[test]
     fn every_text_means_its_status() {
         let address = "10.0.0.1:80".parse().unwrap();
-        let connect = |cause: ReachError| Failure::Unreachable { address, cause };
+        let connect = |cause: BackendError| Failure::Unreachable { address, cause };
         let os = |code| connect(io::Error::from_raw_os_error(code).into());
         let lookup = |host: &str, cause| Failure::Unresolved { host: host.to_owned(), cause };
         let cases = [
@@ -151,9 +151,9 @@ mod tests {
                 502,
                 "dial tcp 10.0.0.1:80: connect: no pinhole: time-out",
             ),
-            (connect(ReachError::TimedOut), "timeout", 504, "dial tcp 10.0.0.1:80: i/o timeout"),
+            (connect(BackendError::TimedOut), "timeout", 504, "dial tcp 10.0.0.1:80: i/o timeout"),
             (
-                connect(ReachError::Pinhole(PinholeError { cookie: 7, source: MapError::ElementNotFound })),
+                connect(BackendError::Pinhole(PinholeError { cookie: 7, source: MapError::ElementNotFound })),
                 "other",
                 502,
                 "dial tcp 10.0.0.1:80: connect: no pinhole in the kernel: element not found",

@@ -6,7 +6,7 @@ use std::{io, net::SocketAddr};
 
 use guard_policy::refusal::Refusal;
 
-use crate::dial::{audit::record::Outcome, reach::ReachError};
+use crate::dial::{audit::record::DialOutcome, backend::BackendError};
 
 /// The reason of whatever took too long.
 const TIMEOUT: &str = "timeout";
@@ -33,7 +33,7 @@ pub(crate) enum Failure {
         /// The backend.
         address: SocketAddr,
         /// Why.
-        cause: ReachError,
+        cause: BackendError,
     },
     /// The control plane did not wait for the answer.
     GaveUp,
@@ -58,11 +58,11 @@ impl From<Refusal> for Failure {
 
 impl Failure {
     /// What became of the dial.
-    pub(crate) fn outcome(&self) -> Outcome {
+    pub(crate) fn outcome(&self) -> DialOutcome {
         match self {
-            Failure::Refused { .. } => Outcome::Refused,
-            Failure::Unresolved { .. } | Failure::Unreachable { .. } => Outcome::Failed,
-            Failure::GaveUp | Failure::TunnelLost => Outcome::Abandoned,
+            Failure::Refused { .. } => DialOutcome::Refused,
+            Failure::Unresolved { .. } | Failure::Unreachable { .. } => DialOutcome::Failed,
+            Failure::GaveUp | Failure::TunnelLost => DialOutcome::Abandoned,
         }
     }
 
@@ -85,11 +85,11 @@ impl Failure {
 }
 
 #[expect(clippy::wildcard_enum_match_arm, reason = "every other error of the system has the reason `other`")]
-fn unreachable_reason(cause: &ReachError) -> &'static str {
+fn unreachable_reason(cause: &BackendError) -> &'static str {
     let error = match cause {
-        ReachError::TimedOut => return TIMEOUT,
-        ReachError::Pinhole(_) => return "other",
-        ReachError::Socket(error) => error,
+        BackendError::TimedOut => return TIMEOUT,
+        BackendError::Pinhole(_) => return "other",
+        BackendError::Socket(error) => error,
     };
     match error.kind() {
         io::ErrorKind::ConnectionRefused => "connection-refused",

@@ -14,7 +14,7 @@ use tokio::{
 
 use crate::dial::{
     connections::{CloseReason, Ending},
-    hello::{ANSWER, ClientHello, Told, answer},
+    hello::{ANSWER, ClientHello, Told, judge_answer},
     queue::Queued,
 };
 
@@ -87,7 +87,7 @@ async fn answered(backend: &TcpStream) -> Result<(), CloseReason> {
         if count == 0 {
             return Err(CloseReason::BackendClosed);
         }
-        match answer(first.get(..count).unwrap_or_default()) {
+        match judge_answer(first.get(..count).unwrap_or_default()) {
             Told::NotYet => sleep(AGAIN).await,
             Told::Not(why) => {
                 tracing::debug!(why, "not TLS from the backend");

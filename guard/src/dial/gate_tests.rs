@@ -178,6 +178,6 @@ async fn nobody_is_waited_for_for_ever() {
     assert!(to_it.push(hello().into()).is_ok());
     assert_eq!(begun(&mut ours, &mut queued, patience).await, Err(CloseReason::NotTls), "a backend that says nothing");
     backend.write_all(&SERVER_HELLO[..2]).await.unwrap();
-    assert_eq!(answer(&SERVER_HELLO[..2]), Told::NotYet);
+    assert_eq!(judge_answer(&SERVER_HELLO[..2]), Told::NotYet);
     assert_eq!(timeout(patience, answered(&ours)).await.ok(), None, "one that says half");
 }

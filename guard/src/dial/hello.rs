@@ -97,7 +97,7 @@ impl ClientHello {
 }
 
 /// Judges the first bytes of the backend's answer. TLS is a ServerHello (a HelloRetryRequest is one, too) or an alert.
-pub fn answer(bytes: &[u8]) -> Told {
+pub fn judge_answer(bytes: &[u8]) -> Told {
     match *bytes {
         [] => Told::NotYet,
         [kind, ..] if kind != HANDSHAKE && kind != ALERT => Told::Not("the first byte is not that of a TLS handshake"),

@@ -79,22 +79,22 @@ fn real_hellos_and_their_answers_are_tls() {
             assert_eq!(told(&hello), Told::Tls);
             assert_eq!(told(&hello[..hello.len() - 1]), Told::NotYet);
             let answer_bytes = answered(&hello);
-            assert_eq!(answer(&answer_bytes), Told::Tls);
+            assert_eq!(judge_answer(&answer_bytes), Told::Tls);
             for count in 0..ANSWER {
-                assert_eq!(answer(&answer_bytes[..count]), Told::NotYet, "{count}");
+                assert_eq!(judge_answer(&answer_bytes[..count]), Told::NotYet, "{count}");
             }
         }
     }
     // An alert: what a server says to a hello that it does not like.
     let alert = answered(&hello(0, 1, &[], 1000));
-    assert_eq!((alert[0], answer(&alert)), (ALERT, Told::Tls));
+    assert_eq!((alert[0], judge_answer(&alert)), (ALERT, Told::Tls));
 }
 
 #[test]
 fn other_protocols_are_told_by_their_first_byte() {
     for plain in ["GET / HTTP/1.1\r\n", "SSH-2.0-OpenSSH", "PRI * HTTP/2.0", "\u{0}\u{0}", "220 mail", "{", "\u{17}"] {
         assert!(matches!(told(&plain.as_bytes()[..1]), Told::Not(_)), "{plain:?}");
-        assert!(matches!(answer(&plain.as_bytes()[..1]), Told::Not(_)), "{plain:?}");
+        assert!(matches!(judge_answer(&plain.as_bytes()[..1]), Told::Not(_)), "{plain:?}");
     }
     // SSL 2 has its length first; SSL 3 is no TLS; a server's first message is not a client's, and the other way round.
     let other =
@@ -105,7 +105,7 @@ fn other_protocols_are_told_by_their_first_byte() {
     for bytes in
         [&b"\x16\x03\x03\x00\x40\x01\x00"[..], b"\x15\x03\x03\x00\x03\x01\x00", b"\x15\x03\x03\x00\x02\x03\x00"]
     {
-        assert!(matches!(answer(bytes), Told::Not(_)), "{bytes:?}");
+        assert!(matches!(judge_answer(bytes), Told::Not(_)), "{bytes:?}");
     }
 }
 
@@ -156,7 +156,7 @@ proptest! {
         let last = bytes.chunks(piece).map(|part| reader.push(part)).last().unwrap_or(Told::NotYet);
         prop_assert_eq!(last, told(&bytes));
         prop_assert!(reader.message.len() <= LONGEST + 4);
-        let _ = answer(&bytes);
+        let _ = judge_answer(&bytes);
     }
 
     #[test]

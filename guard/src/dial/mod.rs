@@ -4,6 +4,7 @@
 
 mod answer;
 pub mod audit;
+mod backend;
 mod backlog;
 pub mod budget;
 pub mod connections;
@@ -13,7 +14,6 @@ pub mod hello;
 pub mod kubelet;
 pub mod limits;
 pub mod queue;
-mod reach;
 pub mod relay;
 pub mod routes;
 pub mod serve;

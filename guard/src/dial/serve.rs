@@ -16,6 +16,7 @@ use crate::{
     dial::{
         answer::answer,
         audit::recorder::{Audit, Recorder},
+        backend::{BackendError, connect_backend},
         budget::Budget,
         connections::{CloseReason, Connections, Open, RefusedDial},
         failure::{Failure, LookupError},
@@ -23,7 +24,6 @@ use crate::{
         kubelet::check::{Certificates, CheckError},
         limits::Limits,
         queue::{Queued, queue},
-        reach::{ReachError, reach},
         relay::{relay, reset},
         routes::{Origin, Pending, Route},
         target,
@@ -63,7 +63,7 @@ struct Dial {
 }
 
 /// A dial that was answered with a connection.
-struct Answered {
+struct Opened {
     dial: Dial,
     origin: Origin,
     backend: TcpStream,
@@ -148,7 +148,7 @@ impl Dialer {
                     }
 
                     // 5. Reach.
-                    match reach(&*self.pinholes, &permit, deadline).await {
+                    match connect_backend(&*self.pinholes, &permit, deadline).await {
                         Ok(backend) => return Ok((permit, backend)),
                         Err(cause) => failure = Failure::Unreachable { address: permit.address(), cause },
                     }
@@ -184,11 +184,11 @@ impl Dialer {
                 return None;
             }
             dial.answered();
-            Some(Answered { dial, origin, backend, queued })
+            Some(Opened { dial, origin, backend, queued })
         });
 
         Some(async move {
-            let Some(Answered { mut dial, origin, mut backend, mut queued }) = opening.await else { return };
+            let Some(Opened { mut dial, origin, mut backend, mut queued }) = opening.await else { return };
             let Some(open) = &dial.open else { return };
 
             // 8. Relay both ways. Whatever ends it, there is one close reason.
@@ -219,9 +219,9 @@ impl Dialer {
     async fn check_certificates(&self, permit: &Permit, deadline: Instant) -> Result<(), Failure> {
         let address = permit.address();
         for demand in &permit.demands().certificates {
-            let check = self.certificates.check(address, demand, reach(&*self.pinholes, permit, deadline));
+            let check = self.certificates.check(address, demand, connect_backend(&*self.pinholes, permit, deadline));
             let checked = timeout_at(deadline, check).await;
-            checked.unwrap_or(Err(CheckError::Unreachable(ReachError::TimedOut))).map_err(|error| match error {
+            checked.unwrap_or(Err(CheckError::Unreachable(BackendError::TimedOut))).map_err(|error| match error {
                 CheckError::Unreachable(cause) => Failure::Unreachable { address, cause },
                 CheckError::Refused(why) => {
                     Failure::Refused { refusal: Refusal::KubeletCertificate, detail: Some(why.words()) }

@@ -1,6 +1,6 @@
 //! Owns the tests of the audit file: rotation, a file that is moved, one that cannot be written, a full disk, a queue that is full.
 
-use crate::dial::audit::{file::*, record::Outcome};
+use crate::dial::audit::{file::*, record::DialOutcome};
 
 fn record(requested: &str) -> Record {
     Record {
@@ -10,7 +10,7 @@ fn record(requested: &str) -> Record {
         service: None,
         dialled: Some("10.0.0.1:80".parse().unwrap()),
         rule: None,
-        outcome: Outcome::Refused,
+        outcome: DialOutcome::Refused,
         reason: "loopback",
         message: None,
         to_backend: 0,

@@ -9,7 +9,7 @@ use serde::Serialize;
 /// What became of a dial.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Outcome {
+pub enum DialOutcome {
     /// It was open.
     Admitted,
     /// The policy, a limit or the shape of the request refused it.
@@ -20,14 +20,14 @@ pub enum Outcome {
     Abandoned,
 }
 
-impl Outcome {
+impl DialOutcome {
     /// The stable name.
     pub fn name(self) -> &'static str {
         match self {
-            Outcome::Admitted => "admitted",
-            Outcome::Refused => "refused",
-            Outcome::Failed => "failed",
-            Outcome::Abandoned => "abandoned",
+            DialOutcome::Admitted => "admitted",
+            DialOutcome::Refused => "refused",
+            DialOutcome::Failed => "failed",
+            DialOutcome::Abandoned => "abandoned",
         }
     }
 }
@@ -50,7 +50,7 @@ pub struct Record {
     pub rule: Option<String>,
     /// What became of it. The key in the file is older than this name.
     #[serde(rename = "verdict")]
-    pub outcome: Outcome,
+    pub outcome: DialOutcome,
     /// Why it was closed, was refused or failed: a stable word.
     pub reason: &'static str,
     /// The answer to the control plane, if it is an error.

@@ -16,7 +16,7 @@ use crate::{
     dial::{
         audit::{
             file::{AuditFile, FileConfig, FileState},
-            record::{Outcome, Record},
+            record::{DialOutcome, Record},
             totals::Totals,
         },
         relay::Relayed,
@@ -53,7 +53,7 @@ impl Audit {
             dialled: None,
             service: None,
             rule: None,
-            outcome: Outcome::Abandoned,
+            outcome: DialOutcome::Abandoned,
             reason: "ended",
             message: None,
             to_backend: 0,
@@ -125,7 +125,7 @@ impl Recorder {
 
     /// The dial is open. It counts as admitted from now on.
     pub(crate) fn opened(&mut self) {
-        self.record.outcome = Outcome::Admitted;
+        self.record.outcome = DialOutcome::Admitted;
         self.opened = Some(Instant::now());
         lock(&self.audit.totals).opened(self.started.elapsed());
     }
@@ -138,7 +138,7 @@ impl Recorder {
     }
 
     /// The dial came to nothing; `message` is the answer, if there is one. Written at once: whoever reads the answer finds the record.
-    pub(crate) fn failed(&mut self, outcome: Outcome, reason: &'static str, message: Option<&str>) {
+    pub(crate) fn failed(&mut self, outcome: DialOutcome, reason: &'static str, message: Option<&str>) {
         self.record.outcome = outcome;
         self.record.reason = reason;
         self.record.message = message.map(str::to_owned);
@@ -158,13 +158,13 @@ impl Recorder {
         let service = service.as_deref();
         let (verdict, milliseconds, message) = (record.outcome.name(), record.milliseconds, message.as_deref());
         match record.outcome {
-            Outcome::Admitted | Outcome::Abandoned => {
+            DialOutcome::Admitted | DialOutcome::Abandoned => {
                 tracing::info!(target: "audit", verdict, server, requested, dialled, service, rule, to_backend, to_control_plane, milliseconds, reason, "dial closed");
             }
-            Outcome::Refused => {
+            DialOutcome::Refused => {
                 tracing::warn!(target: "audit", verdict, server, requested, dialled, service, reason, message, milliseconds, "dial refused");
             }
-            Outcome::Failed => {
+            DialOutcome::Failed => {
                 tracing::warn!(target: "audit", verdict, server, requested, dialled, service, rule, reason, message, milliseconds, "dial failed");
             }
         }
@@ -206,8 +206,8 @@ mod tests {
         let mut cut_off = audit.begin("s", "a:1");
         cut_off.opened();
         drop(cut_off);
-        audit.begin("s", "a:1").failed(Outcome::Refused, "loopback", Some("no"));
-        audit.begin("s", "a:1").failed(Outcome::Failed, "timeout", Some("i/o timeout"));
+        audit.begin("s", "a:1").failed(DialOutcome::Refused, "loopback", Some("no"));
+        audit.begin("s", "a:1").failed(DialOutcome::Failed, "timeout", Some("i/o timeout"));
         let totals = audit.totals();
         let count = |verdict, reason| totals.count(verdict, reason);
         assert_eq!(count("admitted", "open"), 2);

@@ -10,7 +10,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    dial::audit::record::{Outcome, Record},
+    dial::audit::record::{DialOutcome, Record},
     sys::metrics_text::family,
 };
 
@@ -77,7 +77,7 @@ impl Default for Totals {
 
 impl Totals {
     pub(crate) fn opened(&mut self, took: Duration) {
-        add(&mut self.dials, Outcome::Admitted, "open");
+        add(&mut self.dials, DialOutcome::Admitted, "open");
         self.dial_seconds.observe(took);
     }
 
@@ -168,7 +168,7 @@ impl Histogram {
     }
 }
 
-fn add(counts: &mut Vec<Count>, outcome: Outcome, reason: &'static str) {
+fn add(counts: &mut Vec<Count>, outcome: DialOutcome, reason: &'static str) {
     let verdict = outcome.name();
     match counts.iter_mut().find(|count| count.verdict == verdict && count.reason == reason) {
         Some(count) => count.count += 1,

@@ -26,11 +26,11 @@ use tokio_rustls::TlsConnector;
 
 use crate::{
     dial::{
+        backend::BackendError,
         kubelet::{
             certificate,
             certificate::{CertificateRefusal, Shown, explain},
         },
-        reach::ReachError,
     },
     kernel::cut::sock_diag,
     sys::lock::lock,
@@ -47,7 +47,7 @@ const REMEMBERED: usize = 256;
 #[derive(Debug)]
 pub enum CheckError {
     /// No TCP connection: the dial would have none either.
-    Unreachable(ReachError),
+    Unreachable(BackendError),
     /// The TLS handshake or the certificate is not what the policy asks for.
     Refused(Arc<CertificateRefusal>),
 }
@@ -104,7 +104,7 @@ impl Certificates {
         &self,
         address: SocketAddr,
         demand: &Arc<CertificateDemand>,
-        connect: impl Future<Output = Result<TcpStream, ReachError>>,
+        connect: impl Future<Output = Result<TcpStream, BackendError>>,
     ) -> Result<(), CheckError> {
         let key = (address, Arc::clone(demand));
         let slot = {

@@ -89,7 +89,7 @@ async fn check(
     match certificates.check(address, demand, connect).await {
         Ok(()) => Ok(()),
         Err(CheckError::Refused(why)) => Err(why.words()),
-        Err(CheckError::Unreachable(ReachError::Socket(error))) => Err(format!("unreachable: {:?}", error.kind())),
+        Err(CheckError::Unreachable(BackendError::Socket(error))) => Err(format!("unreachable: {:?}", error.kind())),
         Err(CheckError::Unreachable(error)) => Err(format!("unreachable: {error}")),
     }
 }

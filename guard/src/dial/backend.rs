@@ -24,7 +24,7 @@ const KEEPALIVE: Duration = Duration::from_secs(15);
 
 /// Why a backend was not connected.
 #[derive(Debug, thiserror::Error)]
-pub enum ReachError {
+pub enum BackendError {
     /// The time of the dial was over.
     #[error("i/o timeout")]
     TimedOut,
@@ -49,11 +49,11 @@ impl Drop for Registration<'_> {
 }
 
 /// Connects to the address of a permit through a pinhole of its own.
-pub(crate) async fn reach(
+pub(crate) async fn connect_backend(
     pinholes: &dyn Pinholes,
     permit: &Permit,
     deadline: Instant,
-) -> Result<TcpStream, ReachError> {
+) -> Result<TcpStream, BackendError> {
     let address = permit.address();
     let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
     socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE))?;
@@ -62,7 +62,7 @@ pub(crate) async fn reach(
     let cookie = socket_cookie(socket.as_fd())?;
     pinholes.register(cookie)?;
     let registration = Registration { pinholes, cookie };
-    let stream = timeout_at(deadline, connect(socket, address)).await.map_err(|_elapsed| ReachError::TimedOut)??;
+    let stream = timeout_at(deadline, connect(socket, address)).await.map_err(|_elapsed| BackendError::TimedOut)??;
     // The connection used the registration up.
     std::mem::forget(registration);
     Ok(stream)
