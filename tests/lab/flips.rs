@@ -135,10 +135,13 @@ impl LocalTries {
         let port = if how == "udp" { ECHO } else { HTTP };
         let addresses = [SocketAddr::from(([127, 0, 0, 1], port)), SocketAddr::new(Who::Node.address(true), port)];
         let stop = stop_file(lab);
-        let logs = addresses.map(|to| {
+        // A denied attempt lasts as long as its patience: more processes make as many attempts as there are of the others.
+        let count = if admitted { 1 } else { 4 };
+        let logs = addresses.into_iter().cycle().take(count * addresses.len()).map(|to| {
             lab.start_in(Who::Node, cgroup, &["tries", how, &to.to_string(), patience, stop.to_str().unwrap()]).unwrap()
         });
-        LocalTries { what, admitted, logs: logs.into() }
+        let logs = logs.collect();
+        LocalTries { what, admitted, logs }
     }
 
     /// How many attempts were made, and how many of them were answered.
