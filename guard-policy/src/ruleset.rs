@@ -16,7 +16,7 @@ use ipnet::IpNet;
 use crate::pin::Pin;
 
 /// Whether denials are enforced or only counted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Mode {
     /// Denies.
     Enforce,

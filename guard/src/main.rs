@@ -18,8 +18,8 @@ use nodeguard::{
     daemon::{agent, memory, run},
     kernel::links::unpin::unpin,
     report::{
-        admin::{self, AskError},
-        snapshot,
+        ask::{AskError, ask},
+        status_tables, stopped,
     },
 };
 
@@ -76,17 +76,17 @@ fn daemon(run: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<ExitC
 
 fn status(socket: &std::path::Path, bpffs: &std::path::Path, output: Output) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let (status, code) = match runtime.block_on(admin::ask(socket)) {
+    let (status, code) = match runtime.block_on(ask(socket)) {
         Ok(status) => (status, ExitCode::SUCCESS),
         Err(error @ AskError::Unreachable(..)) => {
             let _ = writeln!(io::stderr(), "{error}; showing what the pins say");
-            (snapshot::from_pins(bpffs), ExitCode::from(UNREACHABLE))
+            (stopped::from_pins(bpffs), ExitCode::from(UNREACHABLE))
         }
         Err(error) => return Err(error.into()),
     };
     let mut out = io::stdout().lock();
     match output {
-        Output::Table => status.render(&mut out)?,
+        Output::Table => status_tables::write(&status, &mut out)?,
         Output::Json => {
             serde_json::to_writer_pretty(&mut out, &status)?;
             writeln!(out)?;

@@ -14,7 +14,7 @@ pub(crate) fn found(cluster: &Cluster, table: &mut Table) -> Result<()> {
     }
     table.holds("left out", "the node's name and addresses", "status", "found", || {
         let status = cluster.status()?;
-        let identifiers = status.tunnel["identifiers"].to_string();
+        let identifiers = status.tunnel.map(|tunnel| tunnel.identifiers).unwrap_or_default();
         for fact in [NAME, at().node] {
             ensure!(identifiers.contains(fact), "no {fact} in {identifiers}");
         }
@@ -32,7 +32,7 @@ pub(crate) fn found(cluster: &Cluster, table: &mut Table) -> Result<()> {
         }
         cluster.reports(since, at().neighbour, (&web, 8080), "no-selector")?;
         let weakened = cluster.status()?.weakened;
-        ensure!(!weakened.iter().any(|line| line.contains("cgroup of the pods")), "{weakened:?}");
+        ensure!(!weakened.iter().any(|weakness| weakness.message.contains("cgroup of the pods")), "{weakened:?}");
         Ok("denied, no-selector")
     })?;
     table.holds("left out", "pods' cidrs in a rule: pods/proxy, probes", "the tunnel, node: {}", "answered", || {

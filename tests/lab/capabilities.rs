@@ -35,7 +35,7 @@ fn the_main_job_needs_no_more() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     let weakened = lab.daemon().unwrap().status().unwrap().weakened;
     assert_eq!(weakened.len(), 1, "{weakened:?}");
-    assert!(weakened[0].contains("CAP_SYS_ADMIN and CAP_SYS_PTRACE"), "{weakened:?}");
+    assert!(weakened[0].message.contains("CAP_SYS_ADMIN and CAP_SYS_PTRACE"), "{weakened:?}");
     println!("three capabilities: {0} of {0} attempts of the main job as expected", lines.len());
 }
 

@@ -62,13 +62,10 @@ fn who_comes(lab: &mut Lab) {
     assert_eq!((moved("edge-no-selector"), moved("edge-except")), (2, 2), "{:?}", after.counters);
     assert_eq!(moved("except"), 0, "what is dropped at the edge does not come to the guard");
     assert_eq!(moved("no-selector"), 3, "two to a pod's port, one from the pod");
-    let told = after.last_denies.iter().any(|event| {
-        event.get("reason").and_then(|reason| reason.as_str()) == Some("edge-no-selector")
-            && event
-                .get("source")
-                .and_then(|source| source.as_str())
-                .is_some_and(|source| source.starts_with("10.0.0.3:"))
-    });
+    let told = after
+        .last_denies
+        .iter()
+        .any(|event| event.reason == "edge-no-selector" && event.source.to_string().starts_with("10.0.0.3:"));
     assert!(told, "{:?}", after.last_denies);
 }
 
@@ -184,7 +181,7 @@ fn where_xdp_is_taken_it_falls_back_to_tcx_and_says_so() {
     assert!(link.note.contains("xdp:"), "{link:?}");
     let daemon = lab.daemon.as_ref().unwrap();
     assert!(daemon.printed().contains("edge tier attached with a fallback hook"), "{}", daemon.printed());
-    assert!(daemon.status().unwrap().weakened.iter().all(|line| !line.contains("edge")));
+    assert!(daemon.status().unwrap().weakened.iter().all(|weakness| !weakness.message.contains("edge")));
     who_comes(&mut lab);
     drop(others);
 }
@@ -196,7 +193,7 @@ fn interfaces_come_and_go_and_a_killed_daemon_leaves_the_tier() {
     let first = on(&status(&lab), "eth0");
     let waits = on(&status(&lab), "later0");
     assert!(first.attached && !waits.attached && waits.note.contains("does not exist"), "{waits:?}");
-    let told = |status: &Status| status.weakened.iter().any(|line| line.contains("later0"));
+    let told = |status: &Status| status.weakened.iter().any(|weakness| weakness.message.contains("later0"));
     assert!(told(&status(&lab)), "{:?}", status(&lab).weakened);
 
     // It comes, and is taken; it goes, and is told.

@@ -88,7 +88,7 @@ fn what_an_edit_withdraws_is_cut_and_nothing_else() {
     let daemon = lab.daemon().unwrap();
     let status = daemon.status().unwrap();
     assert_eq!(status.cut - before.cut, withdrawn.len() as u64);
-    assert_eq!(status.dials.get("open").and_then(|open| open.as_u64()), Some(1), "the dial to kubelet is still open");
+    assert_eq!(status.dials.map(|dials| dials.open), Some(1), "the dial to kubelet is still open");
     assert_eq!(daemon.printed().matches("connection cut").count(), withdrawn.len());
     println!("established: {} others undisturbed", kept.len() + 2);
 }

@@ -10,7 +10,7 @@ use lab::{
     process::until,
     servers::proxy_server::AGENT_PORT,
 };
-use nodeguard::report::status::Counter;
+use nodeguard::kernel::observe::packets::PacketCounter;
 
 /// Nothing listens there: what is let out is refused by the control plane's own host.
 const OTHER: u16 = 2379;
@@ -38,7 +38,7 @@ fn the_control_plane_is_reached_on_its_named_ports_alone() {
     let daemon = lab.daemon().unwrap();
     let denied = |audited: bool| {
         let counters = daemon.status().unwrap().counters;
-        let of = |counter: &&Counter| counter.reason == "control-plane-port" && counter.audited == audited;
+        let of = |counter: &&PacketCounter| counter.reason == "control-plane-port" && counter.audited == audited;
         counters.iter().filter(of).map(|counter| counter.packets).sum::<u64>()
     };
     assert_eq!(denied(false), 8);

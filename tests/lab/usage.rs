@@ -36,7 +36,7 @@ fn maps_are_counted_and_programs_measured() {
     assert_eq!((of(&status.map_use, "PEERS_V4").entries, of(&status.map_use, "PEERS_V6").entries), (2, 2));
     assert_eq!(of(&status.map_use, "PEERS_V4").capacity, u64::from(guard_common::abi::MAX_PEERS) / 2);
     assert!(of(&status.map_use, "SCOPES").entries >= 4, "{:?}", status.map_use);
-    assert!(!status.weakened.iter().any(|line| line.contains("the map")), "{:?}", status.weakened);
+    assert!(!status.weakened.iter().any(|weakness| weakness.message.contains("the map")), "{:?}", status.weakened);
     let ran = status.program_use.iter().find(|program| program.name == "guard_ingress").unwrap();
     assert!(ran.runs >= 100 && ran.seconds > 0.0 && ran.seconds < 1.0, "{ran:?}");
     let each = ran.seconds * 1e9 / ran.runs as f64;
@@ -59,7 +59,7 @@ fn maps_are_counted_and_programs_measured() {
     until("the cookies are counted", WITHIN, || Ok(counted("COOKIES") == nearly)).unwrap();
     assert_eq!(counted("UDP_FLOWS"), 40);
     let status = daemon.status().unwrap();
-    assert!(status.weakened.iter().any(|line| line.contains("COOKIES is 9")), "{:?}", status.weakened);
+    assert!(status.weakened.iter().any(|weakness| weakness.message.contains("COOKIES is 9")), "{:?}", status.weakened);
     let text = daemon.status_text().unwrap();
     assert!(text.contains("\nMAP ") && text.contains("COOKIES") && text.contains("guard_ingress"), "{text}");
     let scrape = || {

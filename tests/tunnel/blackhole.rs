@@ -73,7 +73,9 @@ fn dial(lab: &Lab) -> Result<Box<dyn Stream>> {
 fn with_an_open_dial() -> Result<(Lab, Box<dyn Stream>)> {
     let mut lab = Lab::new(POLICY)?;
     let open = dial(&lab)?;
-    until("a dial is open", Duration::from_secs(5), || Ok(lab.daemon()?.status()?.dials["open"] == 1))?;
+    until("a dial is open", Duration::from_secs(5), || {
+        Ok(lab.daemon()?.status()?.dials.is_some_and(|dials| dials.open == 1))
+    })?;
     Ok((lab, open))
 }
 
@@ -101,7 +103,9 @@ fn given_up_and_back(hole: fn(&Lab, bool) -> Result<()>, busy: bool) -> Result<(
     let gone = started.elapsed();
     let said = stream(&lab.daemon()?.status()?, "lastError");
     ensure!(said.contains("the stream ended") || said.contains("cannot connect") || said.is_empty(), "{said}");
-    until("what was open has ended", Duration::from_secs(6), || Ok(lab.daemon()?.status()?.dials["open"] == 0))?;
+    until("what was open has ended", Duration::from_secs(6), || {
+        Ok(lab.daemon()?.status()?.dials.is_some_and(|dials| dials.open == 0))
+    })?;
     hole(&lab, false)?;
     let healed = Instant::now();
     until("the tunnel is back", BACK + SLACK, || Ok(state(&mut lab)? == "connected"))?;
@@ -138,7 +142,10 @@ fn an_idle_stream_outlives_the_loss_of_a_few_probes() {
         swallow(&lab, false)?;
         std::thread::sleep(GIVEN_UP + SLACK - FLEETING);
         ensure!(state(&mut lab)? == "connected", "{}", lab.daemon()?.printed());
-        ensure!(lab.daemon()?.status()?.dials["open"] == 1 && !lab.daemon()?.printed().contains("tunnel lost"));
+        ensure!(
+            lab.daemon()?.status()?.dials.is_some_and(|dials| dials.open == 1)
+                && !lab.daemon()?.printed().contains("tunnel lost")
+        );
         drop(open);
         Ok(())
     };

@@ -36,7 +36,7 @@ async fn dials(server: &ProxyServer) -> Result<()> {
 async fn told(agent: &Agent, words: &str) -> Result<()> {
     let (what, mut last) = (format!("the status says `{words}`"), String::new());
     let told = eventually(&what, Duration::from_secs(20), async || {
-        last = agent.status().await.map(|status| status.tunnel.to_string()).unwrap_or_default();
+        last = agent.status().await.map(|status| format!("{:?}", status.tunnel)).unwrap_or_default();
         Ok(last.contains(words))
     });
     told.await.with_context(|| format!("{last}\n{}", agent.process.printed())).map(drop)
@@ -71,7 +71,8 @@ fn the_tunnel_comes_up_through_a_proxy_and_a_refusal_is_told() {
             ensure!(asked.contains(&(each.clone(), wanted.clone())), "{each}: {asked:?}");
         }
         ensure!(asked.iter().all(|(to, _)| *to == target || *to == of_api), "{asked:?}");
-        ensure!(api.listed() > 0 && agent.status().await?.tunnel["leases"]["lastError"].is_null());
+        let leases = agent.status().await?.tunnel.and_then(|tunnel| tunnel.leases).context("no leases")?;
+        ensure!(api.listed() > 0 && leases.last_error.is_none(), "{leases:?}");
         // Whatever the proxy does, the reason is told, and the tunnel is back when it connects again.
         let refusals = [
             (

@@ -47,7 +47,7 @@ fn kubelets_certificate_decides_about_the_dial() {
         assert_eq!(get(&lab), Outcome::Http(200));
     }
     let dialling = lab.daemon().unwrap().status().unwrap().dialling;
-    assert_eq!(dialling.certificate_checks[0], ("held".to_owned(), 1), "ten dials, one check");
+    assert_eq!(dialling.certificate_checks.held, 1, "ten dials, one check");
     assert_eq!((dialling.certificates.len(), dialling.certificates[0].error.clone()), (1, None));
 
     // A policy that asks for another certificate ends what is open, and admits nothing.
@@ -59,8 +59,12 @@ fn kubelets_certificate_decides_about_the_dial() {
         other => panic!("{other:?}"),
     }
     let status = lab.daemon().unwrap().status().unwrap();
-    assert!(status.weakened.iter().any(|line| line.contains("not taken for kubelet")), "{:?}", status.weakened);
-    let refused = status.last_refused_dials.last().unwrap().get("reason").unwrap().clone();
+    assert!(
+        status.weakened.iter().any(|weakness| weakness.message.contains("not taken for kubelet")),
+        "{:?}",
+        status.weakened
+    );
+    let refused = &status.last_refused_dials.last().unwrap().reason;
     assert_eq!(refused, "kubelet-certificate");
     // Another port of the node is not asked for one.
     assert!(through(lab.server().unwrap(), "10.0.0.2:7001").is_ok());
@@ -68,7 +72,7 @@ fn kubelets_certificate_decides_about_the_dial() {
     into_force(&mut lab, &named("name", &format!("{{ca: {}, name: node}}", ca.display())));
     assert_eq!(get(&lab), Outcome::Http(200));
     let weakened = lab.daemon().unwrap().status().unwrap().weakened;
-    assert!(!weakened.iter().any(|line| line.contains("kubelet")), "{weakened:?}");
+    assert!(!weakened.iter().any(|weakness| weakness.message.contains("kubelet")), "{weakened:?}");
 }
 
 #[test]

@@ -31,9 +31,8 @@ fn pods_are_advertised_and_a_new_one_cuts_nothing() {
         status.args(["status", "-o", "json", "--admin-socket"]).arg(&socket);
         Ok(serde_json::from_slice(&output(status)?.stdout)?)
     };
-    let identifiers = || -> anyhow::Result<String> {
-        Ok(status()?.tunnel.get("identifiers").and_then(|text| text.as_str()).unwrap_or_default().to_owned())
-    };
+    let identifiers =
+        || -> anyhow::Result<String> { Ok(status()?.tunnel.map(|tunnel| tunnel.identifiers).unwrap_or_default()) };
     until("the pod is advertised", Duration::from_secs(20), || {
         daemon.check()?;
         let all = identifiers().unwrap_or_default();

@@ -44,7 +44,7 @@ fn an_open_dial_is_closed_when_the_policy_no_longer_names_its_destination() {
     // The proxy-server closes its side; whether as an end or as an error is its business.
     assert!(!matches!(stream.read(&mut [0; 1]), Ok(1..)));
     until("one dial is left", Duration::from_secs(5), || {
-        Ok(daemon.status()?.dials.get("open").and_then(|open| open.as_u64()) == Some(1))
+        Ok(daemon.status()?.dials.is_some_and(|dials| dials.open == 1))
     })
     .unwrap();
     kept.write_all(b"\x16").unwrap();
@@ -57,7 +57,7 @@ fn a_guard_that_is_told_to_end_serves_what_is_open_first() {
     stream.write_all(b"GET ").unwrap();
     let daemon = lab.daemon().unwrap();
     until("the dial is open", Duration::from_secs(5), || {
-        Ok(daemon.status()?.dials.get("open").and_then(|open| open.as_u64()) == Some(1))
+        Ok(daemon.status()?.dials.is_some_and(|dials| dials.open == 1))
     })
     .unwrap();
     let process = daemon.process();

@@ -92,14 +92,17 @@ fn a_client_certificate_rotates_under_load_and_nothing_is_cut() {
         place.certs.agent()?;
         std::fs::copy(place.certs.path("agent.crt"), secret.join("..data/tls.crt"))?;
         eventually("the broken pair is reported", Duration::from_secs(10), async || {
-            Ok(agent.status().await?.weakened.iter().any(|line| line.contains("--agent-cert and --agent-key")))
+            Ok(agent.status().await?.weakened.iter().any(|weakness| weakness.message.contains("--agent-cert and --agent-key")))
         })
         .await?;
         std::fs::copy(place.certs.path("agent.key"), secret.join("..data/tls.key"))?;
         replaced(&mut agent, rounds() + 2).await?;
         let asked = steady.end().await?;
         alone(&mut agent).await?;
-        ensure!(!agent.status().await?.weakened.iter().any(|line| line.contains("--agent-cert")), "mended");
+        ensure!(
+            !agent.status().await?.weakened.iter().any(|weakness| weakness.message.contains("--agent-cert")),
+            "mended"
+        );
 
         // To certificates of another CA, while this server still asks for the old one: what serves goes on.
         let steady = Steady::start(&server.load(), 2, 0).await?;

@@ -15,6 +15,7 @@ use lab::{
         tls::Tls,
     },
 };
+use nodeguard::{report::status::Status, tunnel::handle::StreamState};
 use rustls::pki_types::{CertificateDer, pem::PemObject};
 
 use crate::{at, in_place, serve_endpoint};
@@ -24,12 +25,17 @@ fn agent(place: &Place, more: &[&str]) -> Result<Agent> {
     Agent::start(place, "10.0.0.1:8191", more)
 }
 
+/// The first stream, or the first address that should have one.
+fn first(status: &Status) -> Option<&StreamState> {
+    status.tunnel.as_ref()?.streams.first()
+}
+
 /// Waits for an attempt that fails with this text.
 async fn refused(agent: &mut Agent, why: &str) -> Result<()> {
     let (what, mut last) = (format!("a refusal with `{why}`"), None);
     let refused = eventually(&what, Duration::from_secs(10), async || {
         agent.process.check()?;
-        last = agent.status().await.ok().map(|status| status.tunnel["streams"][0]["lastError"].to_string());
+        last = agent.status().await.ok().map(|status| first(&status).and_then(|stream| stream.last_error.clone()).unwrap_or_default());
         Ok(last.as_ref().is_some_and(|error| error.contains(why)))
     });
     refused.await.with_context(|| format!("the last error is {last:?}")).map(drop)
@@ -54,7 +60,9 @@ fn a_server_of_the_right_ca_is_refused_without_the_right_key_or_name() {
         let names = format!("--server-san=other.example,DNS:{NAME}");
         let mut right = agent(place, &[&pins, &names, "--tls-min-version=1.3"])?;
         right.connected(&["a"]).await?;
-        ensure!(right.status().await?.tunnel["streams"][0]["tls"].to_string().contains("TLSv1_3"));
+        let status = right.status().await?;
+        let tls = first(&status).and_then(|stream| stream.tls.as_deref());
+        ensure!(tls.is_some_and(|tls| tls.contains("TLSv1_3")), "{tls:?}");
         drop((right, server));
         // A server that only speaks TLS 1.2.
         let (certificate, key) = (place.certs.path("server.crt"), place.certs.path("server.key"));
@@ -81,7 +89,7 @@ fn a_revoked_server_gets_no_new_stream_and_a_list_is_taken_when_it_changes() {
         std::fs::write(&file, place.certs.revocations(Some("server"), 4000)?)?;
         agent.prints("is revoked").await?;
         let weakened = agent.status().await?.weakened;
-        ensure!(weakened.iter().any(|line| line.contains("is revoked")), "{weakened:?}");
+        ensure!(weakened.iter().any(|weakness| weakness.message.contains("is revoked")), "{weakened:?}");
         drop(server);
         refused(&mut agent, "").await?;
         // A list that is over tells nothing.

@@ -3,8 +3,6 @@
 //! Must never count an expired lease, and never take "cannot ask" for "there are none": the last count stays.
 
 use std::{
-    collections::BTreeMap,
-    fmt::{self, Write},
     path::PathBuf,
     sync::{
         Mutex,
@@ -20,7 +18,8 @@ use kube::{
     Api,
     api::{ListParams, ObjectList},
 };
-use serde_json::Value;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use tokio::{sync::Notify, time::timeout};
 
 use crate::{
@@ -29,7 +28,10 @@ use crate::{
         api_server::{ApiServerError, PATIENCE, explain},
     },
     net::http_proxy::ProxyEnvironment,
-    sys::{lock::lock, metrics_text::family},
+    sys::{
+        histogram::{Histogram, UPSTREAM_BUCKETS},
+        lock::lock,
+    },
 };
 
 /// The largest server count that is accepted; a higher claim is ignored.
@@ -58,67 +60,75 @@ pub(crate) struct Leases {
     /// 1 until it is known.
     count: AtomicU32,
     error: Mutex<Option<String>>,
+    answers: Mutex<LeaseAnswers>,
 }
 
-/// Answered lists, as upstream counts them; there is one tunnel in a process.
-static ANSWERED: Mutex<Answered> = Mutex::new(Answered { lists: BTreeMap::new(), took: BTreeMap::new() });
-/// Upstream's buckets, seconds.
-const BUCKETS: [f64; 7] = [0.005, 0.025, 0.1, 0.5, 2.5, 10.0, 30.0];
-
-struct Answered {
-    /// By code and reason.
-    lists: BTreeMap<(u16, String), u64>,
-    /// By code: how many in each bucket, and the sum of seconds.
-    took: BTreeMap<u16, ([u64; BUCKETS.len() + 1], f64)>,
+/// The leases as `status` and the metrics show them.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct LeasesState {
+    /// How many servers have a lease; 1 until the first answer.
+    pub count: u32,
+    /// Why the last request failed, if it did.
+    pub last_error: Option<String>,
+    /// The answers of the API server.
+    pub answers: LeaseAnswers,
 }
 
-impl Answered {
-    fn count(&mut self, code: u16, reason: &str, seconds: f64) {
-        // A word of Kubernetes, or none: it becomes a label.
-        let word = reason.len() <= 40 && reason.bytes().all(|byte| byte.is_ascii_alphanumeric());
-        *self.lists.entry((code, if word { reason } else { "" }.to_owned())).or_default() += 1;
-        let (counts, sum) = self.took.entry(code).or_default();
-        let bucket = BUCKETS.iter().position(|bound| seconds <= *bound).unwrap_or(BUCKETS.len());
-        if let Some(count) = counts.get_mut(bucket) {
-            *count += 1;
-        }
-        *sum += seconds;
-    }
+/// The API server's answers to requests for leases, as the upstream agent counts them.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct LeaseAnswers {
+    /// The number of answers, by HTTP status code and reason.
+    pub lists: Vec<LeaseLists>,
+    /// How long the answers took, by HTTP status code.
+    pub latency: Vec<LeaseLatency>,
+}
 
-    fn encode(&self, out: &mut String, prefix: &str) -> fmt::Result {
-        if self.lists.is_empty() {
-            return Ok(());
+/// Answers with one status code and reason.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct LeaseLists {
+    /// The HTTP status code.
+    pub code: u16,
+    /// The reason that Kubernetes gives for an error; empty if there is none.
+    pub reason: String,
+    /// How many.
+    pub count: u64,
+}
+
+/// How long answers with one status code took.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct LeaseLatency {
+    /// The HTTP status code.
+    pub code: u16,
+    /// The durations.
+    pub seconds: Histogram,
+}
+
+impl LeaseAnswers {
+    /// Counts an answer.
+    pub(crate) fn add(&mut self, code: u16, reason: &str, took: Duration) {
+        // The reason becomes a label: only a word as Kubernetes has them.
+        let is_word = reason.len() <= 40 && reason.bytes().all(|byte| byte.is_ascii_alphanumeric());
+        let reason = if is_word { reason } else { "" };
+        match self.lists.iter_mut().find(|lists| lists.code == code && lists.reason == reason) {
+            Some(lists) => lists.count += 1,
+            None => self.lists.push(LeaseLists { code, reason: reason.to_owned(), count: 1 }),
         }
-        let name = format!("{prefix}lease_lists_total");
-        let help = "Count of server lease list calls made by the agent to the k8s apiserver, labeled by HTTP response code and reason";
-        family(out, &name, help, "counter")?;
-        for ((code, reason), count) in &self.lists {
-            writeln!(out, "{name}{{http_response_code=\"{code}\",reason=\"{reason}\"}} {count}")?;
-        }
-        let name = format!("{prefix}lease_list_latency_seconds");
-        family(out, &name, "Latency of server lease listing in seconds", "histogram")?;
-        for (code, (counts, sum)) in &self.took {
-            let mut below = 0;
-            for (bound, count) in BUCKETS.iter().map(f64::to_string).chain(["+Inf".to_owned()]).zip(counts) {
-                below += count;
-                writeln!(out, "{name}_bucket{{http_response_code=\"{code}\",le=\"{bound}\"}} {below}")?;
+        match self.latency.iter_mut().find(|latency| latency.code == code) {
+            Some(latency) => latency.seconds.observe(took),
+            None => {
+                let mut seconds = Histogram::new(&UPSTREAM_BUCKETS);
+                seconds.observe(took);
+                self.latency.push(LeaseLatency { code, seconds });
             }
-            writeln!(out, "{name}_sum{{http_response_code=\"{code}\"}} {sum}")?;
-            writeln!(out, "{name}_count{{http_response_code=\"{code}\"}} {below}")?;
         }
-        Ok(())
     }
-}
-
-/// Writes upstream's families; as there, one that counts nothing is left out.
-pub(crate) fn encode(out: &mut String, prefix: &str) -> fmt::Result {
-    lock(&ANSWERED).encode(out, prefix)
 }
 
 impl Leases {
     /// Not counted yet.
     pub(crate) fn new(config: LeaseConfig) -> Leases {
-        Leases { config, count: AtomicU32::new(1), error: Mutex::default() }
+        Leases { config, count: AtomicU32::new(1), error: Mutex::default(), answers: Mutex::default() }
     }
 
     /// How many servers there are.
@@ -126,9 +136,9 @@ impl Leases {
         self.count.load(Ordering::Relaxed)
     }
 
-    /// What `status` and the metrics say.
-    pub(crate) fn snapshot(&self) -> Value {
-        serde_json::json!({ "count": self.count(), "lastError": *lock(&self.error) })
+    /// The state for `status` and the metrics.
+    pub(crate) fn state(&self) -> LeasesState {
+        LeasesState { count: self.count(), last_error: lock(&self.error).clone(), answers: lock(&self.answers).clone() }
     }
 
     /// Counts the leases regularly and notifies about a new number. Never ends.
@@ -150,11 +160,11 @@ impl Leases {
         let started = Instant::now();
         let no_answer = |_| Err(kube::Error::Service(Box::new(ApiServerError::Timeout)));
         let answer = timeout(PATIENCE, leases.list(parameters)).await.unwrap_or_else(no_answer);
-        let seconds = started.elapsed().as_secs_f64();
+        let took = started.elapsed();
         if answer.is_ok() {
-            lock(&ANSWERED).count(200, "", seconds);
+            lock(&self.answers).add(200, "", took);
         } else if let Err(kube::Error::Api(status)) = &answer {
-            lock(&ANSWERED).count(status.code, &status.reason, seconds);
+            lock(&self.answers).add(status.code, &status.reason, took);
         }
         match answer {
             Ok(list) => {
@@ -194,6 +204,8 @@ fn is_valid(spec: &LeaseSpec, now: Timestamp) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+
     use super::*;
 
     #[test]
@@ -223,29 +235,6 @@ mod tests {
         assert_eq!(count(&list(vec![]), now), 1);
         assert_eq!(count(&list((0..1000).map(|_| &items[0].0).collect()), now), MOST_SERVERS);
         assert!(read(serde_json::json!({"kind": "Status"})).is_err());
-    }
-
-    #[test]
-    fn answers_are_upstreams_metrics() {
-        let mut answered = Answered { lists: BTreeMap::new(), took: BTreeMap::new() };
-        let mut text = String::new();
-        answered.encode(&mut text, "p_").unwrap();
-        assert_eq!(text, "");
-        answered.count(200, "", 0.05);
-        answered.count(200, "", 60.0);
-        answered.count(403, "Forbidden", 0.01);
-        answered.count(500, "a \"quoted\" text", 0.01);
-        answered.encode(&mut text, "p_").unwrap();
-        for line in [
-            "p_lease_lists_total{http_response_code=\"200\",reason=\"\"} 2",
-            "p_lease_lists_total{http_response_code=\"403\",reason=\"Forbidden\"} 1",
-            "p_lease_lists_total{http_response_code=\"500\",reason=\"\"} 1",
-            "p_lease_list_latency_seconds_bucket{http_response_code=\"200\",le=\"0.1\"} 1",
-            "p_lease_list_latency_seconds_bucket{http_response_code=\"200\",le=\"+Inf\"} 2",
-            "p_lease_list_latency_seconds_count{http_response_code=\"403\"} 1",
-        ] {
-            assert!(text.lines().any(|each| each == line), "{line}: {text}");
-        }
     }
 
     #[test]

@@ -21,16 +21,17 @@ use crate::{
         edit::{InForceAt, take},
         parts::{Listeners, Parts, TunnelHalf},
         policy_watch as watch,
-        state::Current,
+        state::{Current, connected, services_read},
     },
-    dial::{connections::Connections, serve::Dialer},
+    dial::{connections::Connections, dialling::Dialling, serve::Dialer},
     kernel::pinholes::{PinholeError, Pinholes},
     report::{
         admin,
-        admin::Snapshots,
-        dialling::Dialling,
-        snapshot::values,
-        status::{Policy, Status},
+        admin::Served,
+        assess::weaknesses,
+        readiness::Readiness,
+        status::{PolicyStatus, Status},
+        weakness::WeaknessReason,
     },
     sys::lock::lock,
     tunnel::handle::Tunnel,
@@ -73,54 +74,33 @@ struct Agent {
     tunnel: Arc<Tunnel>,
 }
 
-impl Snapshots for Agent {
+impl Served for Agent {
     fn status(&self) -> Status {
         let current = lock(&self.current);
-        let ruleset = current.ruleset.as_deref();
-        let mut weakened =
-            vec!["no kernel half (`nodeguard agent`): whoever reaches this node reaches its ports".to_owned()];
-        if self.policy.is_none() {
-            weakened.push(WEAK.to_owned());
-        }
-        if current.last_error.is_some() {
-            weakened.push("the last edit of the policy is not in force (see below)".to_owned());
-        }
-        let dialling = Dialling::of(&self.dialer);
-        weakened.extend(dialling.weakened());
-        weakened.extend(self.tunnel.weakened());
-        let policy = Policy {
-            name: ruleset.map(|ruleset| ruleset.name.clone()).unwrap_or_default(),
-            path: self.policy.as_ref().map(|path| path.display().to_string()).unwrap_or_default(),
-            digest: ruleset.map(|ruleset| ruleset.digest.clone()).unwrap_or_default(),
-            since: current.since.clone(),
-            last_error: current.last_error.clone(),
-            ..Policy::default()
-        };
-        Status {
+        let path = self.policy.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
+        let mut status = Status {
             daemon: true,
-            mode: ruleset.map(|ruleset| format!("{:?}", ruleset.mode)).unwrap_or_default(),
-            policy,
-            tunnel: self.tunnel.snapshot(),
-            last_refused_dials: values(self.connections.last_refused()),
-            dials: serde_json::to_value(self.connections.counts()).unwrap_or_default(),
-            dialling,
-            weakened,
+            mode: current.mode(),
+            // Without a kernel half, no rule guards anything.
+            policy: PolicyStatus { rules: Vec::new(), ..current.status(path, 0) },
+            tunnel: Some(self.tunnel.state()),
+            last_refused_dials: self.connections.last_refused(),
+            dials: Some(self.connections.counts()),
+            dialling: Dialling::of(&self.dialer),
             ..Status::default()
-        }
+        };
+        let no_kernel = "no kernel half (`nodeguard agent`): whoever reaches this node reaches its ports";
+        let own = [
+            Some(WeaknessReason::NoKernelHalf.says(no_kernel)),
+            self.policy.is_none().then(|| WeaknessReason::DialAnything.says(WEAK)),
+        ];
+        status.weakened = own.into_iter().flatten().chain(weaknesses(&status)).collect();
+        status
     }
 
-    const CHECKS: &'static [(&'static str, &'static str)] = &[("server-connected", "no servers connected")];
-
-    fn unready(&self) -> Vec<&'static str> {
-        if self.tunnel.connected() { Vec::new() } else { vec!["server-connected"] }
-    }
-
-    fn remarks(&self) -> Vec<String> {
-        lock(&self.current).remark().into_iter().collect()
-    }
-
-    fn more(&self) -> Option<(&'static str, bool, String)> {
-        self.dialer.services.readiness()
+    fn readiness(&self) -> Readiness {
+        let checks = [connected(&self.tunnel)].into_iter().chain(services_read(&self.dialer.services)).collect();
+        Readiness { checks, remarks: lock(&self.current).remark().into_iter().collect() }
     }
 }
 

@@ -21,7 +21,7 @@ use crate::{
     daemon::drain::drain,
     dial::{audit::recorder::Audit, connections::Connections, serve::Dialer},
     kernel::pinholes::Pinholes,
-    report::admin::{self, Snapshots},
+    report::admin::{self, Served},
     tunnel::{advertise, handle::Tunnel, identifiers::Identifiers},
 };
 
@@ -94,7 +94,7 @@ pub(crate) struct Parts {
 
 impl Parts {
     /// Starts the tasks of the tunnel half, and answers on the listeners.
-    pub(crate) fn start<S: Snapshots>(half: &TunnelHalf, listeners: Listeners, state: &Arc<S>) -> Parts {
+    pub(crate) fn start<S: Served>(half: &TunnelHalf, listeners: Listeners, state: &Arc<S>) -> Parts {
         let (draining, stop) = (CancellationToken::new(), CancellationToken::new());
         let mut parts = Parts { tasks: JoinSet::new(), draining, stop, admin_socket: None };
         if let Some(own) = half.advertised.clone() {

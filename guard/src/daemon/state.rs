@@ -19,23 +19,28 @@ use guard_policy::{
 };
 
 use crate::{
-    dial::{connections::Connections, serve::Dialer},
-    kernel,
+    cluster::services::known::Services,
+    dial::{connections::Connections, dialling::Dialling, serve::Dialer},
     kernel::{
         links::{
             edge_hooks::EdgeLink,
-            programs::{Programs, attachments, pinned_maps},
+            edge_tier,
+            programs::{NamespaceBy, Programs, attachments, pinned_maps},
         },
-        observe::{events::DenialLog, map_use::MapCounter},
+        observe::{
+            events::DenialLog,
+            map_use,
+            map_use::MapCounter,
+            packets::{losses, packets},
+        },
         tables::apply::{AppliedRuleset, Apply},
     },
     report::{
-        admin::Snapshots,
-        dialling::Dialling,
-        edge,
-        snapshot::{counters, pods_unknown, values},
-        status::{Health, Policy, Rule, Status},
-        usage,
+        admin::Served,
+        assess::weaknesses,
+        readiness::{Check, Readiness},
+        status::{PolicyStatus, Status},
+        weakness::{Weakness, WeaknessReason},
     },
     sys::lock::lock,
     tunnel::handle::Tunnel,
@@ -64,10 +69,26 @@ impl Current {
         self.last_error = Some(rejected.render(false));
     }
 
-    /// For the readiness detail: that the last edit is not in force, and why, without what the document says there.
-    pub fn remark(&self) -> Option<String> {
+    /// For readiness: that the last edit is not in force, and why, without the text of the document.
+    pub fn remark(&self) -> Option<Weakness> {
         let why: Vec<&str> = self.last_error.as_deref()?.lines().take(2).map(str::trim).collect();
-        Some(format!("policy-edit not in force: {}", why.join(" ")))
+        Some(WeaknessReason::PolicyEdit.says(format!("not in force: {}", why.join(" "))))
+    }
+
+    /// The policy as `status` shows it.
+    pub fn status(&self, path: String, epoch: u32) -> PolicyStatus {
+        PolicyStatus {
+            path,
+            epoch,
+            since: self.since.clone(),
+            last_error: self.last_error.clone(),
+            ..self.ruleset.as_deref().map(PolicyStatus::of).unwrap_or_default()
+        }
+    }
+
+    /// The mode of the policy in force.
+    pub fn mode(&self) -> Option<Mode> {
+        self.ruleset.as_ref().map(|ruleset| ruleset.mode)
     }
 
     /// A document could not be brought into the kernel.
@@ -118,124 +139,88 @@ pub struct Guard {
     pub tunnel: Arc<Tunnel>,
 }
 
-impl Snapshots for Guard {
+impl Served for Guard {
     fn status(&self) -> Status {
         let current = lock(&self.current);
-        let ruleset = current.ruleset.as_deref();
         let (in_force, counters, pods_unknown, mut map_use) = {
             let apply = lock(&self.apply);
-            (apply.in_force(), counters(&apply), pods_unknown(&apply), apply.map_use())
+            (apply.in_force(), packets(&apply), pods_unknown(&apply), apply.map_use())
         };
         map_use.extend(lock(&self.usage).tables());
-        let programs = attachments(&self.bpffs);
-        let edge = edge::now(&self.edge.load(), kernel::links::edge_tier::links(&self.bpffs));
-        let health: Vec<Health> = guard_common::abi::HealthCounter::ALL
-            .iter()
-            .map(|lost| Health {
-                name: lost.name().to_owned(),
-                count: self.lost.get(&(*lost as u32), 0).map(|values| values.iter().sum()).unwrap_or(0),
-            })
-            .collect();
-        let mut weakened: Vec<String> = programs
-            .iter()
-            .filter(|program| !program.attached)
-            .map(|program| format!("{} is not attached: guarded ports are open", program.name))
-            .collect();
-        if current.last_error.is_some() {
-            weakened.push("the last edit of the policy is not in force (see below)".to_owned());
-        }
-        if ruleset.is_some_and(|ruleset| ruleset.mode == Mode::Audit) {
-            weakened.push("the policy only audits: nothing is denied".to_owned());
-        }
-        if pods_unknown {
-            weakened.push(
-                "the cgroup of the pods is not there (it has to be on cgroup v2, below --cgroup): where a rule guards ports of every pod, each listener that is not the node's counts as a pod's"
-                    .to_owned(),
-            );
-        }
-        weakened.extend(edge::weakened(&edge));
-        weakened.extend(usage::weakened(&map_use));
-        if self.uncut.load(Ordering::Relaxed) {
-            weakened
-                .push("connections may be open that the policy in force does not admit (the log says why)".to_owned());
-        }
-        if self.blind.load(Ordering::Relaxed) {
-            weakened.push(
-                "connections that pods had before an edit are not cut by it: not all of their network namespaces can be entered (that takes hostPID, CAP_SYS_ADMIN and CAP_SYS_PTRACE)"
-                    .to_owned(),
-            );
-        }
-        let losses =
-            guard_common::abi::HealthCounter::ALL.into_iter().filter(|health| health.is_loss()).map(|loss| loss.name());
-        let losses: Vec<&str> = losses.collect();
-        let lost = health.iter().filter(|health| health.count > 0 && losses.contains(&health.name.as_str()));
-        weakened.extend(lost.map(|lost| format!("{} {}", lost.count, lost.name)));
-        let dialling = Dialling::of(&self.dialer);
-        weakened.extend(dialling.weakened());
-        weakened.extend(self.tunnel.weakened());
-        let rule = |rule: &guard_policy::ruleset::RuleSummary| Rule {
-            name: rule.name.clone(),
-            mode: format!("{:?}", rule.mode),
-            guards: rule.guards.clone(),
-            allows: rule.allows.clone(),
-        };
-        let policy = Policy {
-            name: ruleset.map(|ruleset| ruleset.name.clone()).unwrap_or_default(),
-            path: self.policy.display().to_string(),
-            digest: ruleset.map(|ruleset| ruleset.digest.clone()).unwrap_or_default(),
-            epoch: in_force.epoch,
-            since: current.since.clone(),
-            rules: ruleset.map(|ruleset| ruleset.rules.iter().map(rule).collect()).unwrap_or_default(),
-            last_error: current.last_error.clone(),
-        };
-        Status {
+        let mut status = Status {
             daemon: true,
-            mode: ruleset.map(|ruleset| format!("{:?}", ruleset.mode)).unwrap_or_default(),
-            policy,
-            programs,
-            namespace_by: if self.netns_helper { "cookie" } else { "address" }.to_owned(),
+            mode: current.mode(),
+            policy: current.status(self.policy.display().to_string(), in_force.epoch),
+            programs: attachments(&self.bpffs),
+            namespace_by: Some(if self.netns_helper { NamespaceBy::Cookie } else { NamespaceBy::Address }),
             maps: pinned_maps(&self.bpffs),
-            edge,
+            edge: EdgeLink::now(&self.edge.load(), edge_tier::links(&self.bpffs)),
             map_use,
-            program_use: kernel::observe::map_use::programs(&self.bpffs),
-            tunnel: self.tunnel.snapshot(),
+            program_use: map_use::programs(&self.bpffs),
+            tunnel: Some(self.tunnel.state()),
             counters,
-            health,
+            health: losses(&self.lost),
             cut: self.cut.load(Ordering::Relaxed),
             mended: self.mended.load(Ordering::Relaxed),
-            last_denies: values(self.denials.last()),
-            last_refused_dials: values(self.connections.last_refused()),
-            dials: serde_json::to_value(self.connections.counts()).unwrap_or_default(),
-            dialling,
-            weakened,
-        }
+            last_denies: self.denials.last(),
+            last_refused_dials: self.connections.last_refused(),
+            dials: Some(self.connections.counts()),
+            dialling: Dialling::of(&self.dialer),
+            ..Status::default()
+        };
+        status.weakened = weaknesses(&status);
+        status.weakened.extend(self.own_weaknesses(pods_unknown));
+        status
     }
 
-    const CHECKS: &'static [(&'static str, &'static str)] = &[
-        ("programs-attached", "guarded ports are open"),
-        ("policy-in-force", "none is"),
-        ("server-connected", "no servers connected"),
-    ];
-
-    fn unready(&self) -> Vec<&'static str> {
-        let mut unready = Vec::new();
-        if !attachments(&self.bpffs).iter().all(|program| program.attached) {
-            unready.push("programs-attached");
-        }
-        if lock(&self.current).ruleset.is_none() {
-            unready.push("policy-in-force");
-        }
-        if !self.tunnel.connected() {
-            unready.push("server-connected");
-        }
-        unready
+    fn readiness(&self) -> Readiness {
+        let attached = attachments(&self.bpffs).iter().all(|program| program.attached);
+        let current = lock(&self.current);
+        let mut checks = vec![
+            Check::new("programs-attached", attached, "guarded ports are open"),
+            Check::new("policy-in-force", current.ruleset.is_some(), "none is"),
+            connected(&self.tunnel),
+        ];
+        checks.extend(services_read(&self.dialer.services));
+        Readiness { checks, remarks: current.remark().into_iter().collect() }
     }
+}
 
-    fn remarks(&self) -> Vec<String> {
-        lock(&self.current).remark().into_iter().collect()
+impl Guard {
+    /// The weaknesses that only the daemon knows of.
+    fn own_weaknesses(&self, pods_unknown: bool) -> impl Iterator<Item = Weakness> {
+        let unknown = pods_unknown.then(|| {
+            WeaknessReason::PodsUnknown.says(
+                "the cgroup of the pods does not exist (it must be on cgroup v2, below --cgroup): where a rule guards ports of every pod, each listener that is not the node's counts as a pod's",
+            )
+        });
+        let uncut = self.uncut.load(Ordering::Relaxed).then(|| {
+            WeaknessReason::Uncut
+                .says("connections may be open that the policy in force does not admit (the log has the reason)")
+        });
+        let unseen = self.blind.load(Ordering::Relaxed).then(|| {
+            WeaknessReason::PodsUnseen.says(
+                "connections that pods had before an edit are not cut by it: not all of their network namespaces can be entered (this needs hostPID, CAP_SYS_ADMIN and CAP_SYS_PTRACE)",
+            )
+        });
+        [unknown, uncut, unseen].into_iter().flatten()
     }
+}
 
-    fn more(&self) -> Option<(&'static str, bool, String)> {
-        self.dialer.services.readiness()
-    }
+/// Whether a rule guards ports of every pod and the cgroup of the pods is not found.
+fn pods_unknown(apply: &Apply) -> bool {
+    apply.followed().is_some_and(|(ruleset, cgroups)| {
+        ruleset.tables.pods_cgroup.as_ref().is_some_and(|pods| cgroups.pods(pods).is_none())
+    })
+}
+
+/// The check that a stream takes dials.
+pub(crate) fn connected(tunnel: &Tunnel) -> Check {
+    Check::new("server-connected", tunnel.connected(), "no servers connected")
+}
+
+/// The check that Services were read, if they are watched.
+pub(crate) fn services_read(services: &Services) -> Option<Check> {
+    let (name, holds, detail) = services.readiness()?;
+    Some(Check { name, holds, detail: Some(detail) })
 }

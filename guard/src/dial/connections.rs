@@ -3,6 +3,7 @@
 //! Must never have a dial open that the ruleset in force refuses.
 
 use std::{
+    borrow::Cow,
     collections::{HashMap, VecDeque},
     net::SocketAddr,
     sync::{
@@ -18,7 +19,8 @@ use guard_policy::{
     refusal::Refusal,
     ruleset::{DialDemands, Ruleset},
 };
-use serde::Serialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -94,32 +96,32 @@ impl Ending {
 }
 
 /// A dial that was refused.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RefusedDial {
-    /// RFC 3339.
+    /// When it was asked for, RFC 3339.
     pub time: String,
-    /// What was asked for.
+    /// The destination that was asked for.
     pub requested: String,
-    /// The judged address, if it came to that.
+    /// The address that was judged, if the destination led to one.
     pub address: Option<SocketAddr>,
-    /// [`Refusal::name`].
-    pub reason: &'static str,
-    /// The same in words.
+    /// The stable name of the refusal.
+    pub reason: Cow<'static, str>,
+    /// The refusal in words.
     pub message: String,
 }
 
-/// How many dials met which end.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
+/// How many dials had which outcome.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct Counts {
-    /// Open or once open.
+pub struct DialCounts {
+    /// Dials that were opened.
     pub admitted: u64,
-    /// Refused by policy or shape.
+    /// Refused, by the policy or because the request was malformed.
     pub refused: u64,
-    /// Admitted, and the backend could not be reached.
+    /// Admitted, but the backend could not be reached.
     pub failed: u64,
-    /// Of these, how many because nothing answered in time.
+    /// The part of `failed` in which nothing answered in time.
     pub timed_out: u64,
     /// Open now.
     pub open: u64,
@@ -261,11 +263,11 @@ impl Connections {
         }
     }
 
-    /// How many dials met which end.
-    pub fn counts(&self) -> Counts {
+    /// How many dials had which outcome.
+    pub fn counts(&self) -> DialCounts {
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let open = lock(&self.open).len() as u64;
-        Counts {
+        DialCounts {
             admitted: count(&self.admitted),
             refused: count(&self.refused),
             failed: count(&self.failed),

@@ -8,6 +8,7 @@ mod backend;
 mod backlog;
 pub mod budget;
 pub mod connections;
+pub mod dialling;
 mod failure;
 pub mod gate;
 pub mod hello;

@@ -238,7 +238,7 @@ impl Dialer {
                 time: format!("{:.3}", jiff::Timestamp::now()),
                 requested: record.requested().to_owned(),
                 address: record.address(),
-                reason: refusal.name(),
+                reason: refusal.name().into(),
                 message: detail.as_ref().map_or_else(|| refusal.to_string(), |detail| format!("{refusal}: {detail}")),
             }),
             Failure::Unresolved { .. } | Failure::Unreachable { .. } => self.connections.fail(failure.timed_out()),

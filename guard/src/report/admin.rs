@@ -1,14 +1,8 @@
-//! Owns the two ways to ask a running daemon: the admin socket (status) and the health port (healthz, readyz, metrics).
-//! Called by `app` to serve, by the `status` command to ask.
+//! Owns what a running daemon serves of itself: the admin socket (status) and the health port (healthz, readyz, metrics).
+//! Called by the daemon.
 //! Must never change anything: every request is a read.
 
-use std::{
-    future::Future,
-    io,
-    os::unix::fs::PermissionsExt,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{future::Future, io, os::unix::fs::PermissionsExt, path::Path, sync::Arc};
 
 use axum::{
     Router,
@@ -17,40 +11,19 @@ use axum::{
     response::IntoResponse,
     routing::get,
 };
-use http_body_util::{BodyExt, Empty};
-use hyper_util::rt::TokioIo;
-use tokio::net::{TcpListener, UnixListener, UnixStream};
+use tokio::net::{TcpListener, UnixListener};
 
-use crate::report::{metrics, status::Status};
+use crate::report::{metrics, readiness::Readiness, status::Status};
 
-/// What the endpoints read.
-pub trait Snapshots: Send + Sync + 'static {
-    /// A fresh snapshot.
+/// What the endpoints serve.
+pub trait Served: Send + Sync + 'static {
+    /// The status now.
     fn status(&self) -> Status;
-    /// What readiness is made of, beside answering at all, each with what is said where it is missing.
-    const CHECKS: &'static [(&'static str, &'static str)];
-    /// Whether the guard does its work. The checks that fail, by name.
-    fn unready(&self) -> Vec<&'static str>;
-    /// What whoever asks for details should know although it makes nothing unready, a line each.
-    fn remarks(&self) -> Vec<String>;
-    /// A check that is only made where it is asked for, with what there is to say: the name, whether it holds, in words.
-    fn more(&self) -> Option<(&'static str, bool, String)> {
-        None
-    }
+    /// Whether the guard does its work now.
+    fn readiness(&self) -> Readiness;
 }
 
-/// Why the daemon could not be asked.
-#[derive(Debug, thiserror::Error)]
-pub enum AskError {
-    /// Nobody listens.
-    #[error("no daemon answers on {0}")]
-    Unreachable(PathBuf, #[source] io::Error),
-    /// The answer is not one of ours.
-    #[error("the daemon on {0} gave no usable answer: {1}")]
-    Answer(PathBuf, String),
-}
-
-/// Binds the admin socket, for its owner only. A socket that nobody listens on any more is replaced.
+/// Binds the admin socket for its owner only. A socket file that nobody listens on is replaced.
 pub fn bind_admin(path: &Path) -> io::Result<UnixListener> {
     if let Some(directory) = path.parent() {
         std::fs::create_dir_all(directory)?;
@@ -70,19 +43,19 @@ pub fn bind_admin(path: &Path) -> io::Result<UnixListener> {
 }
 
 /// Serves the admin socket until `stop`.
-pub async fn serve_admin<S: Snapshots>(
+pub async fn serve_admin<S: Served>(
     listener: UnixListener,
-    snapshots: Arc<S>,
+    served: Arc<S>,
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<()> {
-    let router = Router::new().route("/status", get(status::<S>)).with_state(snapshots);
+    let router = Router::new().route("/status", get(status::<S>)).with_state(served);
     axum::serve(listener, router).with_graceful_shutdown(stop).await
 }
 
 /// Serves the health port until `stop`.
-pub async fn serve_health<S: Snapshots>(
+pub async fn serve_health<S: Served>(
     listener: TcpListener,
-    snapshots: Arc<S>,
+    served: Arc<S>,
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<()> {
     let router = Router::new()
@@ -90,11 +63,11 @@ pub async fn serve_health<S: Snapshots>(
         .route("/readyz", get(ready::<S>))
         .route("/ready", get(ready::<S>))
         .route("/metrics", get(text_metrics::<S>))
-        .with_state(snapshots);
+        .with_state(served);
     axum::serve(listener, router).with_graceful_shutdown(stop).await
 }
 
-/// Serves upstream's admin port until `stop`: its one path that is not about Go sends a scraper on to the health port.
+/// Serves upstream's admin port until `stop`: its one path that is not about Go redirects to the health port.
 pub async fn serve_redirect(
     listener: TcpListener,
     health_port: u16,
@@ -122,62 +95,22 @@ fn bare_host(host: &header::HeaderValue) -> Option<String> {
     (!bare.is_empty() && bare.bytes().all(letters)).then(|| bare.to_owned())
 }
 
-/// Asks a running daemon for its status.
-pub async fn ask(path: &Path) -> Result<Status, AskError> {
-    let stream = UnixStream::connect(path).await.map_err(|error| AskError::Unreachable(path.to_path_buf(), error))?;
-    let failed = |error: String| AskError::Answer(path.to_path_buf(), error);
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| failed(error.to_string()))?;
-    let connection = tokio::spawn(connection);
-    let request = hyper::Request::get("/status")
-        .header(header::HOST, "nodeguard")
-        .body(Empty::<bytes::Bytes>::new())
-        .map_err(|error| failed(error.to_string()))?;
-    let response = sender.send_request(request).await.map_err(|error| failed(error.to_string()))?;
-    let body = response.into_body().collect().await.map_err(|error| failed(error.to_string()))?.to_bytes();
-    connection.abort();
-    serde_json::from_slice(&body).map_err(|error| failed(error.to_string()))
+async fn status<S: Served>(State(served): State<Arc<S>>) -> impl IntoResponse {
+    axum::Json(served.status())
 }
 
-async fn status<S: Snapshots>(State(snapshots): State<Arc<S>>) -> impl IntoResponse {
-    axum::Json(snapshots.status())
+async fn text_metrics<S: Served>(State(served): State<Arc<S>>) -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], metrics::encode(&served.status()))
 }
 
-async fn text_metrics<S: Snapshots>(State(snapshots): State<Arc<S>>) -> impl IntoResponse {
-    match metrics::encode(snapshots.status()) {
-        Ok(text) => ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response(),
-        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
-    }
-}
-
-/// As upstream answers: `ok`, or with `?verbose` or a failure a line for each check; remarks behind them.
-async fn ready<S: Snapshots>(State(snapshots): State<Arc<S>>, RawQuery(query): RawQuery) -> impl IntoResponse {
-    let unready = snapshots.unready();
-    let mut lines = "[+]ping ok\n".to_owned();
-    for (check, missing) in S::CHECKS {
-        if unready.contains(check) {
-            lines.push_str(&format!("[-]{check} failed: {missing}\n"));
-        } else {
-            lines.push_str(&format!("[+]{check} ok\n"));
-        }
-    }
-    for remark in snapshots.remarks() {
-        lines.push_str(&format!("[!]{remark}\n"));
-    }
-    let mut more_holds = true;
-    if let Some((check, holds, words)) = snapshots.more() {
-        more_holds = holds;
-        lines.push_str(&if holds {
-            format!("[+]{check} ok: {words}\n")
-        } else {
-            format!("[-]{check} failed: {words}\n")
-        });
-    }
+/// Answers as upstream does: `ok`, or all lines with `?verbose` or if a check fails.
+async fn ready<S: Served>(State(served): State<Arc<S>>, RawQuery(query): RawQuery) -> impl IntoResponse {
+    let readiness = served.readiness();
     let verbose = query.unwrap_or_default().split('&').any(|pair| pair.split('=').next() == Some("verbose"));
-    match (unready.is_empty() && more_holds, verbose) {
-        (false, _) => (StatusCode::SERVICE_UNAVAILABLE, lines),
+    match (readiness.is_ready(), verbose) {
+        (false, _) => (StatusCode::SERVICE_UNAVAILABLE, readiness.lines()),
         (true, false) => (StatusCode::OK, "ok".to_owned()),
-        (true, true) => (StatusCode::OK, lines + "check passed\n"),
+        (true, true) => (StatusCode::OK, readiness.lines() + "check passed\n"),
     }
 }
 

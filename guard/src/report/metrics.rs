@@ -1,206 +1,215 @@
-//! Owns the metrics: a snapshot as Prometheus text, ours and those of the upstream agent.
-//! Called by `admin`, for each scrape.
-//! Must never carry a label without bounds: rule names are bounded by the policy, addresses never appear.
+//! Owns the metrics: the status as families, ours and those of the upstream agent.
+//! Called by `admin` for each scrape.
+//! Must never have a label without bounds: rule names are bounded by the policy, and no address appears.
 
-use std::fmt;
-
-use prometheus_client::{
-    collector::Collector,
-    encoding::{DescriptorEncoder, EncodeMetric, text},
-    metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
-    registry::Registry,
+use crate::{
+    dial::dialling::Dialling,
+    report::{
+        prometheus_text::{self, Family},
+        status::Status,
+        upstream_metrics,
+    },
+    tunnel::handle::{Phase, TunnelState},
 };
 
-use crate::report::{edge, status::Status, upstream_metrics, usage};
+pub(crate) use crate::report::prometheus_text::CONTENT_TYPE;
 
-/// What a scraper is told about the text.
-pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
-
-/// Encodes a snapshot.
-pub fn encode(status: Status) -> Result<String, fmt::Error> {
-    let mut out = String::new();
-    upstream_metrics::encode(&mut out, &status)?;
-    status.dialling.encode(&mut out)?;
-    let mut registry = Registry::default();
-    registry.register_collector(Box::new(Snapshot(status)));
-    let mut ours = String::new();
-    text::encode(&mut ours, &registry)?;
-    out.push_str(&classic(&ours));
-    Ok(out)
+/// The metrics of a status, as Prometheus reads them.
+pub fn encode(status: &Status) -> String {
+    prometheus_text::encode(&families(status))
 }
 
-/// OpenMetrics in Prometheus' own text format, which is what upstream's metrics need: there a counter's family has the name of its samples.
-fn classic(open: &str) -> String {
-    let counters: Vec<&str> =
-        open.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.strip_suffix(" counter")).collect();
-    let line = |line: &str| {
-        let mut words = line.splitn(4, ' ');
-        match (words.next(), words.next(), words.next(), words.next()) {
-            (Some("#"), Some("EOF"), ..) => String::new(),
-            (Some("#"), Some(what), Some(name), Some(rest)) if counters.contains(&name) => {
-                format!("# {what} {name}_total {rest}\n")
-            }
-            _ => format!("{line}\n"),
-        }
-    };
-    open.lines().map(line).collect()
+/// Every family that this status has. A new metric is one entry here and one row in `docs/metrics.md`.
+fn families(status: &Status) -> Vec<Family> {
+    let mut all = upstream_metrics::families(status);
+    all.extend(of_dials(&status.dialling));
+    all.extend(of_policy(status));
+    all.extend(of_tunnel(status.tunnel.as_ref()));
+    all.extend(of_kernel(status));
+    all
 }
 
-#[derive(Debug)]
-struct Snapshot(Status);
+fn of_dials(dialling: &Dialling) -> Vec<Family> {
+    let Dialling { totals, audit_file, certificates, certificate_checks, services } = dialling;
+    let mut all = vec![
+        Family::counter("nodeguard_dials_total", "Dials of the control plane by outcome and reason.")
+            .each(&totals.dials, |family, dials| {
+                family.with([("outcome", &dials.verdict), ("reason", &dials.reason)], dials.count)
+            }),
+        Family::counter("nodeguard_dials_closed_total", "Open dials that have ended, by reason.")
+            .each(&totals.closed, |family, dials| family.with([("reason", &dials.reason)], dials.count)),
+        Family::counter("nodeguard_dial_bytes_total", "Bytes of dials that have ended, by direction.")
+            .with([("direction", "to_backend")], totals.to_backend)
+            .with([("direction", "to_control_plane")], totals.to_control_plane),
+        Family::histogram(
+            "nodeguard_dial_duration_seconds",
+            "From the request to its answer, of dials that were admitted.",
+        )
+        .value(&totals.dial_seconds),
+        Family::histogram("nodeguard_dial_open_seconds", "How long dials that have ended were open.")
+            .value(&totals.open_seconds),
+    ];
+    if let Some(file) = audit_file {
+        all.push(
+            Family::counter(
+                "nodeguard_audit_file_records_total",
+                "Records for the audit file, by what became of them.",
+            )
+            .with([("result", "written")], file.written)
+            .with([("result", "lost")], file.lost),
+        );
+        all.push(
+            Family::gauge("nodeguard_audit_file_failing", "1 if the last write to the audit file failed.")
+                .value(file.error.is_some()),
+        );
+    }
+    if let Some(services) = services {
+        all.push(
+            Family::gauge("nodeguard_services_read", "1 if the cluster's Services were read completely.")
+                .value(services.read),
+        );
+        all.push(
+            Family::gauge("nodeguard_services", "Services with a ClusterIP that are known.").value(services.services),
+        );
+        all.push(
+            Family::gauge("nodeguard_service_endpoints", "Endpoints of Services that are known.")
+                .value(services.endpoints),
+        );
+        let age = Family::gauge(
+            "nodeguard_services_age_seconds",
+            "Seconds since the last news of Services; 0 while the watch is open.",
+        );
+        all.extend(services.age_seconds.map(|seconds| age.value(seconds)));
+        all.push(
+            Family::counter("nodeguard_services_watch_errors_total", "Times that a list or watch of Services failed.")
+                .value(services.errors),
+        );
+    }
+    all.push(
+        Family::counter(
+            "nodeguard_kubelet_certificate_checks_total",
+            "Checks of kubelet's serving certificate, by result.",
+        )
+        .with([("result", "held")], certificate_checks.held)
+        .with([("result", "refused")], certificate_checks.refused)
+        .with([("result", "unreachable")], certificate_checks.unreachable),
+    );
+    let refused = certificates.iter().filter(|certificate| certificate.error.is_some()).count();
+    all.push(
+        Family::gauge(
+            "nodeguard_kubelet_certificates_refused",
+            "Addresses of kubelet whose serving certificate is refused now.",
+        )
+        .value(refused),
+    );
+    all
+}
 
-impl Collector for Snapshot {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let Status { policy, programs, counters, health, cut, mended, weakened, tunnel, mode, .. } = &self.0;
-        let Status { edge, map_use, program_use, .. } = &self.0;
-        gauge(
-            &mut encoder,
-            "nodeguard_policy_epoch",
-            "Epoch of the ruleset in force; 0 means none.",
-            policy.epoch.into(),
-        )?;
-        gauge(
-            &mut encoder,
-            "nodeguard_policy_enforcing",
-            "1 where the policy enforces, 0 where it only audits.",
-            (mode == "Enforce").into(),
-        )?;
-        gauge(
-            &mut encoder,
+fn of_policy(status: &Status) -> Vec<Family> {
+    let enforcing = status.mode == Some(guard_policy::ruleset::Mode::Enforce);
+    vec![
+        Family::gauge("nodeguard_policy_epoch", "Epoch of the ruleset in force; 0 means none.")
+            .value(status.policy.epoch),
+        Family::gauge("nodeguard_policy_enforcing", "1 if the policy enforces, 0 if it only audits.").value(enforcing),
+        Family::gauge(
             "nodeguard_policy_rejected",
-            "1 where the last edit was rejected and the one before it stays in force.",
-            policy.last_error.is_some().into(),
-        )?;
-        gauge(
-            &mut encoder,
-            "nodeguard_weakened",
-            "Number of things that weaken protection right now.",
-            weakened.len() as i64,
-        )?;
-        let streams =
-            tunnel.get("streams").and_then(serde_json::Value::as_array).map(Vec::as_slice).unwrap_or_default();
-        let mut family = encoder.encode_descriptor(
+            "1 if the last edit was rejected and the policy before it stays in force.",
+        )
+        .value(status.policy.last_error.is_some()),
+        Family::gauge("nodeguard_weakened", "Number of things that weaken protection right now.")
+            .value(status.weakened.len()),
+    ]
+}
+
+fn of_tunnel(tunnel: Option<&TunnelState>) -> Vec<Family> {
+    let count =
+        |phase: Phase| tunnel.map_or(0, |tunnel| tunnel.streams.iter().filter(|each| each.state == phase).count());
+    vec![
+        Family::gauge(
             "nodeguard_tunnel_streams",
             "Streams to proxy-servers (connected, draining) and addresses that should have one (connecting, waiting).",
-            None,
-            MetricType::Gauge,
-        )?;
-        for state in ["connected", "draining", "connecting", "waiting"] {
-            let is_so =
-                |stream: &&serde_json::Value| stream.get("state").and_then(|state| state.as_str()) == Some(state);
-            let count = streams.iter().filter(is_so).count();
-            ConstGauge::new(count as i64).encode(family.encode_family(&[("state", state)])?)?;
-        }
-        let material = |name: &str| tunnel.get("material").and_then(|material| material.get(name));
-        gauge(
-            &mut encoder,
+        )
+        .each(Phase::ALL, |family, phase| family.with([("state", phase.name())], count(phase))),
+        Family::gauge(
             "nodeguard_tunnel_material_broken",
-            "1 where the certificates or the token on disk cannot be used and those from before stay in use.",
-            material("broken").is_some_and(|broken| !broken.is_null()).into(),
-        )?;
-        let broken = encoder.encode_descriptor(
-            "nodeguard_tunnel_material_failures",
+            "1 if the certificates or the token on disk cannot be used and the previous ones stay in use.",
+        )
+        .value(tunnel.is_some_and(|tunnel| tunnel.material.broken.is_some())),
+        Family::counter(
+            "nodeguard_tunnel_material_failures_total",
             "Times that changed certificates or a changed token could not be used.",
-            None,
-            MetricType::Counter,
-        )?;
-        ConstCounter::new(material("failures").and_then(serde_json::Value::as_u64).unwrap_or(0)).encode(broken)?;
-
-        let mut family = encoder.encode_descriptor(
-            "nodeguard_program_attached",
-            "1 where the kernel program is attached.",
-            None,
-            MetricType::Gauge,
-        )?;
-        for program in programs {
-            let labels = [("program", program.name.as_str())];
-            ConstGauge::new(i64::from(program.attached)).encode(family.encode_family(&labels)?)?;
-        }
-        edge::encode(edge, &mut encoder)?;
-        usage::encode(map_use, program_use, &mut encoder)?;
-        let mut family = encoder.encode_descriptor(
-            "nodeguard_packets",
-            "Packets to guarded ports that reached a listener or were denied, by rule and reason.",
-            None,
-            MetricType::Counter,
-        )?;
-        for counter in counters {
-            let audited = if counter.audited { "true" } else { "false" };
-            let labels = [
-                ("rule", counter.rule.as_str()),
-                ("reason", counter.reason.as_str()),
-                ("verdict", counter.verdict.as_str()),
-                ("audited", audited),
-            ];
-            ConstCounter::new(counter.packets).encode(family.encode_family(&labels)?)?;
-        }
-        let mut family = encoder.encode_descriptor(
-            "nodeguard_kernel_lost",
-            "What the kernel half could not do: events or pinholes that did not fit.",
-            None,
-            MetricType::Counter,
-        )?;
-        for lost in health {
-            ConstCounter::new(lost.count).encode(family.encode_family(&[("what", lost.name.as_str())])?)?;
-        }
-        let cut_total = encoder.encode_descriptor(
-            "nodeguard_connections_cut",
-            "Open connections that were cut because the policy in force does not admit them.",
-            None,
-            MetricType::Counter,
-        )?;
-        ConstCounter::new(*cut).encode(cut_total)?;
-        let mended_total = encoder.encode_descriptor(
-            "nodeguard_mended",
-            "Pins, links and tables that were mended because somebody else removed or changed them.",
-            None,
-            MetricType::Counter,
-        )?;
-        ConstCounter::new(*mended).encode(mended_total)?;
-        Ok(())
-    }
+        )
+        .value(tunnel.map_or(0, |tunnel| tunnel.material.failures)),
+    ]
 }
 
-fn gauge(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: i64) -> Result<(), fmt::Error> {
-    ConstGauge::new(value).encode(encoder.encode_descriptor(name, help, None, MetricType::Gauge)?)
+fn of_kernel(status: &Status) -> Vec<Family> {
+    let Status { programs, edge, map_use, program_use, counters, health, cut, mended, .. } = status;
+    let mut all = vec![
+        Family::gauge("nodeguard_program_attached", "1 if the kernel program is attached.")
+            .each(programs, |family, program| family.with([("program", &program.name)], program.attached)),
+        Family::gauge(
+            "nodeguard_edge_attached",
+            "1 if the edge tier is attached to the interface, with the hook that it is attached by.",
+        )
+        .each(edge, |family, link| family.with([("interface", &link.interface), ("hook", &link.hook)], link.attached)),
+        Family::gauge("nodeguard_map_entries", "Entries of a kernel map that are in use.")
+            .each(map_use, |family, map| family.with([("map", &map.name)], map.entries)),
+        Family::gauge(
+            "nodeguard_map_capacity",
+            "Entries that a kernel map can have; of a ruleset's table, those that one ruleset can have.",
+        )
+        .each(map_use, |family, map| family.with([("map", &map.name)], map.capacity)),
+    ];
+    if !program_use.is_empty() {
+        all.push(
+            Family::counter(
+                "nodeguard_program_seconds_total",
+                "How long a kernel program ran in all, if the kernel measures it.",
+            )
+            .each(program_use, |family, program| family.with([("program", &program.name)], program.seconds)),
+        );
+        all.push(
+            Family::counter(
+                "nodeguard_program_runs_total",
+                "How often a kernel program ran, if the kernel measures it.",
+            )
+            .each(program_use, |family, program| family.with([("program", &program.name)], program.runs)),
+        );
+    }
+    all.extend([
+        Family::counter(
+            "nodeguard_packets_total",
+            "Packets to guarded ports that reached a listener or were denied, by rule and reason.",
+        )
+        .each(counters, |family, counter| {
+            let labels = [
+                ("rule", counter.rule.as_str()),
+                ("reason", &counter.reason),
+                ("verdict", &counter.verdict),
+                ("audited", if counter.audited { "true" } else { "false" }),
+            ];
+            family.with(labels, counter.packets)
+        }),
+        Family::counter(
+            "nodeguard_kernel_lost_total",
+            "What the kernel half could not do: events or pinholes that did not fit.",
+        )
+        .each(health, |family, loss| family.with([("what", &loss.name)], loss.count)),
+        Family::counter(
+            "nodeguard_connections_cut_total",
+            "Open connections that were cut because the policy in force does not admit them.",
+        )
+        .value(*cut),
+        Family::counter(
+            "nodeguard_mended_total",
+            "Pins, links and tables that were restored because something else removed or changed them.",
+        )
+        .value(*mended),
+    ]);
+    all
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::report::status::Counter;
-
-    #[test]
-    fn a_denial_is_a_counter_with_its_reason() {
-        let counter = Counter {
-            rule: "kubelet".into(),
-            reason: "no-selector".into(),
-            verdict: "Deny".into(),
-            audited: false,
-            packets: 3,
-        };
-        let text = encode(Status { counters: vec![counter], ..Status::default() }).unwrap();
-        let line = r#"nodeguard_packets_total{rule="kubelet",reason="no-selector",verdict="Deny",audited="false"} 3"#;
-        assert!(text.contains(line), "{text}");
-        assert!(text.contains("\n# TYPE nodeguard_packets_total counter\n"), "{text}");
-        assert!(!text.contains("# EOF"));
-    }
-
-    #[test]
-    fn every_stream_and_every_address_without_one_counts_by_its_state() {
-        let streams =
-            ["connected", "connected", "draining", "waiting"].map(|state| serde_json::json!({"state": state}));
-        let tunnel = serde_json::json!({"streams": streams, "material": {"failures": 2, "broken": "no key"}});
-        let text = encode(Status { tunnel, ..Status::default() }).unwrap();
-        for line in [
-            r#"nodeguard_tunnel_streams{state="connected"} 2"#,
-            r#"nodeguard_tunnel_streams{state="draining"} 1"#,
-            r#"nodeguard_tunnel_streams{state="connecting"} 0"#,
-            r#"nodeguard_tunnel_streams{state="waiting"} 1"#,
-            "nodeguard_tunnel_material_broken 1",
-            "nodeguard_tunnel_material_failures_total 2",
-        ] {
-            assert!(text.lines().any(|each| each == line), "{line}: {text}");
-        }
-    }
-}
+#[path = "metrics_tests.rs"]
+mod tests;

@@ -1,13 +1,16 @@
-//! Owns what the guard says of itself: status, metrics, health, tables for people.
+//! Owns what the guard reports of itself: status, metrics, readiness, tables for people.
 //! Called by the daemon, which serves it, and by the command line.
 //! Must never be read by what it reports on.
 
 pub mod admin;
-pub mod dialling;
-pub mod edge;
+pub mod ask;
+pub mod assess;
 pub mod metrics;
-pub mod snapshot;
+mod prometheus_text;
+pub mod readiness;
 pub mod status;
+pub mod status_tables;
+pub mod stopped;
 pub mod table;
-pub mod upstream_metrics;
-pub mod usage;
+mod upstream_metrics;
+pub mod weakness;

@@ -4,8 +4,8 @@
 
 pub mod error_chain;
 pub mod file_watch;
+pub mod histogram;
 pub mod lock;
-pub mod metrics_text;
 pub mod node_facts;
 pub mod times;
 pub mod units;

@@ -9,43 +9,116 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use serde::Serialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    cluster::leases::Leases,
+    cluster::leases::{Leases, LeasesState},
     dial::serve::Dialer,
     net::remote_host::RemoteHost,
     sys::{lock::lock, times::rfc3339},
     tunnel::{
         identifiers::Identifiers,
-        servers::{Role, Servers},
+        servers::{Held, Role, Servers},
         settings::{CountSource, TunnelConfig},
         stream::credentials::CredentialStore,
     },
+    wire::counts::{StreamCounts, counted},
 };
 
-/// What `status` says about a stream, or about an address that has none.
-#[derive(Clone, Debug, Default, Serialize)]
+/// The state of the tunnel.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TunnelState {
+    /// The streams, and the addresses that should have one.
+    pub streams: Vec<StreamState>,
+    /// The number of servers that the agent wants a stream to.
+    pub known_servers: u32,
+    /// The identifiers that are advertised to the servers.
+    pub identifiers: String,
+    /// The certificates and the token.
+    pub material: CredentialsState,
+    /// Live streams that were made with older credentials and that cannot be replaced.
+    pub outdated: Vec<OutdatedStream>,
+    /// The leases of the servers, if they are counted.
+    pub leases: Option<LeasesState>,
+    /// Messages and errors of all streams.
+    pub messages: StreamCounts,
+}
+
+/// A stream, or an address that should have one.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct StreamState {
-    /// `host:port`, and the address where the host is a name.
+    /// `host:port`, and the address if the host is a name.
     pub server: String,
     /// What the server calls itself.
     pub server_id: Option<String>,
-    /// `connected`, `draining`, `connecting` or `waiting`.
-    pub state: &'static str,
-    /// RFC 3339: since when.
+    /// What the stream does.
+    pub state: Phase,
+    /// Since when, RFC 3339.
     pub since: String,
-    /// Version and key exchange.
+    /// The TLS version and the key exchange.
     pub tls: Option<String>,
-    /// How many dials it carries.
+    /// The number of dials that it carries.
     pub dials: Option<usize>,
-    /// Which certificates and identifiers it was made with: a number that grows.
+    /// The number of the credentials and identifiers that it was made with; a newer set has a larger number.
     pub made_with: Option<u64>,
     /// Why the last attempt or stream ended.
     pub last_error: Option<String>,
+}
+
+/// What a stream does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// It takes dials.
+    Connected,
+    /// It serves the dials that it has and takes no more.
+    Draining,
+    /// An attempt to connect is under way.
+    Connecting,
+    /// The next attempt is due later.
+    #[default]
+    Waiting,
+}
+
+impl Phase {
+    /// All of them.
+    pub const ALL: [Phase; 4] = [Phase::Connected, Phase::Draining, Phase::Connecting, Phase::Waiting];
+
+    /// The stable name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Phase::Connected => "connected",
+            Phase::Draining => "draining",
+            Phase::Connecting => "connecting",
+            Phase::Waiting => "waiting",
+        }
+    }
+}
+
+/// The certificates and the token.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CredentialsState {
+    /// The number of the set in use; 0 if there is none.
+    pub in_use: u64,
+    /// How often changed files could not be used.
+    pub failures: u64,
+    /// Why the files on disk cannot be used, if they cannot.
+    pub broken: Option<String>,
+}
+
+/// A live stream that was made with older credentials and that cannot be replaced.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+pub struct OutdatedStream {
+    /// The server's address.
+    pub server: String,
+    /// Why there is no new stream.
+    pub error: String,
 }
 
 /// The tunnel.
@@ -101,31 +174,30 @@ impl Tunnel {
         }
     }
 
-    /// What weakens protection, a sentence each.
-    pub fn weakened(&self) -> Vec<String> {
-        let broken = self.credentials.broken().filter(|_| self.credentials.number() > 0);
-        let broken = broken.map(|error| {
-            format!("the certificates or the token on disk cannot be used, the previous ones stay in use: {error}")
-        });
-        let servers = lock(&self.servers);
-        let outdated = servers.outdated().map(|(held, error)| {
-            format!(
-                "the stream to {} uses older certificates, token or revocation lists, because no connection succeeds with the current ones: {error}",
-                self.config.at(held.address)
-            )
-        });
-        broken.into_iter().chain(outdated).collect()
+    /// The state for `status` and the metrics.
+    pub fn state(&self) -> TunnelState {
+        TunnelState {
+            streams: self.streams(),
+            known_servers: lock(&self.servers).wanted,
+            identifiers: self.identifiers.load().1.to_string(),
+            material: CredentialsState {
+                in_use: self.credentials.number(),
+                failures: self.credentials.failures(),
+                broken: self.credentials.broken(),
+            },
+            outdated: self.outdated(),
+            leases: self.leases.as_ref().map(Leases::state),
+            messages: counted(),
+        }
     }
 
-    /// What `status` and the metrics say.
-    pub fn snapshot(&self) -> serde_json::Value {
-        serde_json::json!({
-            "streams": self.streams(),
-            "knownServers": lock(&self.servers).wanted,
-            "identifiers": self.identifiers.load().1.to_string(),
-            "material": { "inUse": self.credentials.number(), "failures": self.credentials.failures(), "broken": self.credentials.broken() },
-            "leases": self.leases.as_ref().map(Leases::snapshot),
-        })
+    fn outdated(&self) -> Vec<OutdatedStream> {
+        let servers = lock(&self.servers);
+        let of = |(held, error): (&Held, &str)| OutdatedStream {
+            server: self.config.at(held.address),
+            error: error.to_owned(),
+        };
+        servers.outdated().map(of).collect()
     }
 
     /// Every stream, those that take dials first; then every address that should have one.
@@ -139,7 +211,7 @@ impl Tunnel {
             StreamState {
                 server: self.config.named(host, held.address),
                 server_id: Some(held.server.clone()),
-                state: if held.role == Role::Draining || draining { "draining" } else { "connected" },
+                state: if held.role == Role::Draining || draining { Phase::Draining } else { Phase::Connected },
                 since: rfc3339(held.since),
                 tls,
                 dials,
@@ -151,7 +223,7 @@ impl Tunnel {
             servers.addresses.iter().filter(|(_, state)| !servers.is_served(state)).map(|(address, state)| {
                 StreamState {
                     server: self.config.named(Some(&state.host), *address),
-                    state: if state.trying { "connecting" } else { "waiting" },
+                    state: if state.trying { Phase::Connecting } else { Phase::Waiting },
                     since: rfc3339(state.since),
                     last_error: state.error.clone(),
                     ..StreamState::default()
@@ -160,7 +232,7 @@ impl Tunnel {
         let unresolved = lock(&self.unresolved);
         let unresolved = unresolved.iter().map(|(host, error)| StreamState {
             server: host.to_string(),
-            state: "waiting",
+            state: Phase::Waiting,
             since: rfc3339(Instant::now()),
             last_error: Some(error.clone()),
             ..StreamState::default()

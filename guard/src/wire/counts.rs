@@ -1,12 +1,14 @@
 //! Owns the counters of messages and errors of all streams, as upstream counts them.
-//! Called by `frames` and `bodies` for each message, and by `tunnel/stream/session` for a stream that ends with an error; `report` reads them.
+//! Called by `frames` and `bodies` for each message, and by `tunnel/stream/session` for a stream that ends with an error; the tunnel's state reads them.
 //! Must never keep more of a message than its type.
 
 use std::{
-    fmt::{self, Write},
+    borrow::Cow,
     sync::atomic::{AtomicU64, Ordering},
 };
 
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use tonic::Code;
 
 /// The message types by number.
@@ -65,38 +67,50 @@ fn count(counts: &Counts, kind: i32) {
     }
 }
 
-/// Writes upstream's three families; as there, one that counts nothing is left out.
-pub fn encode(out: &mut String, prefix: &str) -> fmt::Result {
-    let value = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-    let failures: u64 = ERRORS.iter().map(value).sum();
-    let directions =
-        [("from_server".to_owned(), failures)].map(|(name, count)| (format!("direction=\"{name}\""), count));
-    let help = "Count of failures to send to or receive from the proxy server, labeled by the direction (from_server or to_server). DEPRECATED, please use stream_events_error_total";
-    family(out, &format!("{prefix}server_connection_failure_count"), help, &directions)?;
-    let errors = CODES.iter().zip(&ERRORS).map(|(code, counter)| {
-        (format!("segment=\"to_agent\",code=\"{code}\",packet_type=\"Unknown\""), value(counter))
-    });
-    let help = "Count of gRPC stream errors, by segment, grpc Code, packet type. (example: from_agent, Code.Unavailable, DIAL_RSP)";
-    family(out, &format!("{prefix}stream_errors_total"), help, &errors.collect::<Vec<_>>())?;
-    let mut packets = Vec::new();
-    for (segment, counts) in [("from_agent", &SENT), ("to_agent", &RECEIVED)] {
-        for (kind, counter) in TYPES.iter().chain(&["UNKNOWN"]).zip(counts) {
-            packets.push((format!("segment=\"{segment}\",packet_type=\"{kind}\""), value(counter)));
-        }
-    }
-    let help = "Count of packets processed, by segment and packet type (example: from_client, DIAL_REQ)";
-    family(out, &format!("{prefix}stream_packets_total"), help, &packets)
+/// Messages and errors of all streams. What counts nothing is left out.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct StreamCounts {
+    /// Messages, by direction and type.
+    pub packets: Vec<MessageCount>,
+    /// Streams that ended with an error, by gRPC status code.
+    pub errors: Vec<ErrorCount>,
 }
 
-fn family(out: &mut String, name: &str, help: &str, values: &[(String, u64)]) -> fmt::Result {
-    if values.iter().all(|(_, count)| *count == 0) {
-        return Ok(());
+/// Messages of one type in one direction.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct MessageCount {
+    /// `from_agent` or `to_agent`.
+    pub segment: Cow<'static, str>,
+    /// The type's name, or `UNKNOWN`.
+    pub packet_type: Cow<'static, str>,
+    /// How many.
+    pub count: u64,
+}
+
+/// Streams that ended with one error.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ErrorCount {
+    /// The gRPC status code, as Go writes it.
+    pub code: Cow<'static, str>,
+    /// How many.
+    pub count: u64,
+}
+
+/// The counts so far.
+pub fn counted() -> StreamCounts {
+    let value = |counter: &AtomicU64| Some(counter.load(Ordering::Relaxed)).filter(|count| *count > 0);
+    let mut counts = StreamCounts::default();
+    for (segment, counters) in [("from_agent", &SENT), ("to_agent", &RECEIVED)] {
+        for (kind, counter) in TYPES.into_iter().chain(["UNKNOWN"]).zip(counters) {
+            let count = |count| MessageCount { segment: segment.into(), packet_type: kind.into(), count };
+            counts.packets.extend(value(counter).map(count));
+        }
     }
-    writeln!(out, "# HELP {name} {help}\n# TYPE {name} counter")?;
-    for (labels, count) in values.iter().filter(|(_, count)| *count > 0) {
-        writeln!(out, "{name}{{{labels}}} {count}")?;
+    for (code, counter) in CODES.into_iter().zip(&ERRORS) {
+        counts.errors.extend(value(counter).map(|count| ErrorCount { code: code.into(), count }));
     }
-    Ok(())
+    counts
 }
 
 #[cfg(test)]
@@ -113,13 +127,9 @@ mod tests {
             received(kind);
         }
         failed(Code::Internal);
-        let mut text = String::new();
-        encode(&mut text, "p_").unwrap();
-        assert!(text.contains("p_stream_packets_total{segment=\"to_agent\",packet_type=\"UNKNOWN\"}"), "{text}");
-        assert!(
-            text.contains("p_stream_errors_total{segment=\"to_agent\",code=\"Internal\",packet_type=\"Unknown\"}"),
-            "{text}"
-        );
-        assert!(text.contains("p_server_connection_failure_count{direction=\"from_server\"}"), "{text}");
+        let counts = counted();
+        let unknown = |each: &&MessageCount| each.segment == "to_agent" && each.packet_type == "UNKNOWN";
+        assert!(counts.packets.iter().any(|each| unknown(&each) && each.count >= 4), "{counts:?}");
+        assert!(counts.errors.iter().any(|each| each.code == "Internal"), "{counts:?}");
     }
 }

@@ -195,8 +195,9 @@ pub fn packets_of(status: &Status, rule: Option<&str>, reason: &str) -> u64 {
 
 /// A field of the first stream.
 pub fn stream(status: &Status, field: &str) -> String {
-    let stream = status.tunnel.get("streams").and_then(|streams| streams.get(0));
-    stream.and_then(|stream| stream.get(field)).and_then(|value| value.as_str()).unwrap_or_default().to_owned()
+    let stream = status.tunnel.as_ref().and_then(|tunnel| tunnel.streams.first());
+    let json = serde_json::to_value(stream).unwrap_or_default();
+    json.get(field).and_then(|value| value.as_str()).unwrap_or_default().to_owned()
 }
 
 /// The guard's binary.

@@ -128,12 +128,10 @@ impl Job<'_> {
         let daemon = self.lab.daemon()?;
         let found = until("the event", Duration::from_secs(2), || {
             Ok(daemon.status()?.last_denies.iter().any(|event| {
-                let text = |name: &str| event.get(name).and_then(|value| value.as_str()).unwrap_or_default();
-                let source = text("source").parse().map(|source: SocketAddr| source.ip());
-                source == Ok(from.ip())
-                    && text("destination") == to.ip().to_string()
-                    && event.get("port").is_some_and(|port| *port == to.port())
-                    && text("reason") == reason
+                event.source.ip() == from.ip()
+                    && event.destination == to.ip()
+                    && event.port == to.port()
+                    && event.reason == reason
             }))
         });
         Ok(found.is_ok())
@@ -165,8 +163,8 @@ impl Job<'_> {
         let took = started.elapsed();
         let daemon = self.lab.daemon()?;
         let refused = daemon.status()?.last_refused_dials;
-        let field = |name: &str| refused.last().and_then(|dial| dial.get(name)?.as_str()).unwrap_or("-");
-        let said = if field("requested") == to { field("reason") } else { "-" };
+        let last = refused.last().filter(|dial| dial.requested == to);
+        let said = last.map_or("-", |dial| &dial.reason);
         let printed = daemon.printed();
         let is_record = |line: &str| line.contains("dial refused") && line.contains(to) && line.contains(reason);
         let audited = printed.lines().any(is_record);
@@ -239,7 +237,7 @@ impl Job<'_> {
     fn counters(&mut self) -> Result<BTreeMap<(String, String), u64>> {
         let mut counters = BTreeMap::new();
         for counter in self.lab.daemon()?.status()?.counters {
-            *counters.entry((counter.rule, counter.reason)).or_default() += counter.packets;
+            *counters.entry((counter.rule, counter.reason.into_owned())).or_default() += counter.packets;
         }
         Ok(counters)
     }

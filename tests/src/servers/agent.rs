@@ -9,8 +9,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use nodeguard::report::{admin, status::Status};
-use serde_json::Value;
+use nodeguard::{
+    report::{ask::ask, status::Status},
+    tunnel::handle::StreamState,
+};
 use tokio::{sync::watch, task::JoinSet};
 
 use super::eventually;
@@ -80,19 +82,18 @@ impl Agent {
 
     /// Its status.
     pub async fn status(&self) -> Result<Status> {
-        Ok(admin::ask(&self.admin).await?)
+        Ok(ask(&self.admin).await?)
     }
 
     /// Its streams.
     pub async fn streams(&self) -> Result<Vec<Stream>> {
-        let tunnel = self.status().await?.tunnel;
-        let text = |stream: &Value, name: &str| stream[name].as_str().unwrap_or_default().to_owned();
-        let stream = |stream: &Value| Stream {
-            server: text(stream, "serverId"),
-            state: text(stream, "state"),
-            made_with: stream["madeWith"].as_u64().unwrap_or(0),
+        let tunnel = self.status().await?.tunnel.context("no tunnel")?;
+        let stream = |stream: StreamState| Stream {
+            server: stream.server_id.unwrap_or_default(),
+            state: stream.state.name().to_owned(),
+            made_with: stream.made_with.unwrap_or(0),
         };
-        Ok(tunnel["streams"].as_array().into_iter().flatten().map(stream).collect())
+        Ok(tunnel.streams.into_iter().map(stream).collect())
     }
 
     /// Waits until a condition holds of its streams; returns how long that took.
@@ -110,7 +111,7 @@ impl Agent {
             Ok(took) => Ok(took),
             Err(error) => {
                 let tunnel = self.status().await?.tunnel;
-                Err(error.context(format!("the tunnel: {tunnel:#}\n{}", self.process.printed())))
+                Err(error.context(format!("the tunnel: {tunnel:#?}\n{}", self.process.printed())))
             }
         }
     }

@@ -3,18 +3,17 @@
 //! Must never call what is old current: only an answer of the API server that is still open counts.
 
 use std::{
-    fmt::{self, Write},
-    io,
     sync::Mutex,
     time::{Duration, Instant},
 };
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::sys::{lock::lock, metrics_text::family, times::ago};
+use crate::sys::{lock::lock, times::ago};
 
 /// What `status` and the metrics say.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ServicesState {
     /// Whether they were read as a whole.
@@ -34,11 +33,11 @@ pub struct ServicesState {
 impl ServicesState {
     /// The check of readiness: until they were read once, dials to Services are refused. What is old does not hold it back.
     pub fn readiness(&self) -> (bool, String) {
-        (self.read, self.text())
+        (self.read, self.in_words())
     }
 
-    /// In words.
-    fn text(&self) -> String {
+    /// One line for people.
+    pub fn in_words(&self) -> String {
         let why = self.last_error.as_ref().map(|error| format!(": {error}")).unwrap_or_default();
         if !self.read {
             return format!("not read yet, dials to ClusterIPs are refused{why}");
@@ -49,36 +48,6 @@ impl ServicesState {
             Some(age) => format!("{known}, as of {} ago{why}", ago(Duration::from_secs(age))),
             None => format!("{known}{why}"),
         }
-    }
-
-    /// A line for people.
-    pub fn render(&self, out: &mut dyn io::Write) -> io::Result<()> {
-        writeln!(out, "Services:   {}", self.text())
-    }
-
-    /// Writes it in Prometheus' text format.
-    pub fn encode(&self, out: &mut String) -> fmt::Result {
-        for (name, help, value) in [
-            ("nodeguard_services_read", "1 where the cluster's Services were read as a whole.", u64::from(self.read)),
-            ("nodeguard_services", "Services with a ClusterIP that are known.", self.services as u64),
-            ("nodeguard_service_endpoints", "Endpoints of Services that are known.", self.endpoints as u64),
-        ] {
-            family(out, name, help, "gauge")?;
-            writeln!(out, "{name} {value}")?;
-        }
-        if let Some(age) = self.age_seconds {
-            let name = "nodeguard_services_age_seconds";
-            family(
-                out,
-                name,
-                "Since when nothing was heard of Services; 0 while the API server is listened to.",
-                "gauge",
-            )?;
-            writeln!(out, "{name} {age}")?;
-        }
-        let name = "nodeguard_services_watch_errors_total";
-        family(out, name, "Times that the API server could not be listened to.", "counter")?;
-        writeln!(out, "{name} {}", self.errors)
     }
 }
 
@@ -168,8 +137,5 @@ mod tests {
         assert_eq!(state.readiness(), (true, "3 known, 5 endpoints, current".to_owned()));
         let state = ServicesState { age_seconds: Some(192), last_error: Some("no route".into()), ..state };
         assert_eq!(state.readiness(), (true, "3 known, 5 endpoints, as of 3m12s ago: no route".to_owned()));
-        let mut text = String::new();
-        state.encode(&mut text).unwrap();
-        assert!(text.contains("\nnodeguard_services_age_seconds 192\n"), "{text}");
     }
 }

@@ -15,6 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{dial::audit::record::Record, sys::lock::lock};
@@ -39,15 +40,15 @@ pub struct FileConfig {
     pub max_backups: u32,
 }
 
-/// How the file does.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// The state of the audit file.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct FileState {
     /// The file.
     pub path: String,
     /// Records that were written.
     pub written: u64,
-    /// Records that were not.
+    /// Records that were not written.
     pub lost: u64,
     /// Why the last write failed, if it did.
     pub error: Option<String>,

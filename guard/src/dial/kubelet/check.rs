@@ -20,6 +20,7 @@ use std::{
 
 use guard_policy::ruleset::{CertificateDemand, Ruleset};
 use rustls::pki_types::ServerName;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -52,18 +53,29 @@ pub enum CheckError {
     Refused(Arc<CertificateRefusal>),
 }
 
-/// What `status` says of a checked certificate.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+/// The last check of a serving certificate.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct CertificateState {
-    /// Where.
+    /// The address of kubelet.
     pub address: SocketAddr,
-    /// RFC 3339: when.
+    /// When it was checked, RFC 3339.
     pub checked: String,
-    /// Of the certificate (DER).
+    /// SHA-256 of the certificate (DER).
     pub sha256: Option<String>,
     /// Why it is refused, if it is.
     pub error: Option<String>,
+}
+
+/// Checks of serving certificates, by result.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct CertificateChecks {
+    /// The certificate was the one that the policy asks for.
+    pub held: u64,
+    /// It was another one, or there was no TLS.
+    pub refused: u64,
+    /// There was no connection.
+    pub unreachable: u64,
 }
 
 /// What the listener is, as far as it can be told without asking it.
@@ -161,10 +173,14 @@ impl Certificates {
         states
     }
 
-    /// Handshakes that held, that did not, and that found nobody.
-    pub fn counts(&self) -> [(&'static str, u64); 3] {
+    /// The checks so far, by result.
+    pub fn counts(&self) -> CertificateChecks {
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        [("held", count(&self.held)), ("refused", count(&self.refused)), ("unreachable", count(&self.unreachable))]
+        CertificateChecks {
+            held: count(&self.held),
+            refused: count(&self.refused),
+            unreachable: count(&self.unreachable),
+        }
     }
 }
 

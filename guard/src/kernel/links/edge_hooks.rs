@@ -2,8 +2,12 @@
 //! Called by `load`, which keeps it, and by `edge_tier`, which makes it hold.
 //! Must never decide where to attach: that is `edge_tier`'s.
 
-use std::{collections::BTreeMap, os::fd::OwnedFd};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    os::fd::OwnedFd,
+};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::kernel::syscalls;
@@ -71,19 +75,55 @@ pub(crate) struct HookLink {
 }
 
 /// The edge tier on one interface.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct EdgeLink {
     /// The interface, as the policy names it.
     pub interface: String,
-    /// `xdp`, `tcx` or `xdp-generic`; empty where it is not attached.
+    /// `xdp`, `tcx` or `xdp-generic`; empty if it is not attached.
     pub hook: String,
-    /// Whether it holds.
+    /// Whether it is attached.
     pub attached: bool,
     /// The link's id.
     pub link_id: Option<u32>,
     /// The id of the program in the link.
     pub program_id: Option<u32>,
-    /// Why it is not attached, or not by the best way.
+    /// Why it is not attached, or why it uses a fallback hook.
     pub note: String,
+}
+
+impl EdgeLink {
+    /// The links as they are now: the daemon's last look, corrected by the pins.
+    pub fn now(found: &[EdgeLink], pinned: Vec<EdgeLink>) -> Vec<EdgeLink> {
+        let wanted: BTreeSet<&str> = found.iter().map(|link| link.interface.as_str()).collect();
+        let live = |link: &EdgeLink| pinned.iter().find(|pinned| pinned.interface == link.interface).cloned();
+        let with_note = |link: &EdgeLink| match live(link) {
+            Some(live) => {
+                EdgeLink { note: if live.attached { link.note.clone() } else { "detached".to_owned() }, ..live }
+            }
+            None if link.attached => EdgeLink { attached: false, note: "detached".to_owned(), ..link.clone() },
+            None => link.clone(),
+        };
+        let left = pinned.iter().filter(|pinned| !wanted.contains(pinned.interface.as_str())).cloned();
+        found.iter().map(with_note).chain(left).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn link(interface: &str, attached: bool, note: &str) -> EdgeLink {
+        EdgeLink { interface: interface.into(), hook: "tcx".into(), attached, note: note.into(), ..EdgeLink::default() }
+    }
+
+    #[test]
+    fn what_is_detached_since_the_last_look_is_told() {
+        let found = [link("a", true, "n"), link("b", true, ""), link("c", false, "gone")];
+        let pinned = vec![link("a", true, ""), link("b", false, ""), link("x", true, "")];
+        let now = EdgeLink::now(&found, pinned);
+        let told: Vec<(&str, bool, &str)> =
+            now.iter().map(|link| (link.interface.as_str(), link.attached, link.note.as_str())).collect();
+        assert_eq!(told, [("a", true, "n"), ("b", false, "detached"), ("c", false, "gone"), ("x", true, "")]);
+    }
 }

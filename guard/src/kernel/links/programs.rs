@@ -17,6 +17,8 @@ use aya::{
     programs::{CgroupAttachMode, CgroupSkbAttachType, Program, ProgramError, ProgramInfo, SockOps, links::FdLink},
 };
 use guard_common::abi::Pinhole;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use crate::kernel::{
     error::{LoadError, LoadRefusal, at},
@@ -69,13 +71,13 @@ pub(crate) struct CgroupLink {
     pub(crate) program_id: u32,
 }
 
-/// Whether a program holds.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+/// Whether a program is attached.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Attachment {
     /// The program.
     pub name: String,
-    /// Whether its link is there and attached.
+    /// Whether its link exists and is attached.
     pub attached: bool,
     /// The link's id.
     pub link_id: Option<u32>,
@@ -84,12 +86,22 @@ pub struct Attachment {
 }
 
 /// A pinned map.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PinnedMap {
     /// The map.
     pub name: String,
     /// Its id.
     pub id: u32,
+}
+
+/// How the programs find the network namespace of a listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum NamespaceBy {
+    /// By the cookie of the namespace (Linux 6.15).
+    Cookie,
+    /// By the destination address.
+    Address,
 }
 
 /// Opens the maps and loads the programs. Pinned maps are adopted after a check of their definitions. Attaches nothing.

@@ -3,6 +3,7 @@
 //! Must never count: the kernel's counters are exact, events may be lost under a flood.
 
 use std::{
+    borrow::Cow,
     collections::VecDeque,
     io,
     net::{IpAddr, Ipv6Addr, SocketAddr},
@@ -13,6 +14,8 @@ use std::{
 use arc_swap::ArcSwap;
 use aya::maps::{MapData, RingBuf};
 use guard_common::{Reason, abi::DenyEvent};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use tokio::io::unix::AsyncFd;
 use zerocopy::FromBytes;
 
@@ -25,11 +28,11 @@ const LOGGED_PER_SECOND: u32 = 20;
 /// Records taken before other tasks get their turn.
 const BATCH: usize = 4096;
 
-/// One denial, in words.
-#[derive(Clone, Debug, serde::Serialize)]
+/// One denial.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Denial {
-    /// RFC 3339, UTC.
+    /// When, RFC 3339.
     pub time: String,
     /// Who connected; port 0 where the TCP header could not be read.
     pub source: SocketAddr,
@@ -39,13 +42,13 @@ pub struct Denial {
     pub port: u16,
     /// The rule's name; empty where no rule was reached.
     pub rule: String,
-    /// [`Reason::name`].
-    pub reason: &'static str,
-    /// Whether it was let through because the rule only audits.
+    /// The stable name of the reason.
+    pub reason: Cow<'static, str>,
+    /// Whether the packet was allowed because the rule only audits.
     pub audited: bool,
     /// The epoch of the ruleset that decided.
     pub epoch: u32,
-    /// How many like it (source, port, rule, reason) went untold since the last one that was told.
+    /// How many denials with the same source, port, rule and reason were not reported since the last one that was.
     pub repeats: u32,
 }
 
@@ -121,7 +124,7 @@ impl Rate {
         self.logged += 1;
         let Denial { source, destination, port, rule, reason, audited, epoch, repeats, .. } = denial;
         let outcome = if *audited { "would be denied (audit)" } else { "denied" };
-        tracing::info!(%source, %destination, port, rule, reason, epoch, repeats, "connection {outcome}");
+        tracing::info!(%source, %destination, port, rule, %reason, epoch, repeats, "connection {outcome}");
     }
 }
 
@@ -133,7 +136,7 @@ fn in_words(event: &DenyEvent, in_force: &AppliedRuleset) -> Denial {
         destination: address(event.destination),
         port: event.port,
         rule: in_force.names.get(&event.rule).cloned().unwrap_or_default(),
-        reason: Reason::from_index(event.reason).map_or("unknown", Reason::name),
+        reason: Reason::from_index(event.reason).map_or("unknown", Reason::name).into(),
         audited: event.audited != 0,
         epoch: event.epoch,
         repeats: event.repeats,
@@ -169,7 +172,7 @@ mod tests {
         let denial = in_words(&event, &in_force);
         assert_eq!(denial.source.to_string(), "10.0.8.66:40000");
         assert_eq!(denial.destination.to_string(), "::1");
-        assert_eq!((denial.rule.as_str(), denial.reason, denial.audited), ("kubelet", "except", false));
+        assert_eq!((denial.rule.as_str(), &*denial.reason, denial.audited), ("kubelet", "except", false));
     }
 
     #[test]

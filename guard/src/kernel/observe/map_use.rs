@@ -1,5 +1,5 @@
 //! Owns how full the maps are and how long the programs ran.
-//! Called by `snapshot`, for `status` and the metrics.
+//! Called by the daemon and by `report`, for `status` and the metrics.
 //! Must never cost what it measures: what the daemon wrote is known, the rest is counted in batches and not on every scrape.
 
 use std::{
@@ -15,6 +15,7 @@ use guard_common::abi::{
     MAX_UDP_FLOWS, Pinhole, UDP_FLOW_SECONDS,
 };
 use guard_policy::tables::image::Image;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::kernel::{
@@ -149,13 +150,13 @@ fn seconds() -> u32 {
 }
 
 /// How full a map is.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct MapUse {
     /// The map.
     pub name: String,
-    /// Entries that are in use.
+    /// The number of entries in use.
     pub entries: u64,
-    /// How many there can be: of a ruleset's table, how many one ruleset can have.
+    /// The number of entries it can have; for a table of a ruleset, the number that one ruleset can have.
     pub capacity: u64,
 }
 
@@ -167,12 +168,12 @@ impl MapUse {
 }
 
 /// How often and how long a program ran.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ProgramUse {
     /// The program.
     pub name: String,
-    /// Runs.
+    /// The number of runs.
     pub runs: u64,
-    /// Seconds in all.
+    /// How long all runs took, in seconds.
     pub seconds: f64,
 }

@@ -4,3 +4,4 @@
 
 pub mod events;
 pub mod map_use;
+pub mod packets;
