@@ -21,7 +21,7 @@ use crate::{
     sys::{lock::lock, times::rfc3339},
     tunnel::{
         identifiers::Identifiers,
-        servers::{Held, Role, Servers},
+        servers::{Role, ServerStream, Servers},
         settings::{CountSource, TunnelConfig},
         stream::credentials::CredentialStore,
     },
@@ -193,7 +193,7 @@ impl Tunnel {
 
     fn outdated(&self) -> Vec<OutdatedStream> {
         let servers = lock(&self.servers);
-        let of = |(held, error): (&Held, &str)| OutdatedStream {
+        let of = |(held, error): (&ServerStream, &str)| OutdatedStream {
             server: self.config.at(held.address),
             error: error.to_owned(),
         };
