@@ -92,7 +92,12 @@ fn a_client_certificate_rotates_under_load_and_nothing_is_cut() {
         place.certs.agent()?;
         std::fs::copy(place.certs.path("agent.crt"), secret.join("..data/tls.crt"))?;
         eventually("the broken pair is reported", Duration::from_secs(10), async || {
-            Ok(agent.status().await?.weakened.iter().any(|weakness| weakness.message.contains("--agent-cert and --agent-key")))
+            Ok(agent
+                .status()
+                .await?
+                .weakened
+                .iter()
+                .any(|weakness| weakness.message.contains("--agent-cert and --agent-key")))
         })
         .await?;
         std::fs::copy(place.certs.path("agent.key"), secret.join("..data/tls.key"))?;

@@ -35,7 +35,11 @@ async fn refused(agent: &mut Agent, why: &str) -> Result<()> {
     let (what, mut last) = (format!("a refusal with `{why}`"), None);
     let refused = eventually(&what, Duration::from_secs(10), async || {
         agent.process.check()?;
-        last = agent.status().await.ok().map(|status| first(&status).and_then(|stream| stream.last_error.clone()).unwrap_or_default());
+        last = agent
+            .status()
+            .await
+            .ok()
+            .map(|status| first(&status).and_then(|stream| stream.last_error.clone()).unwrap_or_default());
         Ok(last.as_ref().is_some_and(|error| error.contains(why)))
     });
     refused.await.with_context(|| format!("the last error is {last:?}")).map(drop)

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use jiff::Timestamp;
-use nodeguard::report::status::Status;
+use nodeguard::{kernel::observe::events::Denial, report::status::Status};
 use serde_json::Value;
 
 use super::{
@@ -150,14 +150,12 @@ impl Cluster {
         let mut last = None;
         let reported = until("a report of the denial", Duration::from_secs(10), || {
             let events = self.status()?.last_denies;
-            let is_it = |event: &Value| {
-                let text = |name: &str| event[name].to_string().trim_matches('"').to_owned();
-                let from = text("source").parse().map(|source: std::net::SocketAddr| source.ip().to_string());
-                time(&event["time"]).is_some_and(|time| time >= since)
-                    && from.is_ok_and(|from| from == source)
-                    && text("destination") == destination
-                    && text("port") == port.to_string()
-                    && text("reason") == reason
+            let is_it = |event: &Denial| {
+                time(&event.time.as_str().into()).is_some_and(|time| time >= since)
+                    && event.source.ip().to_string() == source
+                    && event.destination.to_string() == destination
+                    && event.port == port
+                    && event.reason == reason
             };
             let found = events.iter().any(is_it);
             last = events.into_iter().last();
