@@ -32,9 +32,9 @@ const SHARED: [(&str, &str); 4] = [
 ];
 
 /// What an error that is a string does.
-const STRING_ERRORS: Mode = Mode::Warn;
+const STRING_ERRORS: Mode = Mode::Refuse;
 /// What a name that two files or types of the product share does.
-const SHARED_NAMES: Mode = Mode::Warn;
+const SHARED_NAMES: Mode = Mode::Refuse;
 
 /// A source file: its name below the workspace root, and its text.
 pub(super) type Source = (String, String);
