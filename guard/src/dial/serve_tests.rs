@@ -262,9 +262,9 @@ proptest! {
 #[tokio::test]
 async fn each_phase_that_fails_has_its_outcome_and_one_answer() {
     for (way, outcome, reason, answer) in [
-        (Way::StreamLimit, "refused", "busy", "takes no more dials"),
-        (Way::ProcessLimit, "refused", "busy", "takes no more dials"),
-        (Way::TooManyOpen, "refused", "busy", "takes no more dials"),
+        (Way::StreamLimit, "refused", "busy", "accepts no more dials"),
+        (Way::ProcessLimit, "refused", "busy", "accepts no more dials"),
+        (Way::TooManyOpen, "refused", "busy", "accepts no more dials"),
         (Way::Protocol, "refused", "protocol", "only tcp"),
         (Way::Malformed, "refused", "malformed", "not host:port"),
         (Way::Unnamed, "refused", "loopback", "loopback addresses are not dialled"),
