@@ -5,7 +5,7 @@
 //! - [`lab`]: network namespaces with a control plane, a node, a pod, a stranger, an allowed and an excepted peer; in them the real
 //!   proxy-server, a TLS kubelet stand-in, pod servers and the guard. `main_job` is the demo, line by line.
 //! - [`packets`]: real packets built byte by byte, sent over a wire, and what becomes of each shape.
-//! - [`bench`]: rows, medians and rounds of a bench, and the traffic that is measured.
+//! - [`mod@bench`]: rows, medians and rounds of a bench, and the traffic that is measured.
 //! - [`isolated`] is the small way, loopback only; in it [`bare`] (agents without a kernel half), [`endpoint`] (what they dial), [`load`] (what
 //!   the control plane does), [`servers`] (whom they connect to, and what is on the way), [`kube`] (the API server that is asked about tokens,
 //!   leases and Services).

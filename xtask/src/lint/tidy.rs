@@ -11,7 +11,7 @@ use syn::{
     visit::{self, Visit},
 };
 
-use super::{imports::is_test, settle};
+use super::{findings::settle, imports::is_test};
 use crate::shell::{command, read};
 
 /// The lines of a file without its tests from which on it should be split by case.

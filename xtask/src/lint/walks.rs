@@ -6,7 +6,7 @@ use std::{fs, path::Path};
 
 use anyhow::{Context, Result};
 
-use super::settle;
+use super::findings::settle;
 
 /// The page, and the section whose numbered lists are the walks.
 const PAGE: &str = "ARCHITECTURE.md";

@@ -14,7 +14,7 @@ use anyhow::Result;
 
 pub(super) use self::module::is_test;
 use self::{resolve::Edges, tree::Tree};
-use super::settle;
+use super::findings::settle;
 
 /// The roots of the crates that are checked. `guard/src/main.rs` is a crate of its own that nothing can import.
 const CRATES: [&str; 5] = [
