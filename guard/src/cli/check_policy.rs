@@ -12,7 +12,7 @@ use guard_policy::{
     policy_file::load,
 };
 
-use crate::{cli::args::Output, report::table::Table, sys::node_facts};
+use crate::{cli::args::Output, report::table::Table, sys::read_node_facts};
 
 /// The result of a check in JSON.
 #[derive(serde::Serialize)]
@@ -23,7 +23,7 @@ struct Report {
 
 /// Checks a file and prints the findings. Returns whether the policy is valid.
 pub fn check(path: &Path, output: Output, colour: bool, out: &mut dyn Write) -> io::Result<bool> {
-    let node = node_facts::read(&[]).unwrap_or_default();
+    let node = read_node_facts::read(&[]).unwrap_or_default();
     let loaded = load(path, &node);
     let (source, diagnostics) = match &loaded {
         Ok(loaded) => (&loaded.source, &loaded.warnings),

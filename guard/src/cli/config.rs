@@ -29,7 +29,7 @@ use crate::{
         tls::{CredentialFiles, TlsOptions},
         verify::CertificateConstraints,
     },
-    sys::node_facts,
+    sys::read_node_facts,
     tunnel::{
         identifiers::{Identifier, IdentifierError, Identifiers},
         servers::Pace,
@@ -193,7 +193,7 @@ fn resolve_tunnel(
     let mut identifiers = Identifiers::parse(&agent.agent_identifiers.clone().unwrap_or_default())?;
     let mut names: Vec<String> = identifiers.hosts().map(str::to_owned).collect();
     names.extend(node_name.clone());
-    let node = node_facts::read(&names).map_err(ConfigError::Node)?;
+    let node = read_node_facts::read(&names).map_err(ConfigError::Node)?;
     if identifiers.is_empty() {
         identifiers = of_node(&node, node_name);
     }

@@ -32,7 +32,7 @@ pub(crate) struct State {
     pub(crate) chunks: VecDeque<Bytes>,
     pub(crate) cost: usize,
     pub(crate) written: u64,
-    pub(crate) phase: Phase,
+    pub(crate) phase: BacklogPhase,
     /// When the backend last took something, or the first byte began to wait.
     pub(crate) progress: Instant,
     /// Whether the budget lists this backlog as a large one.
@@ -43,7 +43,7 @@ pub(crate) struct State {
 
 /// How far a backlog is.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Phase {
+pub(crate) enum BacklogPhase {
     /// More is accepted.
     Open,
     /// What is queued is still written, then the backend gets a FIN.
@@ -59,7 +59,7 @@ impl Backlog {
             chunks: VecDeque::new(),
             cost: 0,
             written: 0,
-            phase: Phase::Open,
+            phase: BacklogPhase::Open,
             progress: Instant::now(),
             large: false,
             wanted: false,
@@ -70,7 +70,7 @@ impl Backlog {
     /// Whether the backend reads, and what waits for it; `None` if nothing is accepted any more.
     pub(crate) fn size(&self) -> Option<(bool, usize)> {
         let state = lock(&self.state);
-        (state.phase != Phase::Gone).then(|| (state.reads(), state.cost))
+        (state.phase != BacklogPhase::Gone).then(|| (state.reads(), state.cost))
     }
 
     /// Ends the connection to free its memory at once. Returns what that was.
@@ -84,8 +84,8 @@ impl Backlog {
     /// Accepts nothing more; what is queued is still written.
     pub(crate) fn close(&self) {
         let mut state = lock(&self.state);
-        if state.phase == Phase::Open {
-            state.phase = Phase::Closing(Instant::now());
+        if state.phase == BacklogPhase::Open {
+            state.phase = BacklogPhase::Closing(Instant::now());
         }
         drop(state);
         self.more.notify_one();
@@ -95,7 +95,7 @@ impl Backlog {
     #[must_use]
     pub(crate) fn discard(&self) -> usize {
         let mut state = lock(&self.state);
-        state.phase = Phase::Gone;
+        state.phase = BacklogPhase::Gone;
         let (chunks, cost) = (std::mem::take(&mut state.chunks), std::mem::take(&mut state.cost));
         drop(state);
         drop(chunks);

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use crate::{
     dial::{
-        backlog::{Backlog, OVERHEAD, Phase},
+        backlog::{Backlog, BacklogPhase, OVERHEAD},
         budget::{Budget, LARGE},
         connections::Ending,
     },
@@ -62,7 +62,7 @@ impl Queue {
     pub fn push(&self, bytes: Bytes) -> Result<(), Bytes> {
         let (queued, reads) = {
             let state = lock(&self.backlog.state);
-            if state.phase != Phase::Open || bytes.is_empty() {
+            if state.phase != BacklogPhase::Open || bytes.is_empty() {
                 return Ok(());
             }
             (state.cost, state.reads())
@@ -73,7 +73,7 @@ impl Queue {
         }
         let bytes = if bytes.len() < COPIED { Bytes::copy_from_slice(&bytes) } else { bytes };
         let mut state = lock(&self.backlog.state);
-        if state.phase != Phase::Open {
+        if state.phase != BacklogPhase::Open {
             self.budget.give(cost);
             return Ok(());
         }
@@ -137,7 +137,7 @@ impl Queued {
                     self.budget.give(cost);
                     return Some(bytes);
                 }
-                if state.phase != Phase::Open {
+                if state.phase != BacklogPhase::Open {
                     return None;
                 }
             }
@@ -152,7 +152,7 @@ impl Queued {
 
     /// Waits until nothing more will come.
     pub(crate) async fn closed(&self) {
-        while lock(&self.backlog.state).phase == Phase::Open {
+        while lock(&self.backlog.state).phase == BacklogPhase::Open {
             self.more().await;
         }
     }
@@ -170,7 +170,7 @@ impl Queued {
     ) -> io::Result<Next> {
         let mut state = lock(&self.backlog.state);
         if state.chunks.is_empty() {
-            return Ok(if state.phase == Phase::Open { Next::Empty } else { Next::Over });
+            return Ok(if state.phase == BacklogPhase::Open { Next::Empty } else { Next::Over });
         }
         let mut slices = [IoSlice::new(&[]); AT_ONCE];
         let mut used = 0;
@@ -184,8 +184,8 @@ impl Queued {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 let deadline = state.progress + self.budget.limits().stall;
                 return Ok(Next::Blocked(match state.phase {
-                    Phase::Closing(since) => deadline.min(since + flush),
-                    Phase::Open | Phase::Gone => deadline,
+                    BacklogPhase::Closing(since) => deadline.min(since + flush),
+                    BacklogPhase::Open | BacklogPhase::Gone => deadline,
                 }));
             }
             Err(error) => return Err(error),

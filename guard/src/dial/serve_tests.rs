@@ -265,7 +265,7 @@ async fn each_phase_that_fails_has_its_outcome_and_one_answer() {
         (Way::StreamLimit, "refused", "busy", "accepts no more dials"),
         (Way::ProcessLimit, "refused", "busy", "accepts no more dials"),
         (Way::TooManyOpen, "refused", "busy", "accepts no more dials"),
-        (Way::Protocol, "refused", "protocol", "only tcp"),
+        (Way::Protocol, "refused", "protocol", "only TCP"),
         (Way::Malformed, "refused", "malformed", "not host:port"),
         (Way::Unnamed, "refused", "loopback", "loopback addresses are not dialled"),
         (Way::NoSuchHost, "failed", "no-such-host", "lookup node-1: no such host"),

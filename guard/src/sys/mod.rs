@@ -6,6 +6,6 @@ pub mod error_chain;
 pub mod file_watch;
 pub mod histogram;
 pub mod lock;
-pub mod node_facts;
+pub mod read_node_facts;
 pub mod times;
 pub mod units;

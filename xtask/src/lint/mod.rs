@@ -3,7 +3,6 @@
 //! Must never change a file.
 
 mod imports;
-mod mode;
 #[cfg(test)]
 mod planted_tests;
 mod tidy;
@@ -74,6 +73,11 @@ fn doc(root: &Path) -> Result<()> {
 fn unused_dependencies(root: &Path) -> Result<()> {
     let mut machete = command(find(CARGO_MACHETE.name).context("cargo-machete is missing: run `cargo xtask setup`")?);
     quietly(machete.arg(root))
+}
+
+/// An error with every finding, if there is one.
+fn settle(findings: &[String]) -> Result<()> {
+    if findings.is_empty() { Ok(()) } else { bail!("{}", findings.join("\n")) }
 }
 
 /// What the policy crate must not need: a runtime, the kernel half, the tunnel.

@@ -11,10 +11,7 @@ use syn::{
     visit::{self, Visit},
 };
 
-use super::{
-    imports::is_test,
-    mode::{Mode, settle},
-};
+use super::{imports::is_test, settle};
 use crate::shell::{command, read};
 
 /// The lines of a file without its tests from which on it should be split by case.
@@ -30,11 +27,6 @@ const SHARED: [(&str, &str); 4] = [
     ("main.rs", "the language: the root of a program"),
     ("tests.rs", "the tests of the module that its folder is named after"),
 ];
-
-/// What an error that is a string does.
-const STRING_ERRORS: Mode = Mode::Warn;
-/// What a name that two files or types of the product share does.
-const SHARED_NAMES: Mode = Mode::Warn;
 
 /// A source file: its name below the workspace root, and its text.
 pub(super) type Source = (String, String);
@@ -52,11 +44,10 @@ pub(super) fn tidy(root: &Path) -> Result<()> {
     let sources: Vec<Source> = names.lines().filter_map(text).collect();
     let product: Vec<&Source> =
         sources.iter().filter(|(name, _)| PRODUCT.iter().any(|folder| name.starts_with(folder))).collect();
-    let mut findings: Vec<(Mode, String)> =
-        sources.iter().flat_map(shape).map(|finding| (Mode::Refuse, finding)).collect();
-    findings.extend(product.iter().flat_map(|source| string_errors(source)).map(|finding| (STRING_ERRORS, finding)));
-    findings.extend(shared_names(&product).into_iter().map(|finding| (SHARED_NAMES, finding)));
-    settle(findings)
+    let mut findings: Vec<String> = sources.iter().flat_map(shape).collect();
+    findings.extend(product.iter().flat_map(|source| string_errors(source)));
+    findings.extend(shared_names(&product));
+    settle(&findings)
 }
 
 /// A file that is too long, a module that does not say what it owns, an unfinished place.

@@ -4,7 +4,9 @@
 
 use std::{fs, path::Path};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
+
+use super::settle;
 
 /// The page, and the section whose numbered lists are the walks.
 const PAGE: &str = "ARCHITECTURE.md";
@@ -33,7 +35,7 @@ pub(super) fn walks(root: &Path) -> Result<()> {
             Err(error) => found.push(format!("{PAGE}:{line}: {file}: {error}")),
         }
     }
-    if found.is_empty() { Ok(()) } else { bail!("{}", found.join("\n")) }
+    settle(&found)
 }
 
 /// The numbered lines of the section. One that does not begin with a file and a function is reported.

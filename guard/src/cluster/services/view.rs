@@ -121,20 +121,20 @@ pub(crate) enum Behind {
 
 /// Everything of one kind.
 #[derive(Debug)]
-struct Table<T> {
+struct WatchedObjects<T> {
     whole: HashMap<Name, T>,
     /// A list that is being read: it takes the place of the old one when it is whole.
     coming: HashMap<Name, T>,
     read: bool,
 }
 
-impl<T> Default for Table<T> {
-    fn default() -> Table<T> {
-        Table { whole: HashMap::new(), coming: HashMap::new(), read: false }
+impl<T> Default for WatchedObjects<T> {
+    fn default() -> WatchedObjects<T> {
+        WatchedObjects { whole: HashMap::new(), coming: HashMap::new(), read: false }
     }
 }
 
-impl<T> Table<T> {
+impl<T> WatchedObjects<T> {
     /// Whether the whole list is another one now. The entry that was changed, otherwise.
     fn take(&mut self, change: Change<T>) -> Option<Changed<T>> {
         match change {
@@ -166,8 +166,8 @@ enum Changed<T> {
 /// What is known.
 #[derive(Debug, Default)]
 pub struct View {
-    services: Table<Service>,
-    slices: Table<Slice>,
+    services: WatchedObjects<Service>,
+    slices: WatchedObjects<Slice>,
     /// Whose an address is.
     owners: HashMap<IpAddr, Name>,
     /// The slices of a Service.

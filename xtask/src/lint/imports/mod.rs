@@ -14,30 +14,27 @@ use anyhow::Result;
 
 pub(super) use self::module::is_test;
 use self::{resolve::Edges, tree::Tree};
-use super::mode::{Mode, settle};
+use super::settle;
 
-/// The roots of the crates that are checked, and what a cycle in them does. `guard/src/main.rs` is a crate of its own that nothing can import.
-const CRATES: [(&str, Mode); 5] = [
-    ("guard/src/lib.rs", Mode::Warn),
-    ("guard-policy/src/lib.rs", Mode::Refuse),
-    ("guard-common/src/lib.rs", Mode::Warn),
-    ("guard-ebpf/src/main.rs", Mode::Warn),
-    ("xtask/src/main.rs", Mode::Refuse),
+/// The roots of the crates that are checked. `guard/src/main.rs` is a crate of its own that nothing can import.
+const CRATES: [&str; 5] = [
+    "guard/src/lib.rs",
+    "guard-policy/src/lib.rs",
+    "guard-common/src/lib.rs",
+    "guard-ebpf/src/main.rs",
+    "xtask/src/main.rs",
 ];
-
-/// What an import against the order of the rooms does.
-const UPWARD: Mode = Mode::Refuse;
 
 /// Checks every crate of a workspace.
 pub(super) fn imports(root: &Path) -> Result<()> {
     let source = |file: &str| fs::read_to_string(root.join(file)).ok();
     let mut findings = Vec::new();
-    for (main, mode) in CRATES.into_iter().filter(|(main, _)| root.join(main).is_file()) {
+    for main in CRATES.into_iter().filter(|main| root.join(main).is_file()) {
         let edges = imports_of(main, &source)?;
-        findings.extend(rooms::upward(&edges).into_iter().map(|finding| (UPWARD, finding)));
-        findings.extend(cycles::cycles(&edges).into_iter().map(|finding| (mode, finding)));
+        findings.extend(rooms::upward(&edges));
+        findings.extend(cycles::cycles(&edges));
     }
-    settle(findings)
+    settle(&findings)
 }
 
 /// The imports between the files of the crate with this root.
