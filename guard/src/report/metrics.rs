@@ -9,7 +9,7 @@ use crate::{
         status::Status,
         upstream_metrics,
     },
-    tunnel::handle::{Phase, TunnelState},
+    tunnel::handle::{StreamPhase, TunnelState},
 };
 
 pub(crate) use crate::report::prometheus_text::CONTENT_TYPE;
@@ -122,14 +122,15 @@ fn of_policy(status: &Status) -> Vec<Family> {
 }
 
 fn of_tunnel(tunnel: Option<&TunnelState>) -> Vec<Family> {
-    let count =
-        |phase: Phase| tunnel.map_or(0, |tunnel| tunnel.streams.iter().filter(|each| each.state == phase).count());
+    let count = |phase: StreamPhase| {
+        tunnel.map_or(0, |tunnel| tunnel.streams.iter().filter(|each| each.state == phase).count())
+    };
     vec![
         Family::gauge(
             "nodeguard_tunnel_streams",
             "Streams to proxy-servers (connected, draining) and addresses that should have one (connecting, waiting).",
         )
-        .each(Phase::ALL, |family, phase| family.with([("state", phase.name())], count(phase))),
+        .each(StreamPhase::ALL, |family, phase| family.with([("state", phase.name())], count(phase))),
         Family::gauge(
             "nodeguard_tunnel_material_broken",
             "1 if the certificates or the token on disk cannot be used and the previous ones stay in use.",

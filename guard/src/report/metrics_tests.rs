@@ -1,3 +1,5 @@
+//! Owns the tests of the metrics: what a scrape says, and that the page in docs lists the same set.
+
 use std::collections::BTreeSet;
 
 use super::*;
@@ -29,7 +31,7 @@ fn a_denial_is_a_counter_with_its_reason() {
 
 #[test]
 fn every_stream_and_every_address_without_one_counts_by_its_state() {
-    let streams = [Phase::Connected, Phase::Connected, Phase::Draining, Phase::Waiting];
+    let streams = [StreamPhase::Connected, StreamPhase::Connected, StreamPhase::Draining, StreamPhase::Waiting];
     let streams = streams.map(|state| StreamState { state, ..StreamState::default() }).into();
     let material = CredentialsState { failures: 2, broken: Some("no key".into()), ..CredentialsState::default() };
     let tunnel = Some(TunnelState { streams, material, ..TunnelState::default() });

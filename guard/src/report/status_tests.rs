@@ -1,3 +1,5 @@
+//! Owns the tests of the status: a full value, the published schema, and the JSON in three states.
+
 use std::{path::Path, time::Duration};
 
 use super::*;
@@ -14,7 +16,7 @@ use crate::{
         kubelet::check::{CertificateChecks, CertificateState},
     },
     report::{assess::weaknesses, stopped::from_pins},
-    tunnel::handle::{CredentialsState, OutdatedStream, Phase, StreamState},
+    tunnel::handle::{CredentialsState, OutdatedStream, StreamPhase, StreamState},
     wire::counts::{ErrorCount, MessageCount, StreamCounts},
 };
 
@@ -61,7 +63,7 @@ pub(crate) fn running() -> Status {
             streams: vec![StreamState {
                 server: "10.0.0.9:8132".into(),
                 server_id: Some("a".into()),
-                state: Phase::Connected,
+                state: StreamPhase::Connected,
                 since: "2026-11-29T15:00:00Z".into(),
                 tls: Some("TLSv1_3".into()),
                 dials: Some(1),

@@ -4,7 +4,7 @@
 
 use crate::{
     report::{prometheus_text::Family, status::Status},
-    tunnel::handle::Phase,
+    tunnel::handle::StreamPhase,
 };
 
 /// The families of a status. As in the upstream agent, a family with labels is missing until it counts something.
@@ -12,7 +12,7 @@ pub(crate) fn families(status: &Status) -> Vec<Family> {
     let dials = status.dials.unwrap_or_default();
     let tunnel = status.tunnel.as_ref();
     let known = tunnel.map_or(1, |tunnel| tunnel.known_servers);
-    let is_up = |phase: Phase| matches!(phase, Phase::Connected | Phase::Draining);
+    let is_up = |phase: StreamPhase| matches!(phase, StreamPhase::Connected | StreamPhase::Draining);
     let up = tunnel.map_or(0, |tunnel| tunnel.streams.iter().filter(|stream| is_up(stream.state)).count());
     let mut all = vec![
         Family::gauge(
@@ -108,7 +108,7 @@ mod tests {
 
     #[test]
     fn what_counts_nothing_is_left_out_and_the_rest_is_upstreams() {
-        let streams = [Phase::Connected, Phase::Draining, Phase::Waiting];
+        let streams = [StreamPhase::Connected, StreamPhase::Draining, StreamPhase::Waiting];
         let streams = streams.map(|state| StreamState { state, ..StreamState::default() }).into();
         let mut status = Status {
             tunnel: Some(TunnelState { streams, known_servers: 3, ..TunnelState::default() }),

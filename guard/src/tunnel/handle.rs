@@ -57,7 +57,7 @@ pub struct StreamState {
     /// What the server calls itself.
     pub server_id: Option<String>,
     /// What the stream does.
-    pub state: Phase,
+    pub state: StreamPhase,
     /// Since when, RFC 3339.
     pub since: String,
     /// The TLS version and the key exchange.
@@ -73,7 +73,7 @@ pub struct StreamState {
 /// What a stream does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
-pub enum Phase {
+pub enum StreamPhase {
     /// It takes dials.
     Connected,
     /// It serves the dials that it has and takes no more.
@@ -85,17 +85,18 @@ pub enum Phase {
     Waiting,
 }
 
-impl Phase {
+impl StreamPhase {
     /// All of them.
-    pub const ALL: [Phase; 4] = [Phase::Connected, Phase::Draining, Phase::Connecting, Phase::Waiting];
+    pub const ALL: [StreamPhase; 4] =
+        [StreamPhase::Connected, StreamPhase::Draining, StreamPhase::Connecting, StreamPhase::Waiting];
 
     /// The stable name.
     pub fn name(self) -> &'static str {
         match self {
-            Phase::Connected => "connected",
-            Phase::Draining => "draining",
-            Phase::Connecting => "connecting",
-            Phase::Waiting => "waiting",
+            StreamPhase::Connected => "connected",
+            StreamPhase::Draining => "draining",
+            StreamPhase::Connecting => "connecting",
+            StreamPhase::Waiting => "waiting",
         }
     }
 }
@@ -211,7 +212,11 @@ impl Tunnel {
             StreamState {
                 server: self.config.named(host, held.address),
                 server_id: Some(held.server.clone()),
-                state: if held.role == Role::Draining || draining { Phase::Draining } else { Phase::Connected },
+                state: if held.role == Role::Draining || draining {
+                    StreamPhase::Draining
+                } else {
+                    StreamPhase::Connected
+                },
                 since: rfc3339(held.since),
                 tls,
                 dials,
@@ -223,7 +228,7 @@ impl Tunnel {
             servers.addresses.iter().filter(|(_, state)| !servers.is_served(state)).map(|(address, state)| {
                 StreamState {
                     server: self.config.named(Some(&state.host), *address),
-                    state: if state.trying { Phase::Connecting } else { Phase::Waiting },
+                    state: if state.trying { StreamPhase::Connecting } else { StreamPhase::Waiting },
                     since: rfc3339(state.since),
                     last_error: state.error.clone(),
                     ..StreamState::default()
@@ -232,7 +237,7 @@ impl Tunnel {
         let unresolved = lock(&self.unresolved);
         let unresolved = unresolved.iter().map(|(host, error)| StreamState {
             server: host.to_string(),
-            state: Phase::Waiting,
+            state: StreamPhase::Waiting,
             since: rfc3339(Instant::now()),
             last_error: Some(error.clone()),
             ..StreamState::default()
