@@ -22,7 +22,7 @@ use crate::{
 /// How many cut connections are named in the log; the number says the rest.
 const CUTS_LOGGED: usize = 20;
 
-/// What an edit changes. One for both daemons: without a kernel half, only the dials are judged anew.
+/// What an edit changes. One for both daemons: without a kernel half, only the dials are judged again.
 pub(crate) struct InForceAt<'a> {
     /// What `status` says of the policy.
     pub(crate) current: &'a Mutex<Current>,

@@ -1,4 +1,4 @@
-//! Owns holding the kernel half: what somebody else removed or changed is noticed, told, counted and mended.
+//! Owns holding the kernel half: what anybody else removes or changes is noticed, reported, counted and mended.
 //! Called by `run`, as one of its parts.
 //! Must never act in silence: whatever it mends was open or could have been.
 
@@ -16,15 +16,15 @@ use crate::{
     sys::lock::lock,
 };
 
-/// How often it is looked whether every program is attached and the right epoch active: a dozen system calls.
+/// How often the daemon checks that every program is attached and the right epoch is active: a dozen system calls.
 const GLANCE: Duration = Duration::from_millis(100);
-/// How often pins and tables are looked at, at most: what a look costs is a hundredth of the time.
+/// The shortest time between two checks of pins and tables. A check may cost at most a hundredth of the time.
 const LOOK: Duration = Duration::from_millis(250);
 const SHARE: u32 = 100;
-/// How often at least, and how often at what decides nothing by itself.
+/// The longest time between two checks, and the time between two checks of what decides nothing by itself.
 const LOOK_ALWAYS: Duration = Duration::from_secs(3);
 
-/// Looks and mends until the daemon ends.
+/// Checks and mends until the daemon ends.
 pub(crate) async fn hold(guard: Arc<Guard>) {
     let mut looked = Instant::now();
     let mut looked_at_all = Instant::now();
@@ -60,7 +60,7 @@ pub(crate) async fn hold(guard: Arc<Guard>) {
                     mended = mended.join(", "),
                     "somebody removed or changed what holds this node closed; it is mended"
                 );
-                // Who came in meanwhile goes out again.
+                // Connections that were admitted meanwhile are cut.
                 let cutter = Arc::clone(&guard);
                 tokio::task::spawn_blocking(move || cut(&cutter));
             }
@@ -71,12 +71,12 @@ pub(crate) async fn hold(guard: Arc<Guard>) {
     }
 }
 
-/// What this thread has used of a processor.
+/// The processor time that this thread has used.
 fn processor_time() -> Duration {
     nix::time::clock_gettime(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
 }
 
-/// Whether what opens most if it is gone is as it was left. Held up by nothing: what is being written now is looked at next time.
+/// Whether the programs and the active epoch are as the daemon left them. It never waits: what is being written now is checked next time.
 fn at_a_glance(guard: &Guard) -> bool {
     let attached = guard.programs.try_lock().map_or(true, |programs| programs.all_attached());
     let active = guard.apply.try_lock().map_or(true, |apply| apply.is_active());

@@ -1,5 +1,5 @@
 //! Owns the policy file: reads it, and reads it again whenever its directory changes.
-//! Called by `app`, which gets each new ruleset or why there is none.
+//! Called by `run` and `agent`, which get each new ruleset, or why there is none.
 //! Must never report a ruleset twice, and never let a broken edit take the place of the last good one.
 
 use std::{path::PathBuf, time::Duration};

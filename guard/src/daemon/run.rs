@@ -1,4 +1,4 @@
-//! Owns the daemon: builds its parts from top to bottom, spawns them, waits, drains.
+//! Owns the daemon: opens the kernel half, brings the ruleset into force, attaches, and starts the tunnel half.
 //! Called by `main` for `run`.
 //! Must never attach a program before a ruleset is in force, and never end with the kernel half detached.
 

@@ -111,7 +111,7 @@ pub struct Guard {
     pub uncut: AtomicBool,
     /// Whether pods may have connections that the guard does not see.
     pub blind: AtomicBool,
-    /// Whether a listener's network namespace is told by its cookie.
+    /// Whether the cookie tells a listener's network namespace (Linux 6.15); otherwise the address does.
     pub netns_helper: bool,
     /// The programs and their links.
     pub programs: Mutex<Programs>,

@@ -1,5 +1,5 @@
 //! Owns what the programs say of denials: drains the ring buffer, keeps the last ones, logs them within a rate.
-//! Called by `app` (one task), read by `status`.
+//! Called by `run` (one task); `report` reads the last denials.
 //! Must never count: the kernel's counters are exact, events may be lost under a flood.
 
 use std::{

@@ -1,5 +1,5 @@
 //! Owns one stream while it lasts: takes each frame of the server to its dial.
-//! Called by `tunnel/run`.
+//! Called by `supervisor`, a task for each stream.
 //! Must never wait for a dial, the wire or a backend: only for a frame and, within `Patience`, for room in a queue.
 
 use std::{error::Error, sync::Arc, time::Duration};
