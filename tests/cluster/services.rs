@@ -64,7 +64,7 @@ pub(crate) fn all(cluster: &Cluster, egress: Egress, table: &mut Table) -> Resul
         cluster.kubectl("delete pod hook --wait=true").run()?;
         let said = create(cluster, "no")?;
         start_pod(cluster)?;
-        why(cluster, egress, &said, "service-not-ready", "no endpoint that takes connections")
+        why(cluster, egress, &said, "service-not-ready", "no endpoint that accepts connections")
     })?;
     // The API server keeps its connection to the webhook: the record is written when the pod has ended.
     table.holds("API server", "a webhook, with the role: the record", egress, "endpoint", || {

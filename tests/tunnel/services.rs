@@ -159,7 +159,7 @@ fn a_cluster_ip_is_an_endpoint_that_is_judged() {
         let lab = Lab::start(place, &policy(tunnel), &["--watch-services", &kubeconfig(place).await?]).await?;
         // What was never read is refused, and readiness says why.
         for address in ["10.96.0.9:443", "10.96.0.66:443", "hook.default.svc:443"] {
-            lab.refused(address, "services-unread", "were not read yet (--watch-services)").await?;
+            lab.refused(address, "services-unread", "could not be read yet (--watch-services)").await?;
         }
         ensure!(lab.ask(&format!("{HERE}:8443")).await? == HERE, "a pod is dialled all the same");
         let (code, line) = readiness("services-read")?;
@@ -198,7 +198,7 @@ fn a_cluster_ip_is_an_endpoint_that_is_judged() {
         api.objects.endpoints("hook", 8443, &[(THERE, "there", true), (HERE, "here", false)]);
         let changed = lab.until("10.96.0.9:443", THERE).await?;
         api.objects.endpoints("hook", 8443, &[(THERE, "there", false), (HERE, "here", false)]);
-        lab.until("10.96.0.9:443", "no endpoint that takes connections: default/hook").await?;
+        lab.until("10.96.0.9:443", "no endpoint that accepts connections: default/hook").await?;
         api.objects.endpoints("hook", 8443, &[(HERE, "here", true)]);
         lab.until("10.96.0.9:443", HERE).await?;
         api.objects.no_service("odd");

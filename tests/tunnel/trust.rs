@@ -101,10 +101,10 @@ fn a_revoked_server_gets_no_new_stream_and_a_list_is_taken_when_it_changes() {
         let server = Spec::new("a", 0, 1).start(place)?;
         agent.connected(&["a"]).await.context("a server with another certificate")?;
         std::fs::write(&file, place.certs.revocations(None, 2020)?)?;
-        agent.prints("is over").await?;
+        agent.prints("has expired").await?;
         drop(server);
         let _server = Spec::new("a", 0, 1).start(place)?;
-        refused(&mut agent, "is over").await?;
+        refused(&mut agent, "has expired").await?;
         std::fs::write(&file, place.certs.revocations(None, 4000)?)?;
         agent.connected(&["a"]).await.map(drop)
     });

@@ -167,9 +167,14 @@ fn anything(node: &NodeFacts) -> Edit {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
     use guard_policy::{authorize::authorize, refusal::Refusal};
 
     use super::*;
+    use crate::cli::{
+        args::{Cli, Command},
+        config::resolve_agent,
+    };
 
     #[test]
     fn anything_is_anything_but_what_serves_credentials() {
@@ -182,5 +187,25 @@ mod tests {
         }
         assert_eq!(judge("169.254.169.254:80"), Err(Refusal::LinkLocal));
         assert_eq!(judge("224.0.0.1:80"), Err(Refusal::Multicast));
+    }
+
+    #[tokio::test]
+    async fn a_status_can_be_taken_of_an_agent_that_is_not_connected() {
+        let words = ["nodeguard", "agent", "--ca-cert=ca.crt", "--dial-anything"];
+        let Command::Agent(args) = Cli::try_parse_from(words).unwrap().command else { panic!("not agent") };
+        let half = TunnelHalf::new(resolve_agent(*args).unwrap().half, Arc::new(NoKernel)).unwrap();
+        let agent = Agent {
+            policy: None,
+            current: Mutex::default(),
+            connections: Arc::clone(&half.connections),
+            tunnel: Arc::clone(&half.tunnel),
+            dialer: Arc::clone(&half.dialer),
+        };
+        // In a thread of its own: a lock that is taken twice would never come back.
+        let (taken, status) = std::sync::mpsc::channel();
+        std::thread::spawn(move || drop(taken.send((agent.status(), agent.readiness()))));
+        let (status, _) = status.recv_timeout(std::time::Duration::from_secs(10)).unwrap();
+        assert_eq!(status.tunnel.unwrap().known_servers, 0);
+        assert!(!status.weakened.is_empty());
     }
 }

@@ -177,9 +177,11 @@ impl Tunnel {
 
     /// The state for `status` and the metrics.
     pub fn state(&self) -> TunnelState {
+        // Each lock is released before the next part takes it: a guard inside the expression below would live until its end.
+        let known_servers = lock(&self.servers).wanted;
         TunnelState {
             streams: self.streams(),
-            known_servers: lock(&self.servers).wanted,
+            known_servers,
             identifiers: self.identifiers.load().1.to_string(),
             material: CredentialsState {
                 in_use: self.credentials.number(),
