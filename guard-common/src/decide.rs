@@ -4,13 +4,13 @@
 
 use crate::{
     abi::{
-        CallerKey, FlowKey, Generation, NO_RULE, PeerKey4, PeerKey6, PeerValue, Pinhole, PortKey, PortValue, ScopeKey,
-        ScopeValue, list_bytes,
+        Address, AskedKey, CallerKey, FlowKey, Generation, NO_RULE, NamespaceKey, NamespaceValue, PeerKey4, PeerKey6,
+        PeerValue, Pinhole, PortKey, PortValue, ScopeKey, ScopeValue, SentDatagram, list_bytes,
     },
     in_force::RulesetInForce,
     listener::{Listener, Namespace, in_pods},
     lookups::{Lookups, PacketSocket},
-    packet::{Headers, PacketBytes, UDP, parse, unmapped},
+    packet::{PacketBytes, UDP, parse, unmapped},
     verdict::{Reason, Verdict},
 };
 
@@ -43,91 +43,164 @@ pub fn judge_packet<S: PacketSocket, B: PacketBytes + ?Sized, L: Lookups>(
 ) -> Decision {
     let in_force = RulesetInForce::read(lookups);
     if protocol == UDP && !in_force.has(Generation::UDP) {
-        return Decision {
-            verdict: Verdict::Allow,
-            reason: Reason::NotGuarded,
-            rule: NO_RULE,
-            audited: false,
-            epoch: in_force.epoch,
-            flow: unread(port),
-        };
+        let outcome = Outcome { reason: Reason::NotGuarded, rule: NO_RULE, audits: false };
+        return outcome.decision(unread(port), &in_force);
     }
-    let namespace = socket.namespace();
-    let in_pods = in_pods(namespace, &in_force, |level| socket.cgroup_at(level));
-    decide(bytes, Listener { namespace, port, protocol, in_pods }, &in_force, lookups)
+    let (namespace, netns) = socket.namespace();
+    let listener = Listener {
+        namespace,
+        netns,
+        socket: if protocol == UDP { socket.cookie() } else { 0 },
+        port,
+        protocol,
+        over_loopback: socket.interface() == Listener::LOOPBACK_INTERFACE,
+    };
+    decide(bytes, listener, || in_pods(&in_force, |level| socket.cgroup_at(level)), &in_force, lookups)
 }
 
-/// Decides about a packet to a listener under the ruleset in force.
+/// Decides about a packet to a listener under the ruleset in force. `in_pods` says whether the listener counts as inside the pods' cgroup;
+/// it is asked once, unless the listener is the node's.
 #[inline(always)]
 pub fn decide<B: PacketBytes + ?Sized, L: Lookups>(
     bytes: &B,
     listener: Listener,
+    in_pods: impl FnOnce() -> bool,
     in_force: &RulesetInForce,
     lookups: &L,
 ) -> Decision {
-    let conclude = |reason: Reason, rule: u16, port: PortValue, flow: FlowKey| {
-        let audited = matches!(reason.verdict(), Verdict::Deny) && port.flags & PortValue::AUDIT != 0;
-        let verdict = if audited { Verdict::Allow } else { reason.verdict() };
-        Decision { verdict, reason, rule, audited, epoch: in_force.epoch, flow }
-    };
-
-    // The node's own port is found without reading the packet, a pod's by the destination address.
+    let is_node = matches!(listener.namespace, Namespace::Node);
+    // The node's own port is found without reading the packet.
     let mut found = match listener.namespace {
-        Namespace::Node => guarded(listener, None, in_force, lookups),
-        Namespace::Pod | Namespace::Unknown => Guarded::NOT,
+        Namespace::Node | Namespace::Unknown => guarded(listener, in_force, lookups, |_, _| Some(ScopeValue::NODE)),
+        Namespace::Pod => Guarded::NOT,
     };
-    if matches!((listener.namespace, found.by), (Namespace::Node, By::Nothing)) {
-        return conclude(Reason::NotGuarded, NO_RULE, PortValue::default(), unread(listener.port));
+    let mut flow = unread(listener.port);
+    let mut outcome = Outcome { reason: Reason::NotGuarded, rule: NO_RULE, audits: false };
+    if is_node && matches!(found.by, By::Nothing) {
+        return outcome.decision(flow, in_force);
     }
     let Some(headers) = parse(bytes, listener.protocol) else {
-        return conclude(Reason::BadHeader, found.port.rule, found.port, unread(listener.port));
+        // Without a destination it cannot be told which rule of a pod only audits.
+        let audits = is_node && found.port.flags & PortValue::AUDIT != 0;
+        return Outcome { reason: Reason::BadHeader, rule: found.port.rule, audits }.decision(flow, in_force);
     };
-    let flow = FlowKey {
-        source: headers.source,
-        destination: headers.destination,
-        source_port: headers.ports.map_or([0; 2], |ports| ports.source),
-        destination_port: listener.port.to_be_bytes(),
+    (flow.source, flow.destination) = (headers.source, headers.destination);
+    flow.source_port = headers.ports.map_or([0; 2], |ports| ports.source);
+    let (is_v4, has_ports) = (headers.is_v4, headers.ports.is_some());
+    // A packet without a readable port has no past.
+    let opened = match (has_ports, listener.protocol) {
+        (false, _) => Opened { via: 0, cgroup: 0, is_reply: false },
+        (true, UDP) => sent_here(&listener, &flow, lookups),
+        (true, _) => {
+            let Pinhole { via, cgroup, .. } = lookups.pinhole(&flow).unwrap_or_default();
+            Opened { via, cgroup, is_reply: false }
+        }
     };
-    if !matches!(listener.namespace, Namespace::Node) {
-        found = guarded(listener, Some(&headers), in_force, lookups);
+    // Once and not where it decides: the verifier follows every path through the loop over the levels.
+    let in_pods = !is_node && in_pods();
+    let mut may_be_a_pods = !is_node;
+    // A listener of which it cannot be told whose it is is judged as the node's and then as a pod's: each of the two has to admit.
+    loop {
+        if !matches!(found.by, By::Nothing) {
+            let itself = matches!(listener.namespace, Namespace::Pod) && listener.over_loopback;
+            let (reason, rule) = if itself {
+                (Reason::OwnNamespace, found.port.rule)
+            } else {
+                admit(&found, opened, is_v4, &flow.source, lookups)
+            };
+            outcome = Outcome { reason, rule, audits: found.port.flags & PortValue::AUDIT != 0 };
+            if matches!(reason.verdict(), Verdict::Deny) && !outcome.audits {
+                break;
+            }
+        }
+        if !may_be_a_pods {
+            break;
+        }
+        may_be_a_pods = false;
+        let scope = |generation, of: Tables| pod_scope(listener, &flow.destination, in_pods, generation, of, lookups);
+        found = guarded(listener, in_force, lookups, scope);
     }
-    let Guarded { port, generation, by } = found;
-    match by {
-        By::Tables => {}
-        By::CopiesAlone => return conclude(Reason::TableDamaged, port.rule, port, flow),
-        By::Nothing => return conclude(Reason::NotGuarded, NO_RULE, PortValue::default(), flow),
-    }
+    outcome.decision(flow, in_force)
+}
 
-    let list = list_bytes(generation, port.list);
-    // No pinhole is the default value and not `None`: the verifier rejects a value that is set on some paths only.
-    let Pinhole { via, cgroup, .. } = match headers.ports {
-        Some(_) => lookups.pinhole(listener.protocol, &flow).unwrap_or_default(),
-        None => Pinhole::default(),
-    };
-    if via & Pinhole::REPLY != 0 {
-        return conclude(Reason::Reply, port.rule, port, flow);
+/// What a decision came to, before it is put together.
+#[derive(Clone, Copy)]
+struct Outcome {
+    reason: Reason,
+    rule: u16,
+    /// Whether the rule only audits.
+    audits: bool,
+}
+
+impl Outcome {
+    #[inline(always)]
+    fn decision(self, flow: FlowKey, in_force: &RulesetInForce) -> Decision {
+        let Outcome { reason, rule, audits } = self;
+        let audited = matches!(reason.verdict(), Verdict::Deny) && audits;
+        let verdict = if audited { Verdict::Allow } else { reason.verdict() };
+        Decision { verdict, reason, rule, audited, epoch: in_force.epoch, flow }
+    }
+}
+
+/// What a socket of this node did before this packet.
+#[derive(Clone, Copy)]
+struct Opened {
+    /// A set of `Pinhole::*`.
+    via: u32,
+    /// The named cgroup of a caller.
+    cgroup: u64,
+    /// Whether the packet answers what the listener itself asked.
+    is_reply: bool,
+}
+
+/// What a socket of this node did before this datagram. A function of its own in the kernel, because a program's stack is small.
+#[inline(never)]
+fn sent_here<L: Lookups>(listener: &Listener, flow: &FlowKey, lookups: &L) -> Opened {
+    let key = AskedKey { socket: listener.socket, address: flow.source, port: flow.source_port, reserved: [0; 6] };
+    let mut opened = Opened { via: 0, cgroup: 0, is_reply: lookups.asked(&key) };
+    if let Some(SentDatagram { cgroup, netns, via, .. }) = lookups.sent(flow) {
+        // What was sent in the listener's own namespace comes in over loopback, and nothing else does: a packet from elsewhere with the
+        // same addresses is not the one that was sent.
+        if (netns == listener.netns) == listener.over_loopback {
+            (opened.via, opened.cgroup) = (via, cgroup);
+        }
+    }
+    opened
+}
+
+/// Whether what guards the port admits the packet: why, and the rule that is counted.
+#[inline(always)]
+fn admit<L: Lookups>(guarded: &Guarded, opened: Opened, is_v4: bool, source: &Address, lookups: &L) -> (Reason, u16) {
+    let Guarded { port, generation, by } = guarded;
+    if matches!(by, By::CopiesAlone) {
+        return (Reason::TableDamaged, port.rule);
+    }
+    let list = list_bytes(*generation, port.list);
+    let Opened { via, cgroup, is_reply } = opened;
+    if is_reply {
+        return (Reason::Reply, port.rule);
     }
     if via & Pinhole::TUNNEL != 0 && port.flags & PortValue::ALLOW_TUNNEL != 0 {
-        return conclude(Reason::Tunnel, port.tunnel_rule, port, flow);
+        return (Reason::Tunnel, port.tunnel_rule);
     }
     if via & Pinhole::NODE != 0 && port.flags & PortValue::ALLOW_NODE != 0 {
-        return conclude(Reason::Node, port.node_rule, port, flow);
+        return (Reason::Node, port.node_rule);
     }
     if via & Pinhole::CALLER != 0
         && let Some(caller) = lookups.caller(&CallerKey { cgroup, list, reserved: 0 })
     {
-        return conclude(Reason::Caller, caller.rule as u16, port, flow);
+        return (Reason::Caller, caller.rule as u16);
     }
-    let peer = if headers.is_v4 {
-        lookups.peer_v4(&PeerKey4 { list, address: unmapped(&headers.source) })
+    let peer = if is_v4 {
+        lookups.peer_v4(&PeerKey4 { list, address: unmapped(source) })
     } else {
-        lookups.peer_v6(&PeerKey6 { list, address: headers.source })
+        lookups.peer_v6(&PeerKey6 { list, address: *source })
     };
     match peer {
-        Some(PeerValue { rule, kind: PeerValue::ALLOW }) => conclude(Reason::IpBlock, rule, port, flow),
-        Some(PeerValue { rule, kind: PeerValue::EXCEPT }) => conclude(Reason::Except, rule, port, flow),
-        Some(_) | None if opened(via) => conclude(Reason::PinholeNotAllowed, port.rule, port, flow),
-        Some(_) | None => conclude(Reason::NoSelector, port.rule, port, flow),
+        Some(PeerValue { rule, kind: PeerValue::ALLOW }) => (Reason::IpBlock, rule),
+        Some(PeerValue { rule, kind: PeerValue::EXCEPT }) => (Reason::Except, rule),
+        Some(_) | None if via != 0 => (Reason::PinholeNotAllowed, port.rule),
+        Some(_) | None => (Reason::NoSelector, port.rule),
     }
 }
 
@@ -158,21 +231,28 @@ impl Guarded {
     };
 }
 
-/// What guards the listener's port. The scope is the node's without a packet, otherwise that of its destination. A port counts as not
-/// guarded only if the copies of the tables agree: removing an entry from the tables opens nothing.
+/// Which copy of the tables is asked.
+#[derive(Clone, Copy)]
+enum Tables {
+    First,
+    Copy,
+}
+
+/// What guards the listener's port in a scope. A port counts as not guarded only if the copies of the tables agree: removing an entry from
+/// the tables opens nothing.
 #[inline(always)]
 fn guarded<L: Lookups>(
     listener: Listener,
-    headers: Option<&Headers>,
     in_force: &RulesetInForce,
     lookups: &L,
+    scope: impl Fn(u8, Tables) -> Option<u32>,
 ) -> Guarded {
     let Listener { port, protocol, .. } = listener;
-    if let Some(generation) = in_force.generation {
-        let scope = scope_of(listener, headers, generation, |key| lookups.scope(key));
-        if let Some(port) = scope.and_then(|scope| lookups.port(&PortKey { scope, port, protocol, generation })) {
-            return Guarded { port, generation, by: By::Tables };
-        }
+    if let Some(generation) = in_force.generation
+        && let Some(scope) = scope(generation, Tables::First)
+        && let Some(port) = lookups.port(&PortKey { scope, port, protocol, generation })
+    {
+        return Guarded { port, generation, by: By::Tables };
     }
     let (first, last) = match in_force.generation {
         Some(generation) => (generation, generation),
@@ -181,7 +261,7 @@ fn guarded<L: Lookups>(
     let mut generation = first;
     while generation <= last {
         if lookups.is_guarded_number(generation, port)
-            && let Some(scope) = scope_of(listener, headers, generation, |key| lookups.scope_copy(key))
+            && let Some(scope) = scope(generation, Tables::Copy)
             && let Some(port) = lookups.port_copy(&PortKey { scope, port, protocol, generation })
         {
             return Guarded { port, generation, by: By::CopiesAlone };
@@ -191,31 +271,38 @@ fn guarded<L: Lookups>(
     Guarded::NOT
 }
 
-/// The scope of the listener: the node's, or that of the destination address; `None` if no rule names the address.
+/// The scope of a pod's listener: that of its network namespace, if its addresses are known; then it does not matter to which of them the
+/// packet came. Otherwise that of the destination, and at an address in no prefix the one that only admits what every rule for pods admits.
 #[inline(always)]
-fn scope_of(
+fn pod_scope<L: Lookups>(
     listener: Listener,
-    headers: Option<&Headers>,
+    destination: &Address,
+    in_pods: bool,
     generation: u8,
-    look_up: impl Fn(&ScopeKey) -> Option<ScopeValue>,
+    tables: Tables,
+    lookups: &L,
 ) -> Option<u32> {
-    let Some(headers) = headers else { return Some(ScopeValue::NODE) };
-    let key = ScopeKey { generation: [generation, 0, 0, 0], address: headers.destination };
-    match (listener.namespace, look_up(&key)) {
-        (Namespace::Pod, Some(ScopeValue { scope })) if scope != ScopeValue::NODE => Some(scope),
-        (Namespace::Unknown | Namespace::Node, Some(ScopeValue { scope })) => Some(scope),
-        (Namespace::Pod, Some(_) | None) | (Namespace::Unknown | Namespace::Node, None) if listener.in_pods => {
-            Some(ScopeValue::ALL_PODS)
-        }
-        (Namespace::Pod, Some(_) | None) => None,
-        (Namespace::Unknown | Namespace::Node, None) => Some(ScopeValue::NODE),
+    let key = NamespaceKey { netns: listener.netns, generation: u64::from(generation) };
+    let known = lookups.namespace_scope(&key).map(|NamespaceValue { scope }| scope);
+    if let Some(scope) = known
+        && scope != ScopeValue::ALL_PODS
+    {
+        return Some(scope);
     }
-}
-
-/// Whether a pinhole says that the connection was opened on this node.
-#[inline(always)]
-fn opened(via: u32) -> bool {
-    via & !Pinhole::SERVED != 0
+    let outside = if known.is_some() {
+        ScopeValue::ALL_PODS
+    } else {
+        let key = ScopeKey { generation: [generation, 0, 0, 0], address: *destination };
+        let found = match tables {
+            Tables::First => lookups.scope(&key),
+            Tables::Copy => lookups.scope_copy(&key),
+        };
+        match found {
+            Some(ScopeValue { scope }) if scope != ScopeValue::NODE => return Some(scope),
+            Some(_) | None => ScopeValue::OTHER_PODS,
+        }
+    };
+    if in_pods { Some(outside) } else { None }
 }
 
 /// The flow of a packet that was not read: its port is the listener's.

@@ -7,8 +7,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     abi::{
-        CallerKey, CallerValue, FlowKey, OPENER_SLOTS, PeerKey4, PeerKey6, PeerValue, Pinhole, PortKey, PortValue,
-        ScopeKey, ScopeValue, counter_index, opener_slot,
+        AskedKey, CallerKey, CallerValue, FlowKey, NamespaceKey, NamespaceValue, OPENER_SLOTS, PeerKey4, PeerKey6,
+        PeerValue, Pinhole, PortKey, PortValue, ScopeKey, ScopeValue, SentDatagram, Spoken, counter_index, opener_slot,
     },
     in_force::RulesetSwitch,
     packet::mapped,
@@ -26,6 +26,10 @@ struct Fixed {
     doubt: bool,
     scope_copy: Option<u32>,
     port_copy: Option<PortValue>,
+    namespace: Option<u32>,
+    sent: Option<SentDatagram>,
+    /// The socket that asked.
+    asked: Option<u64>,
 }
 
 impl RulesetSwitch for Fixed {
@@ -53,8 +57,17 @@ impl Lookups for Fixed {
     fn port_copy(&self, _: &PortKey) -> Option<PortValue> {
         self.port_copy
     }
-    fn pinhole(&self, _: u8, _: &FlowKey) -> Option<Pinhole> {
+    fn namespace_scope(&self, _: &NamespaceKey) -> Option<NamespaceValue> {
+        self.namespace.map(|scope| NamespaceValue { scope })
+    }
+    fn pinhole(&self, _: &FlowKey) -> Option<Pinhole> {
         self.pinhole.map(Pinhole::of)
+    }
+    fn sent(&self, _: &FlowKey) -> Option<SentDatagram> {
+        self.sent
+    }
+    fn asked(&self, key: &AskedKey) -> bool {
+        self.asked == Some(key.socket)
     }
     fn caller(&self, _: &CallerKey) -> Option<CallerValue> {
         self.caller.then_some(CallerValue { rule: 1 })
@@ -67,12 +80,12 @@ impl Lookups for Fixed {
     }
 }
 
-/// Decides under the ruleset in force of these tables.
+/// Decides under the ruleset in force of these tables, about a listener that counts as inside the pods' cgroup.
 fn decide<L: Lookups>(bytes: &[u8], listener: Listener, tables: &L) -> Decision {
-    super::decide(bytes, listener, &RulesetInForce::read(tables), tables)
+    super::decide(bytes, listener, || true, &RulesetInForce::read(tables), tables)
 }
 
-const NODE: Listener = Listener { namespace: Namespace::Node, port: 10_250, protocol: 6, in_pods: false };
+const NODE: Listener = Listener::of_node(10_250, 6);
 
 fn packet() -> impl Strategy<Value = Vec<u8>> {
     let edges = prop::sample::select(vec![0x45u8, 0x44, 0x46, 0x4f, 0x60, 0x00, 0xf0]);
@@ -112,7 +125,7 @@ proptest! {
             prop_assert_eq!((decision.verdict, decision.reason), (Verdict::Deny, Reason::BadHeader));
         }
         if decision.verdict == Verdict::Allow {
-            let opened = Pinhole::TUNNEL | Pinhole::NODE | Pinhole::REPLY | if caller { Pinhole::CALLER } else { 0 };
+            let opened = Pinhole::TUNNEL | Pinhole::NODE | if caller { Pinhole::CALLER } else { 0 };
             prop_assert!(peer == PeerValue::ALLOW || pinhole & opened != 0);
         }
     }
@@ -133,7 +146,7 @@ proptest! {
         // The port's entry is gone, or the scope's is, or no generation is whole, whatever the tables hold.
         let port = Some(PortValue::default());
         let (here, port) = if lost { (None, port) } else { (Some(1), None) };
-        let tables = Fixed { scope: here, port: port.filter(|_| doubt), pinhole, peer, caller, doubt, scope_copy: Some(1), port_copy: Some(PortValue { rule: 3, ..PortValue::default() }) };
+        let tables = Fixed { scope: here, port: port.filter(|_| doubt), pinhole, peer, caller, doubt, scope_copy: Some(1), port_copy: Some(PortValue { rule: 3, ..PortValue::default() }), ..Fixed::default() };
         let namespace = [Namespace::Node, Namespace::Pod, Namespace::Unknown][scope];
         let decision = decide(bytes.as_slice(), Listener { namespace, ..NODE }, &tables);
         let readable = parse(bytes.as_slice(), 6).is_some();
@@ -185,62 +198,198 @@ fn a_caller_is_admitted_by_its_cgroup_and_where_the_node_is_by_that() {
         (Pinhole::CALLER | Pinhole::NODE, PortValue::ALLOW_NODE, false, Reason::Node),
         (Pinhole::CALLER | Pinhole::NODE, PortValue::ALLOW_CALLER, true, Reason::Caller),
         (Pinhole::NODE, PortValue::ALLOW_CALLER, true, Reason::PinholeNotAllowed),
-        (Pinhole::SERVED, 0, true, Reason::NoSelector),
-        (Pinhole::REPLY, 0, false, Reason::Reply),
+        (0, PortValue::ALLOW_CALLER, true, Reason::NoSelector),
     ] {
         assert_eq!(decide(syn_v4().as_slice(), NODE, &with(via, flags, caller)).reason, reason, "{via} {flags}");
     }
 }
 
+/// Tables whose every scope has a guarded port of its own list, so that a decision tells the scope that judged.
+#[derive(Clone, Debug, Default)]
+struct Scopes {
+    /// The scopes that guard the port; the slot of a scope's rule is its place here.
+    guarding: Vec<u32>,
+    /// The scopes whose port admits everybody.
+    open: Vec<u32>,
+    /// The scope of the destination's prefix.
+    prefix: Option<u32>,
+    /// The scope of the listener's namespace, if its addresses are known.
+    namespace: Option<u32>,
+}
+
+impl RulesetSwitch for Scopes {
+    fn active(&self) -> u32 {
+        1
+    }
+    fn generation(&self, number: u8) -> Generation {
+        Generation { epoch: if number == 1 { 1 } else { 0 }, ..Generation::default() }
+    }
+}
+
+impl Lookups for Scopes {
+    fn scope(&self, _: &ScopeKey) -> Option<ScopeValue> {
+        self.prefix.map(|scope| ScopeValue { scope })
+    }
+    fn port(&self, key: &PortKey) -> Option<PortValue> {
+        let slot = self.guarding.iter().position(|scope| *scope == key.scope)?;
+        let list = u32::from(!self.open.contains(&key.scope));
+        Some(PortValue { rule: slot as u16, list, ..PortValue::default() })
+    }
+    fn is_guarded_number(&self, _: u8, _: u16) -> bool {
+        true
+    }
+    fn scope_copy(&self, key: &ScopeKey) -> Option<ScopeValue> {
+        self.scope(key)
+    }
+    fn port_copy(&self, key: &PortKey) -> Option<PortValue> {
+        self.port(key)
+    }
+    fn namespace_scope(&self, _: &NamespaceKey) -> Option<NamespaceValue> {
+        self.namespace.map(|scope| NamespaceValue { scope })
+    }
+    fn pinhole(&self, _: &FlowKey) -> Option<Pinhole> {
+        None
+    }
+    fn sent(&self, _: &FlowKey) -> Option<SentDatagram> {
+        None
+    }
+    fn asked(&self, _: &AskedKey) -> bool {
+        false
+    }
+    fn caller(&self, _: &CallerKey) -> Option<CallerValue> {
+        None
+    }
+    fn peer_v4(&self, key: &PeerKey4) -> Option<PeerValue> {
+        let open = key.list == list_bytes(1, 0);
+        open.then_some(PeerValue { rule: 99, kind: PeerValue::ALLOW })
+    }
+    fn peer_v6(&self, _: &PeerKey6) -> Option<PeerValue> {
+        None
+    }
+}
+
+const EVERY: u32 = ScopeValue::ALL_PODS;
+const OTHER: u32 = ScopeValue::OTHER_PODS;
+
+fn judged(tables: &Scopes, namespace: Namespace, in_pods: bool) -> Decision {
+    let listener = Listener { namespace, netns: 9, ..NODE };
+    let in_force = RulesetInForce::read(tables);
+    super::decide(syn_v4().as_slice(), listener, || in_pods, &in_force, tables)
+}
+
 #[test]
-fn a_pod_that_no_prefix_holds_is_known_by_its_cgroup() {
-    struct ByCgroup;
-    impl RulesetSwitch for ByCgroup {
-        fn active(&self) -> u32 {
-            1
-        }
-        fn generation(&self, _: u8) -> Generation {
-            Generation { epoch: 1, ..Generation::default() }
+fn a_pods_scope_is_that_of_its_namespace_and_only_then_that_of_the_destination() {
+    /// What guards, the prefix of the destination, the namespace, whether it is in the pods' cgroup; the scope that judges.
+    type Case = (&'static [u32], Option<u32>, Option<u32>, bool, Option<u32>);
+    let cases: [Case; 11] = [
+        (&[1], Some(1), None, false, Some(1)),
+        (&[1], None, None, true, None),
+        (&[1, OTHER], None, None, true, Some(OTHER)),
+        (&[1, OTHER], None, None, false, None),
+        // The node's own address, in a pod's namespace.
+        (&[ScopeValue::NODE, OTHER], Some(ScopeValue::NODE), None, true, Some(OTHER)),
+        (&[1, 2, OTHER], Some(1), Some(2), false, Some(2)),
+        (&[1, OTHER], None, Some(1), false, Some(1)),
+        (&[1, OTHER], Some(1), Some(EVERY), true, None),
+        (&[1, EVERY, OTHER], Some(1), Some(EVERY), true, Some(EVERY)),
+        (&[1, EVERY, OTHER], None, Some(EVERY), false, None),
+        (&[ScopeValue::NODE], None, None, true, None),
+    ];
+    for (guarding, prefix, namespace, in_pods, scope) in cases {
+        let tables = Scopes { guarding: guarding.to_vec(), prefix, namespace, ..Scopes::default() };
+        let decision = judged(&tables, Namespace::Pod, in_pods);
+        let wanted = scope.and_then(|scope| guarding.iter().position(|guard| *guard == scope));
+        let found = (decision.reason == Reason::NoSelector).then_some(usize::from(decision.rule));
+        assert_eq!(found, wanted, "{guarding:?} {prefix:?} {namespace:?} {in_pods}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn what_cannot_be_told_is_denied_by_either(
+        guarding in prop::collection::vec(prop::sample::select(vec![ScopeValue::NODE, 1, EVERY, OTHER]), 0..4),
+        open in prop::collection::vec(prop::sample::select(vec![ScopeValue::NODE, 1, EVERY, OTHER]), 0..3),
+        prefix in prop::option::of(prop::sample::select(vec![ScopeValue::NODE, 1])),
+        in_pods: bool,
+    ) {
+        let tables = Scopes { guarding, open, prefix, namespace: None };
+        let [node, pod, unknown] = [Namespace::Node, Namespace::Pod, Namespace::Unknown].map(|whose| judged(&tables, whose, in_pods));
+        let either = node.verdict == Verdict::Deny || pod.verdict == Verdict::Deny;
+        prop_assert_eq!(unknown.verdict == Verdict::Deny, either);
+        prop_assert_eq!(unknown.reason == Reason::NotGuarded, node.reason == Reason::NotGuarded && pod.reason == Reason::NotGuarded);
+    }
+
+    #[test]
+    fn a_known_pod_is_judged_alike_at_each_of_its_addresses(
+        guarding in prop::collection::vec(0u32..4, 0..4), open in prop::collection::vec(0u32..4, 0..3), namespace in 1u32..4,
+        prefixes: [Option<u8>; 2], in_pods: [bool; 2],
+    ) {
+        let at = |index: usize| {
+            let prefix = prefixes[index].map(|prefix| u32::from(prefix % 4));
+            let tables = Scopes { guarding: guarding.clone(), open: open.clone(), prefix, namespace: Some(namespace) };
+            let Decision { verdict, reason, rule, .. } = judged(&tables, Namespace::Pod, in_pods[index]);
+            (verdict, reason, rule)
+        };
+        prop_assert_eq!(at(0), at(1));
+    }
+
+    #[test]
+    fn a_pod_reaches_itself_and_the_node_does_not(flags in 0u16..16, peer in prop::option::of(0u16..4), protocol in prop::sample::select(vec![6u8, 17])) {
+        let tables = Fixed { scope: Some(1), port: Some(PortValue { flags, ..PortValue::default() }), peer, ..Fixed::default() };
+        let listener = Listener { over_loopback: true, protocol, netns: 9, ..NODE };
+        let mut bytes = syn_v4();
+        bytes[9] = protocol;
+        let pod = decide(&bytes, Listener { namespace: Namespace::Pod, ..listener }, &tables);
+        prop_assert_eq!((pod.verdict, pod.reason), (Verdict::Allow, Reason::OwnNamespace));
+        for namespace in [Namespace::Node, Namespace::Unknown] {
+            let decision = decide(&bytes, Listener { namespace, ..listener }, &tables);
+            let elsewhere = decide(&bytes, Listener { namespace, over_loopback: false, ..listener }, &tables);
+            prop_assert_eq!(decision, elsewhere);
         }
     }
-    impl Lookups for ByCgroup {
-        fn scope(&self, _: &ScopeKey) -> Option<ScopeValue> {
-            None
-        }
-        fn port(&self, key: &PortKey) -> Option<PortValue> {
-            (key.scope == ScopeValue::ALL_PODS).then(PortValue::default)
-        }
-        fn is_guarded_number(&self, _: u8, _: u16) -> bool {
-            true
-        }
-        fn scope_copy(&self, _: &ScopeKey) -> Option<ScopeValue> {
-            None
-        }
-        fn port_copy(&self, _: &PortKey) -> Option<PortValue> {
-            None
-        }
-        fn pinhole(&self, _: u8, _: &FlowKey) -> Option<Pinhole> {
-            None
-        }
-        fn caller(&self, _: &CallerKey) -> Option<CallerValue> {
-            None
-        }
-        fn peer_v4(&self, _: &PeerKey4) -> Option<PeerValue> {
-            None
-        }
-        fn peer_v6(&self, _: &PeerKey6) -> Option<PeerValue> {
-            None
-        }
+
+    /// A datagram admits only as the one that was sent: in the sender's own namespace over loopback, in another one never so.
+    #[test]
+    fn a_sent_datagram_comes_the_way_it_was_sent(netns in 0u64..3, of_listener in 0u64..3, over_loopback: bool, node: bool) {
+        let namespace = if node { Namespace::Node } else { Namespace::Unknown };
+        let sent = SentDatagram { netns, via: Pinhole::NODE, ..SentDatagram::default() };
+        let port = Some(PortValue { flags: PortValue::ALLOW_NODE, ..PortValue::default() });
+        let tables = Fixed { port, sent: Some(sent), ..Fixed::default() };
+        let listener = Listener { namespace, netns: of_listener, over_loopback, protocol: 17, ..NODE };
+        let mut bytes = syn_v4();
+        bytes[9] = 17;
+        let decision = decide(&bytes, listener, &tables);
+        prop_assert_eq!(decision.verdict == Verdict::Allow, (netns == of_listener) == over_loopback);
+        // It opens nothing for TCP.
+        prop_assert_eq!(decide(&syn_v4(), Listener { protocol: 6, ..listener }, &tables).verdict, Verdict::Deny);
     }
-    for (namespace, in_pods, reason) in [
-        (Namespace::Pod, true, Reason::NoSelector),
-        (Namespace::Pod, false, Reason::NotGuarded),
-        (Namespace::Unknown, true, Reason::NoSelector),
-        (Namespace::Unknown, false, Reason::NotGuarded),
-        (Namespace::Node, true, Reason::NotGuarded),
-    ] {
-        let listener = Listener { namespace, in_pods, ..NODE };
-        assert_eq!(decide(syn_v4().as_slice(), listener, &ByCgroup).reason, reason, "{namespace:?} {in_pods}");
+}
+
+#[test]
+fn only_the_socket_that_asked_gets_the_answer() {
+    let tables = Fixed { port: Some(PortValue::default()), asked: Some(7), ..Fixed::default() };
+    let mut bytes = syn_v4();
+    bytes[9] = 17;
+    let to = |socket| decide(&bytes, Listener { socket, protocol: 17, ..NODE }, &tables).reason;
+    assert_eq!((to(7), to(8), to(0)), (Reason::Reply, Reason::NoSelector, Reason::NoSelector));
+    // A fragment has no port, so nobody knows whose answer it is.
+    bytes[6] = 0x20;
+    assert_eq!(decide(&bytes, Listener { socket: 7, protocol: 17, ..NODE }, &tables).reason, Reason::NoSelector);
+}
+
+proptest! {
+    #[test]
+    fn who_has_spoken_counts_for_one_to_two_windows(at in 1_000u32..100_000_000, later in 0u32..1_000) {
+        let noted = Spoken::window(at);
+        prop_assert!(noted != 0 && !Spoken::counts(0, at + later));
+        let counts = Spoken::counts(noted, at + later);
+        prop_assert!(counts || later >= Spoken::WINDOW_SECONDS);
+        prop_assert!(!counts || later < 2 * Spoken::WINDOW_SECONDS);
+    }
+
+    #[test]
+    fn every_remote_side_has_a_slot(address: [u8; 16], port: [u8; 2]) {
+        prop_assert!(Spoken::slot(&address, port) < Spoken::SLOTS);
     }
 }
 
@@ -254,15 +403,6 @@ fn a_fragment_has_no_pinhole() {
     let mut bytes = syn_v4();
     bytes[6] = 0x20;
     assert_eq!(decide(bytes.as_slice(), NODE, &tables).reason, Reason::NoSelector);
-}
-
-#[test]
-fn without_a_namespace_helper_an_unknown_destination_counts_as_the_nodes() {
-    let tables = Fixed { port: Some(PortValue::default()), ..Fixed::default() };
-    let pod = Listener { namespace: Namespace::Pod, ..NODE };
-    let unknown = Listener { namespace: Namespace::Unknown, ..NODE };
-    assert_eq!(decide(syn_v4().as_slice(), pod, &tables).reason, Reason::NotGuarded);
-    assert_eq!(decide(syn_v4().as_slice(), unknown, &tables).reason, Reason::NoSelector);
 }
 
 #[test]

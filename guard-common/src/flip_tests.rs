@@ -15,15 +15,14 @@ use proptest::{
 };
 
 use crate::{
-    Ancestors, CgroupLookups, Decision, Destination, DestinationLookups, Listener, Lookups, Namespace, PacketSocket,
-    Reached, Reason, RulesetInForce, RulesetSwitch, Verdict,
+    Ancestors, CgroupLookups, Conversations, Decision, Destination, DestinationLookups, Listener, Lookups, Namespace,
+    PacketSocket, Reached, Reason, RulesetInForce, RulesetSwitch, Verdict,
     abi::{
-        Address, CallerKey, CallerValue, CgroupKey, CgroupValue, DestinationKey, DestinationValue, FlowKey, Generation,
-        LIST_BITS, PeerKey4, PeerKey6, PeerValue, Pinhole, PortKey, PortValue, ScopeKey, ScopeValue,
+        Address, AskedKey, CallerKey, CallerValue, CgroupKey, CgroupValue, DestinationKey, DestinationValue, FlowKey,
+        Generation, LIST_BITS, NamespaceKey, NamespaceValue, PeerKey4, PeerKey6, PeerValue, Pinhole, PortKey,
+        PortValue, ScopeKey, ScopeValue, SentDatagram,
     },
-    decide, denied_at_the_edge, judge_connection, judge_packet,
-    listener::in_pods,
-    local_caller, opened_pinhole,
+    decide, denied_at_the_edge, in_pods, judge_connection, judge_packet, local_caller, opened_pinhole,
     packet::{TCP, UDP, mapped},
     reach, sent_datagram,
 };
@@ -39,6 +38,8 @@ struct Rules {
     callers: BTreeMap<(u32, u64), u32>,
     cgroups: BTreeMap<u64, u32>,
     destinations: BTreeMap<(u32, Address), u32>,
+    /// The scope of the listener's network namespace.
+    namespace: Option<u32>,
 }
 
 /// The situation that both rulesets judge.
@@ -51,6 +52,9 @@ struct Situation {
     /// The cgroups around the socket and the process, from the outermost.
     around: Vec<u64>,
     pinhole: Option<Pinhole>,
+    sent: Option<SentDatagram>,
+    has_asked: bool,
+    over_loopback: bool,
     noted: Option<Pinhole>,
     to: Address,
 }
@@ -114,9 +118,20 @@ impl Lookups for World<'_> {
     fn port_copy(&self, key: &PortKey) -> Option<PortValue> {
         self.port(key)
     }
-    fn pinhole(&self, _: u8, _: &FlowKey) -> Option<Pinhole> {
+    fn namespace_scope(&self, key: &NamespaceKey) -> Option<NamespaceValue> {
+        self.rules(key.generation as u8).namespace.map(|scope| NamespaceValue { scope })
+    }
+    fn pinhole(&self, _: &FlowKey) -> Option<Pinhole> {
         self.look();
         self.situation.pinhole
+    }
+    fn sent(&self, _: &FlowKey) -> Option<SentDatagram> {
+        self.look();
+        self.situation.sent
+    }
+    fn asked(&self, _: &AskedKey) -> bool {
+        self.look();
+        self.situation.has_asked
     }
     fn caller(&self, key: &CallerKey) -> Option<CallerValue> {
         let (rules, list) = self.listed(key.list);
@@ -156,13 +171,45 @@ impl Ancestors for World<'_> {
 }
 
 impl PacketSocket for World<'_> {
-    fn namespace(&self) -> Namespace {
+    fn namespace(&self) -> (Namespace, u64) {
         self.look();
-        self.situation.namespace
+        (self.situation.namespace, 9)
+    }
+    fn cookie(&self) -> u64 {
+        self.look();
+        11
     }
     fn is_udp(&self) -> bool {
         self.look();
         self.situation.protocol == UDP
+    }
+    fn interface(&self) -> u32 {
+        self.look();
+        if self.situation.over_loopback { Listener::LOOPBACK_INTERFACE } else { 2 }
+    }
+}
+
+/// What a sent datagram leaves behind.
+#[derive(Clone, Debug, PartialEq)]
+enum Entry {
+    Asked(AskedKey),
+    Sent(FlowKey, SentDatagram),
+    TakenOver(FlowKey),
+}
+
+/// The entries that a walk makes, in their order.
+#[derive(Default)]
+struct Entries(RefCell<Vec<Entry>>);
+
+impl Conversations for Entries {
+    fn asks(&self, _: Namespace, key: &AskedKey) {
+        self.0.borrow_mut().push(Entry::Asked(*key));
+    }
+    fn sends(&self, flow: &FlowKey, datagram: SentDatagram) {
+        self.0.borrow_mut().push(Entry::Sent(*flow, datagram));
+    }
+    fn takes_over(&self, flow: &FlowKey, _: u64) {
+        self.0.borrow_mut().push(Entry::TakenOver(*flow));
     }
 }
 
@@ -172,7 +219,7 @@ enum Outcome {
     Packet(Decision),
     Edge(Option<Decision>),
     Connection(Reached),
-    Sent(Vec<(FlowKey, Pinhole)>),
+    Sent(Vec<Entry>),
     Opened(Option<Pinhole>),
 }
 
@@ -200,11 +247,9 @@ fn connect(world: &World) -> Outcome {
 }
 
 fn egress(world: &World) -> Outcome {
-    let sent = RefCell::new(Vec::new());
-    sent_datagram(world, world.situation.packet.as_slice(), world, |flow, pinhole| {
-        sent.borrow_mut().push((*flow, pinhole));
-    });
-    Outcome::Sent(sent.into_inner())
+    let entries = Entries::default();
+    sent_datagram(world, world.situation.packet.as_slice(), world, &entries);
+    Outcome::Sent(entries.0.into_inner())
 }
 
 fn sockops(world: &World) -> Outcome {
@@ -220,10 +265,10 @@ fn sockops(world: &World) -> Outcome {
 /// The planted mutants: each step reads the ruleset in force again.
 fn ingress_reads_again(world: &World) -> Outcome {
     let Situation { port, protocol, packet, .. } = world.situation;
-    let namespace = world.namespace();
-    let in_pods = in_pods(namespace, &RulesetInForce::read(world), |level| world.cgroup_at(level));
-    let listener = Listener { namespace, port: *port, protocol: *protocol, in_pods };
-    Outcome::Packet(decide(packet.as_slice(), listener, &RulesetInForce::read(world), world))
+    let (namespace, netns) = world.namespace();
+    let in_pods = in_pods(&RulesetInForce::read(world), |level| world.cgroup_at(level));
+    let listener = Listener { namespace, netns, ..Listener::of_node(*port, *protocol) };
+    Outcome::Packet(decide(packet.as_slice(), listener, || in_pods, &RulesetInForce::read(world), world))
 }
 
 fn connect_reads_again(world: &World) -> Outcome {
@@ -267,11 +312,11 @@ prop_compose! {
         scopes in prop::collection::btree_map(address(), 0u32..3, 0..4),
         ports in prop::collection::btree_map(
             (
-                prop::sample::select(vec![0, 1, 2, ScopeValue::ALL_PODS, ScopeValue::ALL_PODS, ScopeValue::DESTINATIONS, ScopeValue::DESTINATIONS | 1]),
+                prop::sample::select(vec![0, 1, 2, ScopeValue::ALL_PODS, ScopeValue::OTHER_PODS, ScopeValue::OTHER_PODS, ScopeValue::DESTINATIONS, ScopeValue::DESTINATIONS | 1]),
                 prop::sample::select(PORTS.to_vec()),
                 prop::sample::select(vec![TCP, UDP]),
             ),
-            (0u32..3, 0u16..16, 0u16..3).prop_map(|(list, flags, rule)| PortValue { list, flags, rule, ..PortValue::default() }),
+            (0u32..3, 0u16..256, 0u16..3).prop_map(|(list, flags, rule)| PortValue { list, flags, rule, ..PortValue::default() }),
             0..20,
         ),
         peers in prop::collection::btree_map(
@@ -282,14 +327,25 @@ prop_compose! {
         callers in prop::collection::btree_map((0u32..3, prop::sample::select(CGROUPS.to_vec())), 0u32..3, 0..6),
         cgroups in prop::collection::btree_map(prop::sample::select(CGROUPS.to_vec()), 1u32..4, 0..4),
         destinations in prop::collection::btree_map((0u32..2, address()), 0u32..2, 0..6),
+        namespace in prop::option::of(prop::sample::select(vec![1, 2, ScopeValue::ALL_PODS])),
     ) -> Rules {
-        Rules { features, pods_cgroup, scopes, ports, peers, callers, cgroups, destinations }
+        Rules { features, pods_cgroup, scopes, ports, peers, callers, cgroups, destinations, namespace }
     }
 }
 
 fn pinhole() -> impl Strategy<Value = Option<Pinhole>> {
     let some = (0u32..32, prop::sample::select(CGROUPS.to_vec()));
-    prop::option::of(some.prop_map(|(via, cgroup)| Pinhole { via, at: 0, cgroup }))
+    prop::option::of(some.prop_map(|(via, cgroup)| Pinhole { via, reserved: 0, cgroup }))
+}
+
+fn sent() -> impl Strategy<Value = Option<SentDatagram>> {
+    let some = (1u32..8, 8u64..10, prop::sample::select(CGROUPS.to_vec()));
+    prop::option::of(some.prop_map(|(via, netns, cgroup)| SentDatagram {
+        via,
+        netns,
+        cgroup,
+        ..SentDatagram::default()
+    }))
 }
 
 prop_compose! {
@@ -298,7 +354,8 @@ prop_compose! {
         port in prop::sample::select(PORTS.to_vec()),
         protocol in prop::sample::select(vec![TCP, TCP, UDP]),
         around in prop::collection::vec(prop::sample::select(vec![5, 7, 8, 9]), 0..4),
-        (pinhole, noted) in (pinhole(), pinhole()),
+        (pinhole, noted, sent) in (pinhole(), pinhole(), sent()),
+        (has_asked, over_loopback) in (prop::bool::weighted(0.2), prop::bool::weighted(0.3)),
         (from, to) in (address(), address()),
         unreadable in prop::bool::weighted(0.05),
     ) -> Situation {
@@ -306,7 +363,7 @@ prop_compose! {
         if unreadable {
             packet.truncate(19);
         }
-        Situation { packet, namespace, port, protocol, around, pinhole, noted, to }
+        Situation { packet, namespace, port, protocol, around, pinhole, sent, has_asked, over_loopback, noted, to }
     }
 }
 
@@ -363,12 +420,12 @@ fn two_rulesets_that_both_deny_a_stranger_deny_it_at_every_point_of_the_switch()
     let [stranger, _, pod, _] = addresses();
     let guarded = |scope| BTreeMap::from([((scope, 8090, TCP), PortValue::default())]);
     let every_pod = Rules {
-        features: Generation::ALL_PODS,
+        features: Generation::PODS,
         pods_cgroup: 7,
-        ports: guarded(ScopeValue::ALL_PODS),
+        ports: guarded(ScopeValue::OTHER_PODS),
         ..Rules::default()
     };
-    let by_address = Rules { scopes: [(pod, 1)].into(), ports: guarded(1), ..Rules::default() };
+    let by_address = Rules { features: 0, scopes: [(pod, 1)].into(), ports: guarded(1), ..Rules::default() };
     let situation = Situation {
         packet: packet(stranger, pod, 8090, TCP),
         namespace: Namespace::Pod,
@@ -376,6 +433,9 @@ fn two_rulesets_that_both_deny_a_stranger_deny_it_at_every_point_of_the_switch()
         protocol: TCP,
         around: vec![7],
         pinhole: None,
+        sent: None,
+        has_asked: false,
+        over_loopback: false,
         noted: None,
         to: pod,
     };

@@ -30,7 +30,7 @@ pub struct RulesetInForce {
 
 impl RulesetInForce {
     /// Every feature that makes a hook look closer. [`Generation::AUDIT`] is not one: doubt denies.
-    const DOUBT: u32 = Generation::UDP | Generation::ALL_PODS | Generation::CGROUPS | Generation::CONTROL_PLANE;
+    const DOUBT: u32 = Generation::UDP | Generation::PODS | Generation::CGROUPS | Generation::CONTROL_PLANE;
 
     /// Reads the generation of the active epoch if its entries were written for that epoch, otherwise the only generation that is whole.
     #[inline(always)]
@@ -140,7 +140,7 @@ mod tests {
             let in_force = of(active, epochs);
             assert_eq!((in_force.generation, in_force.epoch), (None, active));
             assert!(
-                in_force.has(Generation::UDP) && in_force.has(Generation::ALL_PODS) && !in_force.has(Generation::AUDIT)
+                in_force.has(Generation::UDP) && in_force.has(Generation::PODS) && !in_force.has(Generation::AUDIT)
             );
         }
     }

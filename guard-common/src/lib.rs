@@ -4,7 +4,7 @@
 //!
 //! The order of reading, in which each file imports only from those before it: `verdict`, `abi`, `packet`, `in_force`, `listener`,
 //! `lookups`; then the judgements: `decide` (a packet), `strangers` (a packet at the edge), `caller` and `reach` (a connection that starts
-//! here), `openings` (the pinholes and conversations of this node).
+//! here), `openings` (what sockets of this node open).
 #![cfg_attr(not(test), no_std)]
 #![deny(
     clippy::arithmetic_side_effects,
@@ -40,8 +40,8 @@ pub mod verdict;
 pub use caller::{LocalCaller, local_caller};
 pub use decide::{Decision, decide, judge_packet};
 pub use in_force::{RulesetInForce, RulesetSwitch};
-pub use listener::{Listener, Namespace};
-pub use lookups::{Ancestors, CgroupLookups, DestinationLookups, Lookups, PacketSocket};
+pub use listener::{Listener, Namespace, in_pods};
+pub use lookups::{Ancestors, CgroupLookups, Conversations, DestinationLookups, Lookups, PacketSocket};
 pub use openings::{opened_pinhole, sent_datagram};
 pub use packet::{Headers, PacketBytes, Ports, parse};
 pub use reach::{Destination, Reached, judge_connection, reach};

@@ -1,9 +1,9 @@
-//! Owns the listener that a packet is for: its port, and whether it belongs to the node or to a pod.
+//! Owns the listener that a packet is for: its port, whose network namespace it is in, and whether it belongs to a pod.
 //! Called by `decide` and by the host for open connections: the same code.
-//! Must never tell from the packet what the socket can tell: a packet can be given any shape.
+//! Must never tell from the packet what the socket can tell: a packet can be given any shape and any address.
 
 use crate::{
-    abi::{CGROUP_LEVELS, Generation},
+    abi::{CGROUP_LEVELS, Generation, Probe},
     in_force::RulesetInForce,
 };
 
@@ -14,7 +14,8 @@ pub enum Namespace {
     Node,
     /// Another one: a pod's.
     Pod,
-    /// The kernel has no helper to tell (before 6.15). The destination address decides; an address of no pod counts as the node's.
+    /// It cannot be told: the kernel has no helper (before 6.15), and the socket was there before the guard or was never bound. Such a
+    /// listener is judged as the node's and as a pod's, and denied by either.
     Unknown,
 }
 
@@ -23,19 +24,51 @@ pub enum Namespace {
 pub struct Listener {
     /// Whose it is.
     pub namespace: Namespace,
+    /// The cookie of its network namespace; 0 if it cannot be told.
+    pub netns: u64,
+    /// The cookie of a UDP socket. Of a TCP listener it is not asked.
+    pub socket: u64,
     /// The port it listens on, host order.
     pub port: u16,
     /// The IP protocol number.
     pub protocol: u8,
-    /// Whether it counts as inside the cgroup that pods live in. Determined only if a rule guards ports of every pod.
-    pub in_pods: bool,
+    /// Whether the packet came in over the loopback interface of the listener's network namespace: it was sent in that namespace.
+    pub over_loopback: bool,
 }
 
-/// Whether a socket counts as inside the pods' cgroup. If a rule guards ports of every pod and that cgroup does not exist, every socket
-/// that is not known to be the node's counts. `cgroup_at` gives the id of the socket's cgroup at a level below the root, 0 if there is none.
+impl Listener {
+    /// The index of the loopback interface: the first of each network namespace (Linux, `LOOPBACK_IFINDEX`).
+    pub const LOOPBACK_INTERFACE: u32 = 1;
+
+    /// A listener in the node's own network namespace, for a packet from another machine or namespace.
+    pub const fn of_node(port: u16, protocol: u8) -> Listener {
+        Listener { namespace: Namespace::Node, netns: 0, socket: 0, port, protocol, over_loopback: false }
+    }
+}
+
+/// The listener that a test run describes.
+impl From<&Probe> for Listener {
+    fn from(question: &Probe) -> Listener {
+        Listener {
+            namespace: match question.scope {
+                0 => Namespace::Node,
+                1 => Namespace::Pod,
+                _ => Namespace::Unknown,
+            },
+            netns: u64::from(question.netns),
+            socket: u64::from(question.socket),
+            port: question.port,
+            protocol: question.protocol,
+            over_loopback: question.over_loopback != 0,
+        }
+    }
+}
+
+/// Whether a socket counts as inside the pods' cgroup. If a rule guards ports of pods and that cgroup does not exist, every socket counts.
+/// `cgroup_at` gives the id of the socket's cgroup at a level below the root, 0 if there is none.
 #[inline(always)]
-pub fn in_pods(namespace: Namespace, in_force: &RulesetInForce, cgroup_at: impl Fn(u32) -> u64) -> bool {
-    if matches!(namespace, Namespace::Node) || !in_force.has(Generation::ALL_PODS) {
+pub fn in_pods(in_force: &RulesetInForce, cgroup_at: impl Fn(u32) -> u64) -> bool {
+    if !in_force.has(Generation::PODS) {
         return false;
     }
     if in_force.pods_cgroup == 0 {

@@ -4,8 +4,9 @@
 
 use crate::{
     abi::{
-        CallerKey, CallerValue, CgroupKey, CgroupValue, DestinationKey, DestinationValue, FlowKey, PeerKey4, PeerKey6,
-        PeerValue, Pinhole, PortKey, PortValue, ScopeKey, ScopeValue,
+        AskedKey, CallerKey, CallerValue, CgroupKey, CgroupValue, DestinationKey, DestinationValue, FlowKey,
+        NamespaceKey, NamespaceValue, PeerKey4, PeerKey6, PeerValue, Pinhole, PortKey, PortValue, ScopeKey, ScopeValue,
+        SentDatagram,
     },
     in_force::RulesetSwitch,
     listener::Namespace,
@@ -23,8 +24,14 @@ pub trait Lookups: RulesetSwitch {
     fn scope_copy(&self, key: &ScopeKey) -> Option<ScopeValue>;
     /// The same as `port`, from the copy of that table.
     fn port_copy(&self, key: &PortKey) -> Option<PortValue>;
-    /// The pinhole of exactly this TCP flow, or the UDP conversation that it belongs to if that has not expired.
-    fn pinhole(&self, protocol: u8, key: &FlowKey) -> Option<Pinhole>;
+    /// The scope of a network namespace whose addresses are known.
+    fn namespace_scope(&self, key: &NamespaceKey) -> Option<NamespaceValue>;
+    /// The pinhole of exactly this TCP flow.
+    fn pinhole(&self, key: &FlowKey) -> Option<Pinhole>;
+    /// The datagram of exactly this UDP flow that a socket of this node has just sent, if it has not expired.
+    fn sent(&self, key: &FlowKey) -> Option<SentDatagram>;
+    /// Whether this UDP socket asked this remote side and still awaits an answer.
+    fn asked(&self, key: &AskedKey) -> bool;
     /// A cgroup that a peer list admits.
     fn caller(&self, key: &CallerKey) -> Option<CallerValue>;
     /// The longest prefix of an IPv4 peer list that contains this source.
@@ -55,8 +62,23 @@ pub trait Ancestors {
 
 /// The socket that a packet is for, or that sends it.
 pub trait PacketSocket: Ancestors {
-    /// Whose network namespace it is in.
-    fn namespace(&self) -> Namespace;
-    /// Whether it is a UDP socket.
+    /// Whose network namespace it is in, and the cookie of that namespace; 0 if it cannot be told.
+    fn namespace(&self) -> (Namespace, u64);
+    /// Its cookie.
+    fn cookie(&self) -> u64;
+    /// Whether it is a UDP socket, and not a raw one that writes UDP headers.
     fn is_udp(&self) -> bool;
+    /// The index of the interface that the packet came in on.
+    fn interface(&self) -> u32;
+}
+
+/// The memory of the UDP sockets of this node: what they asked, and what is on its way to a guarded port.
+pub trait Conversations {
+    /// The socket that sends asks a remote side. It awaits an answer unless that side spoke first.
+    fn asks(&self, namespace: Namespace, key: &AskedKey);
+    /// A datagram of this flow is on its way.
+    fn sends(&self, flow: &FlowKey, datagram: SentDatagram);
+    /// A socket of this network namespace that may not have such a datagram sends one of this flow: what was on its way from that namespace no
+    /// longer is.
+    fn takes_over(&self, flow: &FlowKey, netns: u64);
 }

@@ -31,6 +31,8 @@ pub struct Reached {
     pub denied: Option<Reason>,
     /// Who connects; nobody if no rule asks for that.
     pub caller: LocalCaller,
+    /// Whether the policy names cgroups: without one, nobody has a role.
+    pub has_callers: bool,
     /// The epoch of the ruleset that decided.
     pub epoch: u32,
 }
@@ -45,7 +47,7 @@ pub fn judge_connection<A: Ancestors, L: CgroupLookups + DestinationLookups>(
     let in_force = RulesetInForce::read(lookups);
     if !in_force.has(Generation::CGROUPS | Generation::CONTROL_PLANE) {
         let caller = LocalCaller { cgroup: 0, roles: 0 };
-        return Reached { verdict: Verdict::Allow, denied: None, caller, epoch: in_force.epoch };
+        return Reached { verdict: Verdict::Allow, denied: None, caller, has_callers: false, epoch: in_force.epoch };
     }
     reach(local_caller(process, &in_force, lookups), destination, &in_force, lookups)
 }
@@ -74,7 +76,7 @@ pub fn reach<L: DestinationLookups>(
         None
     };
     let verdict = if denied.is_none() || in_force.has(Generation::AUDIT) { Verdict::Allow } else { Verdict::Deny };
-    Reached { verdict, denied, caller, epoch: in_force.epoch }
+    Reached { verdict, denied, caller, has_callers: in_force.has(Generation::CGROUPS), epoch: in_force.epoch }
 }
 
 #[cfg(test)]

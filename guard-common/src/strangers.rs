@@ -9,7 +9,7 @@ use crate::{
     abi::{ScopeKey, ScopeValue},
     decide::{Decision, decide},
     in_force::RulesetInForce,
-    listener::{Listener, Namespace},
+    listener::Listener,
     lookups::Lookups,
     packet::{PacketBytes, TCP},
     verdict::{Reason, Verdict},
@@ -33,9 +33,9 @@ pub fn drops_stranger<B: PacketBytes + ?Sized, L: Lookups>(
     deny: impl FnOnce(&Decision) -> bool,
 ) -> bool {
     let Some(port) = opened_port(bytes) else { return false };
-    let listener = Listener { namespace: Namespace::Node, port, protocol: TCP, in_pods: false };
+    let listener = Listener::of_node(port, TCP);
     let in_force = RulesetInForce::read(lookups);
-    let decision = decide(bytes, listener, &in_force, lookups);
+    let decision = decide(bytes, listener, || false, &in_force, lookups);
     let reason = match (decision.verdict, decision.reason) {
         (Verdict::Deny, Reason::NoSelector) => Reason::EdgeNoSelector,
         (Verdict::Deny, Reason::Except) => Reason::EdgeExcept,
@@ -91,10 +91,11 @@ mod tests {
     use super::*;
     use crate::{
         abi::{
-            CallerKey, CallerValue, FlowKey, Generation, PeerKey4, PeerKey6, PeerValue, Pinhole, PortKey, PortValue,
-            V4_PREFIX,
+            AskedKey, CallerKey, CallerValue, FlowKey, Generation, NamespaceKey, NamespaceValue, PeerKey4, PeerKey6,
+            PeerValue, Pinhole, PortKey, PortValue, SentDatagram, V4_PREFIX,
         },
         in_force::RulesetSwitch,
+        listener::Namespace,
         packet::parse,
     };
 
@@ -139,8 +140,17 @@ mod tests {
                 key.port == 10_250 && key.protocol == TCP && key.scope == ScopeValue::NODE && key.generation == 1;
             known.then_some(PortValue { flags: self.flags, rule: 3, ..PortValue::default() })
         }
-        fn pinhole(&self, _: u8, _: &FlowKey) -> Option<Pinhole> {
+        fn namespace_scope(&self, _: &NamespaceKey) -> Option<NamespaceValue> {
+            None
+        }
+        fn pinhole(&self, _: &FlowKey) -> Option<Pinhole> {
             self.pinhole.map(Pinhole::of)
+        }
+        fn sent(&self, _: &FlowKey) -> Option<SentDatagram> {
+            None
+        }
+        fn asked(&self, _: &AskedKey) -> bool {
+            false
         }
         fn caller(&self, _: &CallerKey) -> Option<CallerValue> {
             self.caller.then_some(CallerValue { rule: 1 })
@@ -201,8 +211,8 @@ mod tests {
                 prop_assert!(!decision.audited && node.flags & PortValue::AUDIT == 0);
                 for namespace in [Namespace::Node, Namespace::Unknown] {
                     for in_pods in [false, true] {
-                        let listener = Listener { namespace, port, protocol: TCP, in_pods };
-                        let judged = decide(bytes.as_slice(), listener, &RulesetInForce::read(&node), &node);
+                        let listener = Listener { namespace, ..Listener::of_node(port, TCP) };
+                        let judged = decide(bytes.as_slice(), listener, || in_pods, &RulesetInForce::read(&node), &node);
                         prop_assert_eq!(judged.verdict, Verdict::Deny, "{:?} {:02x?}", namespace, bytes);
                         prop_assert!(matches!(judged.reason, Reason::NoSelector | Reason::Except));
                         prop_assert_eq!((judged.rule, judged.flow), (decision.rule, decision.flow));
@@ -220,10 +230,9 @@ mod tests {
             let packet = syn(is_v6, if is_v6 { 0xfd } else { 10 }, flags);
             let dropped = denied_at_the_edge(packet.as_slice(), &node).map(|decision| decision.reason);
             let opens = flags & (FIN | SYN | RST | ACK) == SYN;
-            let opened = node.pinhole.is_some_and(|via| via & !Pinhole::SERVED != 0);
+            let opened = node.pinhole.is_some_and(|via| via != 0);
             let admits = node.pinhole.is_some_and(|via| {
-                via & Pinhole::REPLY != 0
-                    || via & Pinhole::TUNNEL != 0 && node.flags & PortValue::ALLOW_TUNNEL != 0
+                via & Pinhole::TUNNEL != 0 && node.flags & PortValue::ALLOW_TUNNEL != 0
                     || via & Pinhole::NODE != 0 && node.flags & PortValue::ALLOW_NODE != 0
                     || via & Pinhole::CALLER != 0 && node.caller
             });

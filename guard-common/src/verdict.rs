@@ -32,7 +32,7 @@ pub enum Reason {
     PinholeNotAllowed = 6,
     /// The IP header could not be read, so there is no peer to look up.
     BadHeader = 7,
-    /// The datagram belongs to a UDP conversation that the guarded socket itself opened.
+    /// The datagram answers what the guarded UDP socket itself asked.
     Reply = 8,
     /// The connection was opened by a process in a cgroup that the rule allows as a `caller`.
     Caller = 9,
@@ -46,14 +46,16 @@ pub enum Reason {
     EdgeNoSelector = 13,
     /// The same as [`Reason::Except`], at the network interface.
     EdgeExcept = 14,
+    /// A pod reaches itself: the packet was sent in the network namespace of the pod's own listener.
+    OwnNamespace = 15,
 }
 
 impl Reason {
-    /// The number of counter slots per rule. Larger than the number of reasons, so that a new reason keeps the ABI.
+    /// The number of counter slots per rule. Not smaller than the number of reasons.
     pub const SLOTS: u32 = 16;
 
     /// Every reason, in the order of its discriminant.
-    pub const ALL: [Reason; 15] = [
+    pub const ALL: [Reason; 16] = [
         Reason::NotGuarded,
         Reason::Tunnel,
         Reason::Node,
@@ -69,6 +71,7 @@ impl Reason {
         Reason::TableDamaged,
         Reason::EdgeNoSelector,
         Reason::EdgeExcept,
+        Reason::OwnNamespace,
     ];
 
     /// The stable name, in metric labels, events and `status`.
@@ -89,15 +92,20 @@ impl Reason {
             Reason::TableDamaged => "table-damaged",
             Reason::EdgeNoSelector => "edge-no-selector",
             Reason::EdgeExcept => "edge-except",
+            Reason::OwnNamespace => "self",
         }
     }
 
     /// The verdict of this reason if the rule enforces.
     pub const fn verdict(self) -> Verdict {
         match self {
-            Reason::NotGuarded | Reason::Tunnel | Reason::Node | Reason::Caller | Reason::Reply | Reason::IpBlock => {
-                Verdict::Allow
-            }
+            Reason::NotGuarded
+            | Reason::Tunnel
+            | Reason::Node
+            | Reason::Caller
+            | Reason::Reply
+            | Reason::IpBlock
+            | Reason::OwnNamespace => Verdict::Allow,
             Reason::NoSelector
             | Reason::Except
             | Reason::PinholeNotAllowed

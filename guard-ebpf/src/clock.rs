@@ -4,11 +4,17 @@
 
 use aya_ebpf::helpers::generated::{bpf_ktime_get_coarse_ns, bpf_ktime_get_ns};
 
-/// Seconds of `CLOCK_MONOTONIC`.
+/// Nanoseconds of `CLOCK_MONOTONIC`.
+#[inline(always)]
+pub(crate) fn nanoseconds() -> u64 {
+    // SAFETY: the helper takes no argument.
+    unsafe { bpf_ktime_get_ns() }
+}
+
+/// Seconds of the same clock.
 #[inline(always)]
 pub(crate) fn seconds() -> u32 {
-    // SAFETY: the helper takes no argument.
-    (unsafe { bpf_ktime_get_ns() } / 1_000_000_000) as u32
+    (nanoseconds() / 1_000_000_000) as u32
 }
 
 /// Nanoseconds of `CLOCK_MONOTONIC_COARSE` (Linux 5.11): cheaper, and exact to a tick of the kernel's timer.

@@ -2,18 +2,22 @@
 //! Called by the kernel in the process's own context, before any address translation.
 //! Must never cost anything if the policy names neither a cgroup nor the control plane.
 
-use aya_ebpf::{helpers::generated::bpf_get_socket_cookie, macros::cgroup_sock_addr, programs::SockAddrContext};
+use aya_ebpf::{
+    helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie},
+    macros::cgroup_sock_addr,
+    programs::SockAddrContext,
+};
 use guard_common::{
-    Destination, Verdict,
+    Destination, Reached, Verdict,
     abi::{Address, CgroupValue, Pinhole},
     judge_connection,
-    packet::{TCP, mapped},
+    packet::{TCP, UDP, mapped},
 };
 
 use crate::{
     maps::{self, CONNECTING, KernelTables},
     report::report_reach,
-    socket::CurrentProcess,
+    socket::{CurrentProcess, note_namespace},
 };
 
 const PROCEED: i32 = 1;
@@ -51,15 +55,38 @@ fn judge(ctx: &SockAddrContext, address: Address) -> i32 {
         Verdict::Allow => {}
         Verdict::Deny => return REFUSE,
     }
-    let caller = reached.caller;
-    if caller.roles != 0 && protocol == TCP {
-        let via = if caller.roles & CgroupValue::COMPANION != 0 { Pinhole::TUNNEL } else { Pinhole::CALLER };
-        // SAFETY: the helper takes the program's own context.
-        let cookie = unsafe { bpf_get_socket_cookie(ctx.sock_addr.cast()) };
-        // A note that does not fit opens no pinhole: the connection is denied at the port.
-        let _ = CONNECTING.insert(cookie, Pinhole { via, at: 0, cgroup: caller.cgroup }, 0);
+    match protocol {
+        TCP => note_caller(ctx, &reached),
+        UDP if !maps::has_netns_helper() => note_sender(ctx),
+        _ => {}
     }
     PROCEED
+}
+
+/// Notes who connects. Whoever has no role takes back the note of an earlier owner of the socket.
+#[inline(always)]
+fn note_caller(ctx: &SockAddrContext, reached: &Reached) {
+    if !reached.has_callers {
+        return;
+    }
+    let caller = reached.caller;
+    // SAFETY: the helper takes the program's own context.
+    let cookie = unsafe { bpf_get_socket_cookie(ctx.sock_addr.cast()) };
+    if caller.roles == 0 {
+        let _ = CONNECTING.remove(cookie);
+        return;
+    }
+    let via = if caller.roles & CgroupValue::COMPANION != 0 { Pinhole::TUNNEL } else { Pinhole::CALLER };
+    // A note that does not fit opens no pinhole: the connection is denied at the port.
+    let _ = CONNECTING.insert(cookie, Pinhole { via, reserved: 0, cgroup: caller.cgroup }, 0);
+}
+
+/// Notes the network namespace of a socket that sends datagrams.
+#[inline(always)]
+fn note_sender(ctx: &SockAddrContext) {
+    // SAFETY: the helper takes the program's own context, and `sk` is a socket or null.
+    let (sk, netns) = unsafe { ((*ctx.sock_addr).__bindgen_anon_1.sk, bpf_get_netns_cookie(ctx.sock_addr.cast())) };
+    note_namespace(sk, netns);
 }
 
 #[inline(always)]

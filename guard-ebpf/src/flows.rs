@@ -1,48 +1,86 @@
-//! Owns the writes of pinholes and UDP conversations.
+//! Owns the writes of what sockets of this node open: pinholes, what a UDP socket asked, datagrams on their way.
 //! Called by `sockops` for TCP connections, by `egress` and `ingress` for datagrams.
-//! Must never judge: whether a flow may be entered is decided by `guard_common::openings`, and what it admits by `decide`.
+//! Must never judge: what may be entered is decided by `guard_common::openings`, and what it admits by `decide`.
 
-use guard_common::abi::{FlowKey, HealthCounter, Pinhole, UDP_FLOW_SECONDS, opener_slot};
-
-use crate::{
-    clock::seconds,
-    maps::{OPENERS, PINHOLES, UDP_FLOWS},
-    report::lost,
+use guard_common::{
+    Conversations, Namespace,
+    abi::{Asked, AskedKey, FlowKey, HealthCounter, Pinhole, SentDatagram, Spoken, opener_slot},
 };
 
-/// Opens the pinhole of a TCP flow. A pinhole that does not fit is counted, and its connection is denied.
+use crate::{
+    clock::{nanoseconds, seconds},
+    maps::{ASKED, ASKED_BY_PODS, OPENED, OPENERS, PINHOLES, SENT},
+    report::lost,
+    socket::{SkbSocket, spoken},
+};
+
+/// Opens the pinhole of a TCP flow: of the daemon's own socket, or of somebody else's. A pinhole that does not fit is counted, and its
+/// connection is denied.
 #[inline(always)]
-pub(crate) fn open(flow: &FlowKey, pinhole: Pinhole) -> bool {
-    let opener = opener_slot(&flow.source);
+pub(crate) fn open(flow: &FlowKey, pinhole: Pinhole, own: bool) -> bool {
     // The mark first: `decide` looks for a pinhole only if its source has one.
-    if OPENERS.set(opener, 1, 0).is_err() || PINHOLES.insert(flow, pinhole, 0).is_err() {
+    let marked = OPENERS.set(opener_slot(&flow.source), 1, 0).is_ok();
+    let opened = if own { PINHOLES.insert(flow, pinhole, 0) } else { OPENED.insert(flow, pinhole, 0) };
+    let done = marked && opened.is_ok();
+    if !done {
         lost(HealthCounter::PinholesLost);
-        return false;
     }
-    true
+    done
 }
 
 /// Closes the pinhole of a TCP flow. Most sockets never had one.
 #[inline(always)]
 pub(crate) fn close(flow: &FlowKey) {
     let _ = PINHOLES.remove(flow);
+    let _ = OPENED.remove(flow);
 }
 
-/// Enters a UDP conversation, or notes that it continues. The opener of a conversation that has not expired stays its opener.
-#[inline(always)]
-pub(crate) fn touch(flow: &FlowKey, via: u32, cgroup: u64) {
-    let now = seconds();
-    if let Some(known) = UDP_FLOWS.get_ptr_mut(flow) {
-        // SAFETY: an element of the table; a lost race costs a second's precision of `at`.
-        let known = unsafe { &mut *known };
-        if now.wrapping_sub(known.at) <= UDP_FLOW_SECONDS {
-            if known.via == via {
-                known.at = now;
-            }
-            return;
+/// The memory of the UDP sockets. `socket` is the one that sends or receives.
+pub(crate) struct KernelConversations<'a> {
+    pub(crate) socket: SkbSocket<'a>,
+}
+
+impl KernelConversations<'_> {
+    /// Notes that a remote side spoke to this socket and was admitted. If there is no room for the note, an answer that the socket sends
+    /// later finds none either and makes no reply.
+    #[inline(always)]
+    pub(crate) fn heard(&self, flow: &FlowKey) {
+        let Some(spoken) = spoken(self.socket.ctx) else { return lost(HealthCounter::PinholesLost) };
+        if let Some(window) = spoken.windows.get_mut(Spoken::slot(&flow.source, flow.source_port)) {
+            *window = Spoken::window(seconds());
         }
     }
-    if UDP_FLOWS.insert(flow, Pinhole { via, at: now, cgroup }, 0).is_err() {
-        lost(HealthCounter::PinholesLost);
+}
+
+impl Conversations for KernelConversations<'_> {
+    #[inline(always)]
+    fn asks(&self, namespace: Namespace, key: &AskedKey) {
+        let now = seconds();
+        let Some(spoken) = spoken(self.socket.ctx) else { return lost(HealthCounter::PinholesLost) };
+        let Some(window) = spoken.windows.get(Spoken::slot(&key.address, key.port)) else { return };
+        let table = if matches!(namespace, Namespace::Node) { &ASKED } else { &ASKED_BY_PODS };
+        // Whoever spoke first is answered and not asked, unless the socket asked before: then the conversation goes on.
+        // SAFETY: only whether there is an entry is looked at.
+        if Spoken::counts(*window, now) && unsafe { table.get(key) }.is_none() {
+            return;
+        }
+        if table.insert(key, Asked { at: now }, 0).is_err() {
+            lost(HealthCounter::PinholesLost);
+        }
+    }
+
+    #[inline(always)]
+    fn sends(&self, flow: &FlowKey, datagram: SentDatagram) {
+        if SENT.insert(flow, SentDatagram { at_ns: nanoseconds(), ..datagram }, 0).is_err() {
+            lost(HealthCounter::PinholesLost);
+        }
+    }
+
+    #[inline(always)]
+    fn takes_over(&self, flow: &FlowKey, netns: u64) {
+        // SAFETY: the value is read at once.
+        if unsafe { SENT.get(flow) }.is_some_and(|sent| sent.netns == netns) {
+            let _ = SENT.remove(flow);
+        }
     }
 }

@@ -6,16 +6,11 @@
 //! the judgement, its counters and its events to the first.
 
 use aya_ebpf::{macros::cgroup_skb, programs::SkBuffContext};
-use guard_common::{
-    Reason, Verdict,
-    abi::{Judged, Pinhole},
-    judge_packet,
-    packet::UDP,
-};
+use guard_common::{Reason, Verdict, abi::Judged, judge_packet, packet::UDP};
 
 use crate::{
     bytes::Window,
-    flows::touch,
+    flows::KernelConversations,
     maps::{JUDGED, KernelTables},
     report::report,
     socket::{SkbSocket, listening},
@@ -48,7 +43,7 @@ fn judge(ctx: &SkBuffContext, by: u64) -> i32 {
         Verdict::Allow => {
             if protocol == UDP && !matches!(decision.reason, Reason::NotGuarded | Reason::Reply) {
                 // The socket's answer does not make the peer's next datagram a reply.
-                touch(&decision.flow, Pinhole::SERVED, 0);
+                KernelConversations { socket: SkbSocket { ctx } }.heard(&decision.flow);
             }
             PASS
         }

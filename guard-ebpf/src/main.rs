@@ -1,14 +1,17 @@
-//! Owns the kernel programs, one file a hook: `ingress` judges packets to listeners, `egress` remembers who opened a UDP conversation,
-//! `connect` judges where a process may go, `sockops` opens and closes pinholes, `edge` drops strangers before the network stack.
+//! Owns the kernel programs, one file a hook: `ingress` judges packets to listeners, `egress` remembers what UDP sockets ask and send,
+//! `connect` judges where a process may go, `sockops` opens and closes pinholes, `bind` notes whose a UDP socket is, `edge` drops strangers
+//! before the network stack.
 //! Called by the kernel, from the links that the daemon pins.
 //! Must never decide by itself: the rules are the judgements of guard-common, and doubt denies.
 //!
-//! Below the hooks, each importing only from those before it: `clock`, `maps`, `report`, `flows`; `bytes` and `socket` give the
+//! Below the hooks, each importing only from those before it: `clock`, `maps`, `report`, `socket`, `flows`; `bytes` and `socket` give the
 //! judgements a packet and its socket.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 #[cfg(all(target_arch = "bpf", feature = "probe"))]
 mod bench;
+#[cfg(target_arch = "bpf")]
+mod bind;
 #[cfg(target_arch = "bpf")]
 mod bytes;
 #[cfg(target_arch = "bpf")]

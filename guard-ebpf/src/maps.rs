@@ -4,22 +4,23 @@
 
 use aya_ebpf::{
     Global,
-    macros::map,
+    btf_maps::SkStorage,
+    macros::{btf_map, map},
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, lpm_trie::Key},
 };
 use guard_common::{
     CgroupLookups, DestinationLookups, Lookups, RulesetSwitch,
     abi::{
-        Active, Address, CallerKey, CallerValue, CgroupKey, CgroupValue, DestinationKey, DestinationValue,
-        EVENTS_BYTES, EventSlot, FlowKey, Generation, Judged, MAX_CALLERS, MAX_COOKIES, MAX_COUNTERS, MAX_DESTINATIONS,
-        MAX_HEALTH, MAX_PEERS, MAX_PINHOLES, MAX_PORT_WORDS, MAX_PORTS, MAX_SCOPES, MAX_UDP_FLOWS, OPENER_SLOTS,
-        PeerKey4, PeerKey6, PeerValue, Pinhole, PortKey, PortValue, RULE_SLOTS, RuleName, ScopeKey, ScopeValue,
-        UDP_FLOW_SECONDS, opener_slot, port_word,
+        Active, Address, Asked, AskedKey, CallerKey, CallerValue, CgroupKey, CgroupValue, DestinationKey,
+        DestinationValue, EVENTS_BYTES, EventSlot, FlowKey, Generation, Judged, LoadedFacts, MAX_ASKED, MAX_CALLERS,
+        MAX_COOKIES, MAX_COUNTERS, MAX_DESTINATIONS, MAX_EARLIER_SOCKETS, MAX_HEALTH, MAX_NAMESPACES, MAX_OPENED,
+        MAX_PEERS, MAX_PINHOLES, MAX_PORT_WORDS, MAX_PORTS, MAX_SCOPES, MAX_SENT, NamespaceKey, NamespaceValue,
+        OPENER_SLOTS, PeerKey4, PeerKey6, PeerValue, Pinhole, PortKey, PortValue, RULE_SLOTS, RuleName,
+        SENT_NANOSECONDS, ScopeKey, ScopeValue, SentDatagram, Spoken, UDP_FLOW_SECONDS, opener_slot, port_word,
     },
-    packet::UDP,
 };
 
-use crate::clock::seconds;
+use crate::clock::{nanoseconds, seconds};
 
 /// A preallocated hash table takes its full size at once; these grow with the policy.
 const NO_PREALLOC: u32 = 1;
@@ -50,8 +51,16 @@ pub(crate) static CGROUPS: HashMap<CgroupKey, CgroupValue> = HashMap::with_max_e
 #[map]
 pub(crate) static DESTINATIONS: LpmTrie<DestinationKey, DestinationValue> =
     LpmTrie::with_max_entries(MAX_DESTINATIONS, 0);
+/// The scopes of network namespaces whose addresses are known.
+#[map]
+pub(crate) static NAMESPACES: HashMap<NamespaceKey, NamespaceValue> =
+    HashMap::with_max_entries(MAX_NAMESPACES, NO_PREALLOC);
+/// Pinholes of the daemon's own sockets. Nobody else's connections take room here.
 #[map]
 pub(crate) static PINHOLES: HashMap<FlowKey, Pinhole> = HashMap::with_max_entries(MAX_PINHOLES, NO_PREALLOC);
+/// Pinholes of the node's own processes, of callers and of the companion.
+#[map]
+pub(crate) static OPENED: LruHashMap<FlowKey, Pinhole> = LruHashMap::with_max_entries(MAX_OPENED, 0);
 /// Whether an address opened a pinhole, by its `opener_slot`.
 #[map]
 pub(crate) static OPENERS: Array<u8> = Array::with_max_entries(OPENER_SLOTS, 0);
@@ -60,9 +69,26 @@ pub(crate) static COOKIES: HashMap<u64, Pinhole> = HashMap::with_max_entries(MAX
 /// Sockets of callers and of the companion between their connect hook and their SYN.
 #[map]
 pub(crate) static CONNECTING: LruHashMap<u64, Pinhole> = LruHashMap::with_max_entries(MAX_COOKIES, 0);
-/// UDP conversations, as the guarded socket sees them, and who opened them.
+/// Datagrams of the node and of callers on their way to a guarded port.
 #[map]
-pub(crate) static UDP_FLOWS: LruHashMap<FlowKey, Pinhole> = LruHashMap::with_max_entries(MAX_UDP_FLOWS, 0);
+pub(crate) static SENT: LruHashMap<FlowKey, SentDatagram> = LruHashMap::with_max_entries(MAX_SENT, 0);
+/// What guarded UDP sockets of the node have asked, and those of pods: a pod cannot evict an entry of the node.
+#[map]
+pub(crate) static ASKED: LruHashMap<AskedKey, Asked> = LruHashMap::with_max_entries(MAX_ASKED, 0);
+#[map]
+pub(crate) static ASKED_BY_PODS: LruHashMap<AskedKey, Asked> = LruHashMap::with_max_entries(MAX_ASKED, 0);
+/// Who spoke first to a guarded UDP socket: memory of the socket itself.
+#[btf_map]
+pub(crate) static SPOKEN: SkStorage<Spoken> = SkStorage::new();
+/// The network namespace of a socket, noted when it begins to listen, where the kernel has no helper to tell it.
+#[btf_map]
+pub(crate) static NAMESPACE_OF: SkStorage<u64> = SkStorage::new();
+/// The same for sockets that were there before the guard, by their cookies. Only the daemon writes it.
+#[map]
+pub(crate) static EARLIER_SOCKETS: HashMap<u64, u64> = HashMap::with_max_entries(MAX_EARLIER_SOCKETS, NO_PREALLOC);
+/// Not read by any program: the facts that the attached programs were loaded with.
+#[map]
+pub(crate) static LOADED: Array<LoadedFacts> = Array::with_max_entries(1, 0);
 #[map]
 pub(crate) static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(MAX_COUNTERS, 0);
 /// Not read by any program: the counters from before an upgrade from another ABI.
@@ -145,18 +171,34 @@ impl Lookups for KernelTables {
     }
 
     #[inline(always)]
-    fn pinhole(&self, protocol: u8, key: &FlowKey) -> Option<Pinhole> {
-        if protocol == UDP {
-            // SAFETY: as above.
-            let flow = unsafe { UDP_FLOWS.get(key) }.copied()?;
-            let age = seconds().wrapping_sub(flow.at);
-            return if age <= UDP_FLOW_SECONDS { Some(flow) } else { None };
-        }
+    fn namespace_scope(&self, key: &NamespaceKey) -> Option<NamespaceValue> {
+        // SAFETY: as above.
+        unsafe { NAMESPACES.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn sent(&self, key: &FlowKey) -> Option<SentDatagram> {
+        // SAFETY: as above.
+        let sent = unsafe { SENT.get(key) }.copied()?;
+        // Signed: the clocks of two processors may differ a little.
+        let age = nanoseconds().wrapping_sub(sent.at_ns) as i64;
+        if age <= SENT_NANOSECONDS as i64 { Some(sent) } else { None }
+    }
+
+    #[inline(always)]
+    fn asked(&self, key: &AskedKey) -> bool {
+        // SAFETY: as above.
+        let asked = unsafe { ASKED.get(key).or_else(|| ASKED_BY_PODS.get(key)) };
+        asked.is_some_and(|asked| seconds().wrapping_sub(asked.at) <= UDP_FLOW_SECONDS)
+    }
+
+    #[inline(always)]
+    fn pinhole(&self, key: &FlowKey) -> Option<Pinhole> {
         if OPENERS.get(opener_slot(&key.source)).is_none_or(|mark| *mark == 0) {
             return None;
         }
         // SAFETY: as above.
-        unsafe { PINHOLES.get(key) }.copied()
+        unsafe { PINHOLES.get(key).or_else(|| OPENED.get(key)) }.copied()
     }
 
     #[inline(always)]

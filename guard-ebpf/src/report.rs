@@ -13,8 +13,9 @@ use crate::{
     maps::{COUNTERS, EVENTS, HEALTH, TOLD},
 };
 
-/// Counts a decision about a packet to `port`, and sends an event if it denies or would have denied.
-#[inline(always)]
+/// Counts a decision about a packet to `port`, and sends an event if it denies or would have denied. A function of its own, because a
+/// program's stack is small.
+#[inline(never)]
 pub(crate) fn report<C: EbpfContext>(ctx: &C, port: u16, decision: &Decision) {
     if matches!(decision.reason, Reason::NotGuarded) {
         return;

@@ -5,7 +5,7 @@
 use aya_ebpf::{
     bindings::{
         BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG,
-        BPF_SOCK_OPS_TCP_CONNECT_CB,
+        BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_SOCK_OPS_TCP_LISTEN_CB,
     },
     helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie},
     macros::sock_ops,
@@ -19,8 +19,9 @@ use guard_common::{
 
 use crate::{
     flows::{close, open},
-    maps::{self, CONNECTING, COOKIES, KernelTables, node_netns},
+    maps::{self, CONNECTING, COOKIES, KernelTables, has_netns_helper, node_netns},
     report::lost,
+    socket::note_namespace,
 };
 
 const AF_INET: u32 = 2;
@@ -31,6 +32,7 @@ const TCP_CLOSE: u32 = 7;
 fn guard_sockops(ctx: SockOpsContext) -> u32 {
     match ctx.op() {
         BPF_SOCK_OPS_TCP_CONNECT_CB => connecting(&ctx),
+        BPF_SOCK_OPS_TCP_LISTEN_CB if !has_netns_helper() => listening(&ctx),
         // The accepted socket is not a listener: the pinhole is no longer needed.
         BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => close(&inbound(&ctx)),
         BPF_SOCK_OPS_STATE_CB if new_state(&ctx) == TCP_CLOSE => close(&outbound(&ctx)),
@@ -42,8 +44,9 @@ fn guard_sockops(ctx: SockOpsContext) -> u32 {
 #[inline(always)]
 fn connecting(ctx: &SockOpsContext) {
     let flow = outbound(ctx);
-    let Some(pinhole) = registered(ctx).or_else(|| opened_here(ctx, &flow)) else { return };
-    if !open(&flow, pinhole) {
+    let registered = registered(ctx);
+    let Some(pinhole) = registered.or_else(|| opened_here(ctx, &flow)) else { return };
+    if !open(&flow, pinhole, registered.is_some()) {
         return;
     }
     // The end of the socket closes the pinhole even if the daemon is gone.
@@ -51,6 +54,14 @@ fn connecting(ctx: &SockOpsContext) {
         close(&flow);
         lost(HealthCounter::PinholesLost);
     }
+}
+
+/// Notes the network namespace of a listener.
+#[inline(always)]
+fn listening(ctx: &SockOpsContext) {
+    // SAFETY: `sk` is a socket or null, and the helper takes the program's own context (sock_ops since 5.15).
+    let (sk, netns) = unsafe { ((*ctx.ops).__bindgen_anon_2.sk, bpf_get_netns_cookie(ctx.ops.cast())) };
+    note_namespace(sk, netns);
 }
 
 /// The registration that the daemon made for this very socket. It is used up.

@@ -70,7 +70,7 @@
 //!     bytes[22..24].copy_from_slice(&10_250u16.to_be_bytes());
 //!     bytes
 //! };
-//! let listener = Listener { namespace: Namespace::Node, port: 10250, protocol: TCP, in_pods: false };
+//! let listener = Listener::of_node(10250, TCP);
 //! let in_force = image.in_force();
 //! let tables = Model { image, ..Model::default() };
 //! let peer = decide(packet([10, 0, 8, 1]).as_slice(), listener, &in_force, &tables);

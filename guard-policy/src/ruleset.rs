@@ -60,8 +60,10 @@ pub struct RuleSummary {
 pub type ScopeNumber = u32;
 /// The listeners of the node itself.
 pub const NODE_SCOPE: ScopeNumber = ScopeValue::NODE;
-/// The listeners of every pod, identified by its cgroup.
+/// The listeners of a pod whose addresses lie in no prefix of a rule.
 pub const ALL_PODS_SCOPE: ScopeNumber = ScopeValue::ALL_PODS;
+/// The listeners of a pod whose addresses are not known, at an address in no prefix of a rule.
+pub const OTHER_PODS_SCOPE: ScopeNumber = ScopeValue::OTHER_PODS;
 
 /// The content of the kernel's tables, without epochs and rule slots. `kernel/tables/plan` adds both.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -76,8 +78,10 @@ pub struct RulesetTables {
     pub callers: BTreeMap<(u32, String), usize>,
     /// Every cgroup that the policy names, with its roles (bits of `CgroupValue`).
     pub cgroups: BTreeMap<String, u32>,
-    /// How the cgroup of the pods is found, if a rule guards ports of every pod.
+    /// How the cgroup of the pods is found, if a rule guards ports of pods.
     pub pods_cgroup: Option<PodsCgroup>,
+    /// Whether a rule guards ports of every pod.
+    pub all_pods: bool,
     /// The destinations of the companion and the addresses of the control plane, by list (`DestinationKey::*`), each with the number of
     /// its port set. The longest match wins.
     pub destinations: BTreeMap<(u32, IpNet), u32>,
@@ -89,6 +93,14 @@ pub struct RulesetTables {
     pub audit: bool,
     /// The interfaces of the edge tier.
     pub edge: BTreeSet<String>,
+}
+
+impl RulesetTables {
+    /// The scope of the longest prefix that contains the address.
+    pub fn scope_at(&self, address: IpAddr) -> Option<ScopeNumber> {
+        let around = |length| IpNet::new(address, length).ok().and_then(|net| self.scopes.get(&net.trunc()).copied());
+        (0..=IpNet::from(address).prefix_len()).rev().find_map(around)
+    }
 }
 
 /// How the cgroup of the pods is found.
@@ -137,6 +149,20 @@ pub struct PortRule {
     pub caller: bool,
     /// Whether all rules that guard the port only audit.
     pub audit: bool,
+    /// In the scope [`OTHER_PODS_SCOPE`]: the selectors of any rule that guards this port of pods. Whatever they name may open a connection
+    /// towards a pod; the pod's own rules decide.
+    pub opens: Selectors,
+}
+
+/// Selectors that do not name an address.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Selectors {
+    /// `tunnel`.
+    pub tunnel: bool,
+    /// `node`.
+    pub node: bool,
+    /// `caller`.
+    pub caller: bool,
 }
 
 /// The decision of one prefix of a peer list.

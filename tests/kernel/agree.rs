@@ -49,6 +49,7 @@ fn every_program_of(name: &str) {
         match program {
             aya::programs::Program::CgroupSkb(program) => program.load().unwrap(),
             aya::programs::Program::CgroupSockAddr(program) => program.load().unwrap(),
+            aya::programs::Program::CgroupSock(program) => program.load().unwrap(),
             aya::programs::Program::SockOps(program) => program.load().unwrap(),
             aya::programs::Program::Xdp(program) => program.load().unwrap(),
             aya::programs::Program::SchedClassifier(program) => program.load().unwrap(),

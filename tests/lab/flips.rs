@@ -190,7 +190,7 @@ fn flips_under_load_admit_no_stranger_and_deny_no_peer() {
         ("caller, TCP", AGENT, "tcp"),
         ("caller, UDP", AGENT, "udp"),
         ("other local process, TCP", OTHER, "tcp"),
-        // Not by UDP: a process that gets the source port which a caller used before is taken for that caller (docs/threat-model.md).
+        ("other local process, UDP", OTHER, "udp"),
     ]
     .map(|which| LocalTries::start(&mut lab, which));
     let started = Instant::now();

@@ -10,6 +10,7 @@
 mod all_pods;
 mod callers;
 mod capabilities;
+mod closed;
 mod companion;
 mod drift;
 mod edge;

@@ -111,7 +111,7 @@ pub(crate) struct Pinholes(OpenPinholes);
 impl Pinholes {
     pub(crate) fn of(lab: &Lab) -> Pinholes {
         let pins = lab.pins();
-        Pinholes(OpenPinholes::pinned(&pins).unwrap())
+        Pinholes(OpenPinholes::pinned(&pins, "PINHOLES").unwrap())
     }
 
     pub(crate) fn open(&mut self, flow: Flow) {

@@ -8,7 +8,7 @@ use std::{
 };
 
 use aya::maps::{HashMap, Map, MapData};
-use guard_common::abi::{FlowKey, MAX_COOKIES, Pinhole};
+use guard_common::abi::{Asked, AskedKey, MAX_COOKIES, Pinhole};
 use lab::{
     client::knock,
     lab::{KUBELET, Lab, POLICY},
@@ -48,16 +48,15 @@ fn maps_are_counted_and_programs_measured() {
     let mut cookies: HashMap<_, u64, Pinhole> = map("COOKIES").try_into().unwrap();
     let nearly = u64::from(MAX_COOKIES) * 92 / 100;
     (0..nearly).for_each(|cookie| cookies.insert(1 << 60 | cookie, Pinhole::of(Pinhole::TUNNEL), 0).unwrap());
-    // Conversations that have run out do not count.
-    let mut flows: HashMap<_, FlowKey, Pinhole> = map("UDP_FLOWS").try_into().unwrap();
+    // What was asked too long ago does not count.
+    let mut asked: HashMap<_, AskedKey, Asked> = map("ASKED").try_into().unwrap();
     for port in 0..100u16 {
-        let flow = FlowKey { source_port: port.to_be_bytes(), ..FlowKey::default() };
-        let at = if port < 60 { 0 } else { now() };
-        flows.insert(flow, Pinhole { via: Pinhole::REPLY, at, cgroup: 0 }, 0).unwrap();
+        let key = AskedKey { port: port.to_be_bytes(), ..AskedKey::default() };
+        asked.insert(key, Asked { at: if port < 60 { 0 } else { now() } }, 0).unwrap();
     }
     let counted = |name: &str| of(&daemon.status().unwrap().map_use, name).entries;
     until("the cookies are counted", WITHIN, || Ok(counted("COOKIES") == nearly)).unwrap();
-    assert_eq!(counted("UDP_FLOWS"), 40);
+    assert_eq!(counted("ASKED"), 40);
     let status = daemon.status().unwrap();
     assert!(status.weakened.iter().any(|weakness| weakness.message.contains("COOKIES is 9")), "{:?}", status.weakened);
     let text = daemon.status_text().unwrap();

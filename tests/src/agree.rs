@@ -3,7 +3,7 @@
 //! Must never compare verdicts alone: reason, rule, audit, epoch and flow have to agree too.
 #![expect(clippy::unwrap_used, reason = "a comparison that cannot be made ends the test")]
 
-use std::{collections::BTreeMap, path::Path, sync::Arc};
+use std::{collections::BTreeMap, net::IpAddr, path::Path, sync::Arc, time::Duration};
 
 use aya::{
     Ebpf, EbpfLoader,
@@ -12,12 +12,18 @@ use aya::{
 };
 use guard_common::{
     Decision, Listener, Namespace, Reason, RulesetInForce, Verdict,
-    abi::{FlowKey, Pinhole, Probe, UDP_FLOW_SECONDS},
+    abi::{Asked, AskedKey, FlowKey, Pinhole, Probe, SENT_NANOSECONDS, SentDatagram, UDP_FLOW_SECONDS},
     decide, denied_at_the_edge,
 };
 use guard_policy::{
-    ruleset::{ALL_PODS_SCOPE, GuardedPort, Mode, Peer, PeerKind, PortRule, RuleSummary, Ruleset, RulesetTables},
-    tables::host::Model,
+    ruleset::{
+        ALL_PODS_SCOPE, GuardedPort, Mode, OTHER_PODS_SCOPE, Peer, PeerKind, PodsCgroup, PortRule, RuleSummary,
+        Ruleset, RulesetTables, Selectors,
+    },
+    tables::{
+        host::Model,
+        namespaces::{Namespaces, Observed},
+    },
 };
 use nodeguard::kernel::{
     cgroups::follow::find,
@@ -33,7 +39,9 @@ struct Pair {
     ebpf: Ebpf,
     probe: Array<MapData, Probe>,
     pinholes: OpenPinholes,
-    udp_flows: HashMap<MapData, FlowKey, Pinhole>,
+    sent: HashMap<MapData, FlowKey, SentDatagram>,
+    /// Of the node's sockets and of pods'.
+    asked: [HashMap<MapData, AskedKey, Asked>; 2],
     apply: Apply,
     model: Model,
 }
@@ -69,10 +77,13 @@ pub fn compare(object: &[u8], rulesets: usize, packets: usize) -> Tally {
                 namespace: pick(&mut rng, &[Namespace::Node, Namespace::Pod, Namespace::Unknown]),
                 port: pick(&mut rng, &[10_250, 10_250, 8080, 9090, 0]),
                 protocol: if sample.name.ends_with("UDP") { 17 } else { pick(&mut rng, &[6, 6, 6, 6, 17]) },
-                in_pods: rng.random_bool(0.5),
+                netns: rng.random_range(0..6),
+                socket: rng.random_range(0..4),
+                over_loopback: rng.random_bool(0.3),
             };
+            let in_pods = rng.random_bool(0.5);
             for program in ["probe_direct", "probe_helper"] {
-                pair.compare_one(program, &sample, listener, &mut tally);
+                pair.compare_one(program, &sample, listener, in_pods, &mut tally);
             }
             for program in ["probe_edge", "probe_edge_tc"] {
                 pair.compare_edge(program, &sample, &mut tally);
@@ -94,7 +105,8 @@ impl Pair {
         Pair {
             probe: Array::try_from(ebpf.take_map("PROBE").unwrap()).unwrap(),
             pinholes: OpenPinholes::take(&mut ebpf).unwrap(),
-            udp_flows: HashMap::try_from(ebpf.take_map("UDP_FLOWS").unwrap()).unwrap(),
+            sent: HashMap::try_from(ebpf.take_map("SENT").unwrap()).unwrap(),
+            asked: ["ASKED", "ASKED_BY_PODS"].map(|name| HashMap::try_from(ebpf.take_map(name).unwrap()).unwrap()),
             apply: Apply::new(RulesetMaps::take(&mut ebpf).unwrap()).unwrap().below(Path::new(HERE)),
             ebpf,
             model: Model::default(),
@@ -104,7 +116,12 @@ impl Pair {
     /// Brings a random ruleset into force on both sides, by the product's own way, and opens random pinholes.
     fn change(&mut self, rng: &mut StdRng) {
         let ruleset = random_ruleset(rng);
-        for op in &plan::plan(&self.model.image, &ruleset, &find(Path::new(HERE), &ruleset)).unwrap().ops {
+        let addresses = pool_v4().map(IpAddr::from).into_iter().chain(pool_v6().map(IpAddr::from));
+        let mut one = || addresses.clone().filter(|_| rng.random_bool(0.15)).collect();
+        let namespaces: Namespaces = (1..6).map(|cookie| (cookie, one())).collect();
+        self.apply.see(namespaces.clone());
+        let observed = Observed { cgroups: find(Path::new(HERE), &ruleset), namespaces };
+        for op in &plan::plan(&self.model.image, &ruleset, &observed).unwrap().ops {
             op.apply_to(&mut self.model.image);
         }
         let in_force = self.apply.apply(&Arc::new(ruleset)).unwrap();
@@ -113,9 +130,9 @@ impl Pair {
         for key in std::mem::take(&mut self.model.pinholes).keys() {
             self.pinholes.remove(key).unwrap();
         }
-        for key in std::mem::take(&mut self.model.udp_flows).keys() {
-            self.udp_flows.remove(key).unwrap();
-        }
+        (self.model.sent, self.model.asked) = Default::default();
+        empty(&mut self.sent);
+        self.asked.iter_mut().for_each(empty);
         let callers: Vec<u64> =
             self.model.image.entries.followed.callers.keys().map(|key| key.cgroup).chain([77]).collect();
         for round in 0..400 {
@@ -131,20 +148,38 @@ impl Pair {
                 destination_port: pick(rng, &[10_250u16, 8080]).to_be_bytes(),
             };
             let vias = [Pinhole::TUNNEL, Pinhole::NODE, Pinhole::CALLER, Pinhole::CALLER | Pinhole::NODE, 0, 64];
-            let pinhole = Pinhole { via: pick(rng, &vias), at: now(), cgroup: pick(rng, &callers) };
-            if round % 2 == 0 {
-                self.pinholes.insert(key, pinhole).unwrap();
-                self.model.pinholes.insert(key, pinhole);
-                continue;
-            }
-            let via = pick(rng, &[Pinhole::REPLY, Pinhole::SERVED, pinhole.via]);
+            let (via, cgroup) = (pick(rng, &vias), pick(rng, &callers));
             // One that has run out is there for the kernel, and none for the host.
-            let age = pick(rng, &[0, UDP_FLOW_SECONDS / 2, UDP_FLOW_SECONDS * 2]);
-            let flow = Pinhole { via, at: now().wrapping_sub(age), ..pinhole };
-            self.udp_flows.insert(key, flow, 0).unwrap();
-            self.model.udp_flows.remove(&key);
-            if age < UDP_FLOW_SECONDS {
-                self.model.udp_flows.insert(key, flow);
+            let lives = rng.random_bool(0.7);
+            match round % 3 {
+                0 => {
+                    let pinhole = Pinhole { via, cgroup, reserved: 0 };
+                    self.pinholes.insert(key, pinhole).unwrap();
+                    self.model.pinholes.insert(key, pinhole);
+                }
+                1 => {
+                    let at_ns = now().as_nanos() as u64 - if lives { 0 } else { 2 * SENT_NANOSECONDS };
+                    // It lasts as long as the packets of this ruleset take.
+                    let at_ns = if lives { at_ns + (1 << 40) } else { at_ns };
+                    let sent = SentDatagram { cgroup, netns: rng.random_range(0..6), at_ns, via, reserved: 0 };
+                    self.sent.insert(key, sent, 0).unwrap();
+                    self.model.sent.remove(&key);
+                    if lives {
+                        self.model.sent.insert(key, sent);
+                    }
+                }
+                _ => {
+                    let FlowKey { source: address, source_port: port, .. } = key;
+                    let asked = AskedKey { socket: rng.random_range(0..4), address, port, reserved: [0; 6] };
+                    let age = if lives { UDP_FLOW_SECONDS / 2 } else { UDP_FLOW_SECONDS * 2 };
+                    let at = (now().as_secs() as u32).wrapping_sub(age);
+                    // A socket is of the node or of a pod.
+                    self.asked[asked.socket as usize % 2].insert(asked, Asked { at }, 0).unwrap();
+                    self.model.asked.remove(&asked);
+                    if lives {
+                        self.model.asked.insert(asked);
+                    }
+                }
             }
         }
     }
@@ -205,7 +240,7 @@ impl Pair {
         }
     }
 
-    fn compare_one(&mut self, program: &str, sample: &Sample, listener: Listener, tally: &mut Tally) {
+    fn compare_one(&mut self, program: &str, sample: &Sample, listener: Listener, in_pods: bool, tally: &mut Tally) {
         let scope = match listener.namespace {
             Namespace::Node => 0,
             Namespace::Pod => 1,
@@ -215,7 +250,10 @@ impl Pair {
             scope,
             port: listener.port,
             protocol: listener.protocol,
-            in_pods: listener.in_pods.into(),
+            in_pods: in_pods.into(),
+            over_loopback: listener.over_loopback.into(),
+            netns: listener.netns as u8,
+            socket: listener.socket as u8,
             ..Probe::default()
         };
         self.probe.set(0, question, 0).unwrap();
@@ -237,7 +275,8 @@ impl Pair {
             epoch: answer.epoch,
             flow: answer.flow,
         };
-        let host = decide(sample.bytes.as_slice(), listener, &RulesetInForce::read(&self.model), &self.model);
+        let host =
+            decide(sample.bytes.as_slice(), listener, || in_pods, &RulesetInForce::read(&self.model), &self.model);
         tally.compared += 1;
         *tally.reasons.entry(host.reason.name()).or_default() += 1;
         if kernel != host {
@@ -247,6 +286,11 @@ impl Pair {
                 .push(format!("{program}, {name} {bytes:02x?} for {listener:?}: kernel {kernel:?}, host {host:?}"));
         }
     }
+}
+
+fn empty<K: aya::Pod, V: aya::Pod>(table: &mut HashMap<MapData, K, V>) {
+    let keys: Vec<K> = table.keys().map(Result::unwrap).collect();
+    keys.iter().for_each(|key| table.remove(key).unwrap());
 }
 
 /// A test run takes an Ethernet frame; a cgroup's program begins behind its header.
@@ -266,20 +310,18 @@ pub fn load(object: &[u8]) -> Ebpf {
 const HERE: &str = "/";
 const CALLERS: [&str; 3] = ["/proc", "/sys", "/not-there"];
 
-/// Seconds of `CLOCK_MONOTONIC`, as the programs read them.
-fn now() -> u32 {
-    nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).unwrap().tv_sec() as u32
+/// `CLOCK_MONOTONIC`, as the programs read it.
+fn now() -> Duration {
+    nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).unwrap().into()
 }
 
-fn pool_v4() -> Vec<[u8; 4]> {
-    vec![[10, 0, 0, 1], [10, 0, 8, 5], [10, 0, 8, 66], [10, 244, 1, 7], [10, 244, 2, 9], [127, 0, 0, 1], [192, 0, 2, 1]]
+fn pool_v4() -> [[u8; 4]; 7] {
+    [[10, 0, 0, 1], [10, 0, 8, 5], [10, 0, 8, 66], [10, 244, 1, 7], [10, 244, 2, 9], [127, 0, 0, 1], [192, 0, 2, 1]]
 }
 
-fn pool_v6() -> Vec<[u8; 16]> {
+fn pool_v6() -> [[u8; 16]; 6] {
     ["fd00::1", "fd00:8::5", "fd00:8::66", "fd00:244:1::7", "::1", "2001:db8::1"]
-        .iter()
         .map(|text| text.parse::<std::net::Ipv6Addr>().unwrap().octets())
-        .collect()
 }
 
 fn random_ruleset(rng: &mut StdRng) -> Ruleset {
@@ -310,7 +352,7 @@ fn random_ruleset(rng: &mut StdRng) -> Ruleset {
     .iter()
     .map(|text| text.parse().unwrap())
     .collect();
-    let mut tables = RulesetTables::default();
+    let mut tables = RulesetTables { pods_cgroup: Some(PodsCgroup::Usual), ..RulesetTables::default() };
     for net in &networks {
         if rng.random_bool(0.4) {
             tables.scopes.insert(*net, rng.random_range(0..3));
@@ -330,7 +372,7 @@ fn random_ruleset(rng: &mut StdRng) -> Ruleset {
             }
         }
     }
-    for scope in [0, 1, 2, ALL_PODS_SCOPE] {
+    for scope in [0, 1, 2, ALL_PODS_SCOPE, OTHER_PODS_SCOPE] {
         for (protocol, port) in [(6, 10_250), (6, 8080), (17, 10_250), (6, 0)] {
             if rng.random_bool(0.7) {
                 let some_rule = |rng: &mut StdRng| rng.random_bool(0.5).then(|| rng.random_range(0..count));
@@ -341,6 +383,7 @@ fn random_ruleset(rng: &mut StdRng) -> Ruleset {
                     node: some_rule(rng),
                     caller: false,
                     audit: rng.random_bool(0.3),
+                    opens: Selectors::default(),
                 };
                 tables.ports.insert(GuardedPort { scope, protocol, port }, rule);
             }

@@ -23,7 +23,7 @@ use guard_common::{
     abi::Pinhole,
     packet::{TCP, UDP},
 };
-use guard_policy::{compile::compile as compile_policy, diagnostic::Source, node_facts::NodeFacts};
+use guard_policy::{compile::compile as compile_policy, diagnostic::Source};
 use lab::{
     agree::compare,
     bench::print_line,
@@ -39,6 +39,7 @@ use nodeguard::kernel::{
     pins::{Location, pins},
     tables::apply::Apply,
 };
+use nodeguard::sys::read_node_facts;
 
 /// The kernel object with the entry points for test runs.
 static PROBES: &[u8] = include_bytes_aligned!(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/bpf/guard-dev.o"));
@@ -55,6 +56,8 @@ spec:
     - {name: node, node: {ports: [10251]}, allow: [node: {}]}
     - {name: caller, node: {ports: [10252]}, allow: [caller: {cgroup: /caller}]}
     - {name: udp, node: {ports: [10253], protocol: UDP}, allow: [ipBlock: {cidr: 127.0.0.2/32}]}
+    - {name: node-udp, node: {ports: [10257], protocol: UDP}, allow: [node: {}]}
+    - {name: web, pods: {cidrs: [10.244.1.0/24], ports: [8080]}, allow: []}
     - {name: pods, pods: {ports: [10254]}, allow: [ipBlock: {cidr: 127.0.0.2/32}]}
     - {name: shapes, node: {ports: [10255]}, allow: [tunnel: {}, ipBlock: {cidr: 127.0.0.2/32}, ipBlock: {cidr: 'fd00:8::/32'}]}
     - {name: shapes-udp, node: {ports: [10256], protocol: UDP}, allow: [ipBlock: {cidr: 127.0.0.2/32}, ipBlock: {cidr: 'fd00:8::/32'}]}
@@ -63,7 +66,10 @@ spec:
 ";
 
 /// The addresses of loopback, by what they are to the policy.
-const NODE: [u8; 4] = [127, 0, 0, 1];
+const LOOPBACK: [u8; 4] = [127, 0, 0, 1];
+/// The node's own address, which it has from the start, and one inside the pods' prefix that it gets later, as from a bridge.
+const NODE: [u8; 4] = [10, 9, 0, 1];
+const LATE: [u8; 4] = [10, 244, 1, 1];
 const PEER: [u8; 4] = [127, 0, 0, 2];
 const STRANGER: [u8; 4] = [127, 0, 0, 3];
 const CONTROL_PLANE: [u8; 4] = [127, 0, 0, 9];
@@ -112,6 +118,23 @@ fn up() {
     configure("0.0.0.0:0", libc::SIOCSIFFLAGS, &request);
 }
 
+/// Gives loopback another IPv4 address, by the name of an alias.
+fn alias(name: &str, address: [u8; 4]) {
+    // SAFETY: all zero is a valid `ifreq`.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from as libc::c_char;
+    }
+    let SocketAddr::V4(at) = SocketAddr::from((address, 0)) else { return };
+    // SAFETY: a `sockaddr_in` fits into the union's `sockaddr`, which has its size.
+    unsafe {
+        let to = (&raw mut request.ifr_ifru.ifru_addr).cast::<libc::sockaddr_in>();
+        (*to).sin_family = libc::AF_INET as libc::sa_family_t;
+        (*to).sin_addr.s_addr = u32::from_ne_bytes(at.ip().octets());
+    }
+    configure("0.0.0.0:0", libc::SIOCSIFADDR, &request);
+}
+
 /// Configures an interface by a socket of a family.
 fn configure<T>(family: &str, what: libc::Ioctl, request: &T) {
     let socket = std::net::UdpSocket::bind(family).unwrap();
@@ -129,9 +152,13 @@ fn try_all(cgroup: &Path, bpffs: &Path) {
     let location = Location { cgroup: cgroup.to_path_buf(), bpffs: bpffs.to_path_buf() };
     let KernelHalf { maps, cookies, mut programs, .. } = programs::open(&location).unwrap();
     let source = Source { path: "guest".into(), text: POLICY.to_owned() };
-    // By these a kernel without the namespace helper tells the node's listeners from pods'.
-    let addresses = ["127.0.0.1", "fd00::1"].map(|address| address.parse().unwrap()).into();
-    let node = NodeFacts { addresses, ..NodeFacts::default() };
+    alias("lo:1", NODE);
+    // As the daemon reads them.
+    let node = read_node_facts::read(&[]).unwrap();
+    assert_eq!(node.addresses, [IpAddr::from(NODE)]);
+    // Listeners from before the guard: one of the node on a port that a rule guards in every pod, one of a pod.
+    let earlier = TcpListener::bind("0.0.0.0:10254").unwrap();
+    let of_pod = in_a_namespace(|| TcpListener::bind("0.0.0.0:10250").unwrap());
     let ruleset = compile_policy(&source, &node).unwrap_or_else(|found| panic!("{}", source.render(&found, false))).0;
     let mut apply = Apply::new(maps).unwrap().below(cgroup);
     apply.apply(&Arc::new(ruleset)).unwrap();
@@ -145,9 +172,15 @@ fn try_all(cgroup: &Path, bpffs: &Path) {
         ));
     }
     assert_eq!(programs::attachments(bpffs).iter().filter(|program| program.attached).count(), PROGRAMS.len());
-    say(&format!("NAMESPACE {}", if programs.netns_helper { "cookie" } else { "address" }));
+    say(&format!("NAMESPACE {}", if programs.netns_helper { "cookie" } else { "mark" }));
     let pinholes = KernelPinholes::new(cookies).unwrap();
+    check("earlier-listener-of-the-node", connects(STRANGER, (NODE, 10254), None), true);
+    drop((earlier, of_pod));
     connections(&pinholes, cgroup);
+    alias("lo:2", LATE);
+    check("late-address", connects_to_new((LATE, 10250)), false);
+    check("loopback", connects_to_new((LOOPBACK, 10250)), false);
+    a_pod();
     // The same with the edge tier before it, by whatever way this kernel has: loopback has no driver for XDP.
     let tier = programs.hold_edge(&["lo".to_owned()].into());
     let hook = tier.links.first().filter(|link| link.attached).map_or("none", |link| link.hook.as_str());
@@ -209,7 +242,38 @@ fn connections(pinholes: &KernelPinholes, cgroup: &Path) {
     };
     check("udp-stranger", heard(STRANGER), false);
     check("udp-ip-block", heard(PEER), true);
+    let server = std::net::UdpSocket::bind(any(10257)).unwrap();
+    server.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    let sender = std::net::UdpSocket::bind(any(0)).unwrap();
+    sender.send_to(b"x", SocketAddr::from((NODE, 10257))).unwrap();
+    check("udp-node", server.recv_from(&mut [0; 1]).is_ok(), true);
     drop(listeners);
+}
+
+/// Whether a listener that begins now is reached by a stranger.
+fn connects_to_new(to: ([u8; 4], u16)) -> bool {
+    let _listener = TcpListener::bind(SocketAddr::from(([0, 0, 0, 0], to.1))).unwrap();
+    connects(STRANGER, to, None)
+}
+
+/// What a pod does in its own network namespace, over its own loopback.
+fn a_pod() {
+    in_a_namespace(|| {
+        // A rule for the node's port is not a pod's; a rule for a pod's port does not keep the pod from itself.
+        check("pod-with-the-nodes-port", connects_to_new((LOOPBACK, 10250)), true);
+        check("pod-to-itself", connects_to_new((LOOPBACK, 10254)), true);
+        check("pod-to-itself-by-prefix", connects_to_new((LOOPBACK, 8080)), true);
+    });
+}
+
+/// Runs code in a new network namespace with loopback up.
+fn in_a_namespace<T: Send>(code: impl FnOnce() -> T + Send) -> T {
+    let inside = || {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+        up();
+        code()
+    };
+    std::thread::scope(|scope| scope.spawn(inside).join()).unwrap()
 }
 
 /// Every shape of packet, over loopback.
@@ -247,7 +311,7 @@ fn shapes(apply: &Apply, bpffs: &Path) {
             }
         });
     }
-    let mut pinholes = OpenPinholes::pinned(&pins(bpffs)).unwrap();
+    let mut pinholes = OpenPinholes::pinned(&pins(bpffs), "PINHOLES").unwrap();
     let wire = Wire::open("lo", [0; 6]).unwrap();
     for (number, shape) in all().iter().enumerate() {
         let mut wrong = Vec::new();

@@ -9,7 +9,7 @@ use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction
 use crate::{
     cluster::{self, Kubernetes},
     image, setup,
-    shell::{command, find, root, run, say},
+    shell::{MEMBERS, command, find, root, run, say},
 };
 
 /// Sets up, builds, and runs the demo.
@@ -19,16 +19,8 @@ pub(crate) fn demo(stay: bool) -> Result<()> {
     say("building the guard and the lab (a few minutes the first time)");
     let cargo = find("cargo").context("cargo is not in PATH")?;
     let mut build = command(cargo);
-    run(build.args([
-        "build",
-        "--quiet",
-        "--locked",
-        "--package",
-        "nodeguard",
-        "--package",
-        "nodeguard-tests",
-        "--bins",
-    ]))?;
+    build.args(["build", "--quiet", "--locked"]).args(MEMBERS);
+    run(build.args(["--bin", "nodeguard", "--bin", "nodeguard-demo"]))?;
     let mut demo = command(root().join("target/debug/nodeguard-demo"));
     if stay {
         demo.arg("--stay");

@@ -10,6 +10,9 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
+/// What every build for the tests selects. Another selection unites the features of dependencies in another way, and compiles them again.
+pub(crate) const MEMBERS: [&str; 5] = ["--workspace", "--exclude", "guard-ebpf", "--exclude", "nodeguard-fuzz"];
+
 /// The workspace root.
 pub(crate) fn root() -> &'static Path {
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));

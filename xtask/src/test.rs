@@ -12,7 +12,7 @@ use clap::ValueEnum;
 
 use crate::{
     demo, fuzz, kernels, lint, setup,
-    shell::{command, find, root, say},
+    shell::{MEMBERS, command, find, root, say},
 };
 
 /// A part of the tests.
@@ -92,11 +92,8 @@ fn run(area: Area, filter: Option<&str>, options: demo::Options, total: &mut Tot
             Ok(())
         }
         Area::Unit => {
-            let members = ["--workspace", "--exclude", "guard-ebpf", "--exclude", "nodeguard-fuzz"];
-            cargo_test(&[&members[..], &["--lib", "--bins"]].concat(), filter, total)?;
-            for package in ["guard-common", "guard-policy"].iter().filter(|package| root().join(package).is_dir()) {
-                cargo_test(&["--package", package, "--doc"], filter, total)?;
-            }
+            cargo_test(&["--lib", "--bins"], filter, total)?;
+            cargo_test(&["--doc"], filter, total)?;
             if is_soak() && filter.is_none() {
                 let fuzz::Outcome { passed, failed, skipped } = fuzz::soak()?;
                 total.passed += passed;
@@ -105,18 +102,18 @@ fn run(area: Area, filter: Option<&str>, options: demo::Options, total: &mut Tot
             }
             Ok(())
         }
-        Area::Kernel => cargo_test(&["--package", "nodeguard-tests", "--test", "kernel"], filter, total),
+        Area::Kernel => cargo_test(&["--test", "kernel"], filter, total),
         Area::Kernels => {
             let (held, failed) = kernels::kernels()?;
             total.passed += held;
             total.failed += failed;
             Ok(())
         }
-        Area::Policy => with_daemon(&["--package", "nodeguard-tests", "--test", "policy"], filter, total),
-        Area::Tunnel => with_daemon(&["--package", "nodeguard-tests", "--test", "tunnel"], filter, total),
+        Area::Policy => with_daemon(&["--test", "policy"], filter, total),
+        Area::Tunnel => with_daemon(&["--test", "tunnel"], filter, total),
         Area::Lab => {
             other_abi_daemon()?;
-            with_daemon(&["--package", "nodeguard-tests", "--test", "lab"], filter, total)
+            with_daemon(&["--test", "lab"], filter, total)
         }
         Area::Cluster => {
             let mut lab = demo::cluster_lab(options)?;
@@ -128,15 +125,15 @@ fn run(area: Area, filter: Option<&str>, options: demo::Options, total: &mut Tot
 /// Tests that start the daemon need its binary built first.
 fn with_daemon(arguments: &[&str], filter: Option<&str>, total: &mut Total) -> Result<()> {
     let mut build = command(find("cargo").context("cargo is not in PATH")?);
-    crate::shell::run(build.args(["build", "--quiet", "--locked", "--package", "nodeguard"]))?;
+    crate::shell::run(build.args(["build", "--quiet", "--locked"]).args(MEMBERS).args(["--bin", "nodeguard"]))?;
     cargo_test(arguments, filter, total)
 }
 
 /// Builds a daemon of another ABI and copies it aside: the ordinary one is built after it under the same name.
 fn other_abi_daemon() -> Result<()> {
     let mut build = command(find("cargo").context("cargo is not in PATH")?);
-    build.args(["build", "--quiet", "--locked", "--package", "nodeguard", "--bin", "nodeguard"]);
-    crate::shell::run(build.args(["--features", "other-abi"]))?;
+    build.args(["build", "--quiet", "--locked"]).args(MEMBERS).args(["--bin", "nodeguard"]);
+    crate::shell::run(build.args(["--features", "nodeguard/other-abi"]))?;
     let built = root().join("target/debug");
     let (from, to) = (built.join("nodeguard"), built.join("nodeguard-other-abi"));
     if !same(&from, &to) {
@@ -155,7 +152,7 @@ fn same(one: &std::path::Path, other: &std::path::Path) -> bool {
 /// Runs `cargo test` and adds up the totals that it prints. A run that fails without a failed test counts as one failed test.
 fn cargo_test(arguments: &[&str], filter: Option<&str>, total: &mut Total) -> Result<()> {
     let mut test = command(find("cargo").context("cargo is not in PATH")?);
-    test.args(["test", "--quiet", "--locked", "--no-fail-fast"]).args(arguments).args([
+    test.args(["test", "--quiet", "--locked", "--no-fail-fast"]).args(MEMBERS).args(arguments).args([
         "--",
         "--nocapture",
         "--format=pretty",

@@ -22,17 +22,30 @@ pub const MAX_PORT_WORDS: u32 = 2 << 10;
 pub const MAX_SCOPES: u32 = 1 << 16;
 /// Peer prefixes of `cidr` and `except`, two generations.
 pub const MAX_PEERS: u32 = 1 << 18;
-/// Pinholes open at once. When the table is full a new dial is refused; no open pinhole is lost.
+/// Pinholes of the tunnel open at once. When the table is full a new dial is refused; no open pinhole is lost. Only the daemon's own sockets
+/// use it, so that nobody else on the node can fill it.
 pub const MAX_PINHOLES: u32 = 1 << 16;
+/// Pinholes of the node's own processes, of callers and of the companion; the least recently used one is evicted. A pinhole is needed only
+/// during a handshake, so whoever opens connections to ports that never answer evicts its own.
+pub const MAX_OPENED: u32 = 1 << 16;
 /// Marks of addresses that opened a pinhole.
 pub const OPENER_SLOTS: u32 = 1 << 11;
 /// Sockets registered and not yet connected.
 pub const MAX_COOKIES: u32 = 1 << 14;
-/// UDP conversations that a guarded port or the node takes part in; the least recently used one is evicted.
-pub const MAX_UDP_FLOWS: u32 = 1 << 16;
-/// Seconds after which a UDP conversation expires without a datagram from the side that opened it: the kernel's default of
+/// Datagrams of the node and of callers on their way to a guarded port; the least recently used one is evicted.
+pub const MAX_SENT: u32 = 1 << 16;
+/// Nanoseconds that such a datagram may be on its way.
+pub const SENT_NANOSECONDS: u64 = 1_000_000_000;
+/// Remote sides that guarded UDP sockets have asked: one table for the sockets of the node, one for those of pods. The least recently used
+/// entry is evicted, and its answer denied.
+pub const MAX_ASKED: u32 = 1 << 15;
+/// Seconds for which an answer is awaited after the guarded socket's last datagram: the kernel's default of
 /// `nf_conntrack_udp_timeout_stream`.
 pub const UDP_FLOW_SECONDS: u32 = 120;
+/// Network namespaces whose addresses are known, two generations.
+pub const MAX_NAMESPACES: u32 = 1 << 14;
+/// Sockets that were there before the guard on a kernel that cannot tell a socket's network namespace.
+pub const MAX_EARLIER_SOCKETS: u32 = 1 << 16;
 /// Cgroups that a policy names, and peer lists that admit them, two generations.
 pub const MAX_CALLERS: u32 = 1 << 14;
 /// Prefixes of destinations of the hub rule and of the companion, two generations.

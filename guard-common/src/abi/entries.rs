@@ -30,8 +30,11 @@ pub struct ScopeValue {
 impl ScopeValue {
     /// The node's own listeners.
     pub const NODE: u32 = 0;
-    /// The listeners of every pod, by its cgroup, at an address that no prefix contains.
+    /// A pod whose addresses are known and lie in no prefix of a rule: the rules for every pod.
     pub const ALL_PODS: u32 = (1 << 31) - 1;
+    /// A pod whose addresses are not known, at an address in no prefix of a rule. It may belong to any rule that guards pods, so its ports
+    /// admit only what each of these rules admits.
+    pub const OTHER_PODS: u32 = (1 << 31) - 2;
     /// Added to the number of a set of destinations: the scope of the ports that may be reached there.
     pub const DESTINATIONS: u32 = 1 << 31;
 }
@@ -70,7 +73,7 @@ pub struct PortValue {
     pub tunnel_rule: u16,
     /// The rule slot that an admission by `node` is counted for.
     pub node_rule: u16,
-    /// A set of `PortValue::ALLOW_*` and [`PortValue::AUDIT`].
+    /// A set of `PortValue::ALLOW_*` and [`PortValue::AUDIT`]; in the scope [`ScopeValue::OTHER_PODS`] also of `PortValue::OPENS_*`.
     pub flags: u16,
 }
 const _: () = assert!(size_of::<PortValue>() == 12);
@@ -84,6 +87,29 @@ impl PortValue {
     pub const AUDIT: u16 = 4;
     /// A rule of this port has the selector `caller`.
     pub const ALLOW_CALLER: u16 = 8;
+    /// `ALLOW_*` shifted left by this number: some rule that guards this port of pods has the selector. It says what may be opened towards
+    /// a pod; only the listener says which rules are its own.
+    pub const OPENS_SHIFT: u16 = 4;
+}
+
+/// The key of a network namespace whose addresses are known.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct NamespaceKey {
+    /// The namespace's cookie (`SO_NETNS_COOKIE`).
+    pub netns: u64,
+    /// The generation.
+    pub generation: u64,
+}
+
+/// The value of a network namespace whose addresses are known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct NamespaceValue {
+    /// The scope of its listeners at each of its addresses; [`ScopeValue::ALL_PODS`] if no prefix of a rule contains any of them.
+    pub scope: u32,
 }
 
 /// The data of an IPv4 peer entry's LPM key (the prefix length counts these bytes).

@@ -19,6 +19,17 @@ impl Active {
     }
 }
 
+/// The facts that the attached programs were loaded with. They are constants of a program, which the kernel's tag of a program does not cover:
+/// a start compares them before it adopts a program.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct LoadedFacts {
+    /// The cookie of the node's own network namespace.
+    pub node_netns: u64,
+    /// 1 if the programs ask the kernel for a socket's network namespace.
+    pub has_netns_helper: u64,
+}
+
 /// What a program needs to know about a generation before its first look-up in it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -38,8 +49,8 @@ impl Generation {
     const SPARE: usize = if cfg!(feature = "other-abi") { 2 } else { 0 };
     /// A UDP port is guarded.
     pub const UDP: u32 = 1;
-    /// A rule guards ports of every pod.
-    pub const ALL_PODS: u32 = 2;
+    /// A rule guards ports of pods.
+    pub const PODS: u32 = 2;
     /// The policy names a cgroup: a caller or the companion.
     pub const CGROUPS: u32 = 4;
     /// There is a hub rule.

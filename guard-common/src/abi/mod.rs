@@ -10,22 +10,22 @@ mod observed;
 mod test_run;
 
 pub use capacity::{
-    CGROUP_LEVELS, EVENTS_BYTES, MAX_CALLERS, MAX_COOKIES, MAX_COUNTERS, MAX_DESTINATIONS, MAX_PEERS, MAX_PINHOLES,
-    MAX_PORT_WORDS, MAX_PORTS, MAX_RULES, MAX_SCOPES, MAX_UDP_FLOWS, NO_RULE, OPENER_SLOTS, RULE_SLOTS,
-    UDP_FLOW_SECONDS,
+    CGROUP_LEVELS, EVENTS_BYTES, MAX_ASKED, MAX_CALLERS, MAX_COOKIES, MAX_COUNTERS, MAX_DESTINATIONS,
+    MAX_EARLIER_SOCKETS, MAX_NAMESPACES, MAX_OPENED, MAX_PEERS, MAX_PINHOLES, MAX_PORT_WORDS, MAX_PORTS, MAX_RULES,
+    MAX_SCOPES, MAX_SENT, NO_RULE, OPENER_SLOTS, RULE_SLOTS, SENT_NANOSECONDS, UDP_FLOW_SECONDS,
 };
 pub use entries::{
-    CallerKey, CallerValue, CgroupKey, CgroupValue, DestinationKey, DestinationValue, LIST_BITS, PeerKey4, PeerKey6,
-    PeerValue, PortKey, PortValue, ScopeKey, ScopeValue, list_bytes, port_word,
+    CallerKey, CallerValue, CgroupKey, CgroupValue, DestinationKey, DestinationValue, LIST_BITS, NamespaceKey,
+    NamespaceValue, PeerKey4, PeerKey6, PeerValue, PortKey, PortValue, ScopeKey, ScopeValue, list_bytes, port_word,
 };
-pub use flow::{Address, FlowKey, Pinhole, V4_PREFIX, opener_slot};
-pub use generation::{Active, Generation};
+pub use flow::{Address, Asked, AskedKey, FlowKey, Pinhole, SentDatagram, Spoken, V4_PREFIX, opener_slot};
+pub use generation::{Active, Generation, LoadedFacts};
 pub use observed::{DenyEvent, EventSlot, HealthCounter, Judged, MAX_HEALTH, RuleName, counter_index};
 pub use test_run::{Flood, Probe};
 
-/// The number of this layout. Part of the pin directory's name (`v4`), so that maps of another ABI are never opened by mistake. Whoever
+/// The number of this layout. Part of the pin directory's name (`v5`), so that maps of another ABI are never opened by mistake. Whoever
 /// changes a struct or a size in this directory raises it.
-pub const ABI: u32 = if cfg!(feature = "other-abi") { 1004 } else { 4 };
+pub const ABI: u32 = if cfg!(feature = "other-abi") { 1005 } else { 5 };
 
 #[cfg(feature = "user")]
 mod user {
@@ -37,6 +37,8 @@ mod user {
     }
     pod!(
         super::Active,
+        super::Asked,
+        super::AskedKey,
         super::CallerKey,
         super::CallerValue,
         super::CgroupKey,
@@ -48,6 +50,9 @@ mod user {
         super::FlowKey,
         super::Generation,
         super::Judged,
+        super::LoadedFacts,
+        super::NamespaceKey,
+        super::NamespaceValue,
         super::PeerKey4,
         super::PeerKey6,
         super::PeerValue,
@@ -58,5 +63,6 @@ mod user {
         super::RuleName,
         super::ScopeKey,
         super::ScopeValue,
+        super::SentDatagram,
     );
 }

@@ -28,8 +28,12 @@ pub struct Probe {
     pub audited: u8,
     /// In: 1 if the listener is in the pods' cgroup.
     pub in_pods: u8,
-    /// It takes the place of padding.
-    pub reserved: [u8; 3],
+    /// In: 1 if the packet came in over loopback.
+    pub over_loopback: u8,
+    /// In: the cookie of the listener's network namespace.
+    pub netns: u8,
+    /// In: the cookie of its socket.
+    pub socket: u8,
 }
 
 /// The pace of the bench's flood, and how much of it was sent.

@@ -12,10 +12,10 @@ use aya_ebpf::{
     programs::{SkBuffContext, TcContext, XdpContext},
 };
 use guard_common::{
-    Decision, Listener, Lookups, Namespace, PacketBytes, RulesetInForce, Verdict,
+    Decision, Listener, Lookups, PacketBytes, RulesetInForce, Verdict,
     abi::{FlowKey, PeerKey4, PeerKey6, PeerValue, PortKey, PortValue, Probe, list_bytes},
     decide,
-    packet::{TCP, mapped},
+    packet::mapped,
 };
 
 use crate::{
@@ -71,13 +71,9 @@ fn bench_empty(_ctx: SkBuffContext) -> i32 {
 /// All that `guard_ingress` does for a packet; the listener is taken from the map.
 #[cgroup_skb(ingress)]
 fn bench_guard(ctx: SkBuffContext) -> i32 {
-    let Some(listener) = question() else { return 0 };
-    let decision = decide(
-        &Window { ctx: &ctx, helper_only: false },
-        listener,
-        &RulesetInForce::read(&KernelTables),
-        &KernelTables,
-    );
+    let Some((listener, in_pods)) = question() else { return 0 };
+    let window = Window { ctx: &ctx, helper_only: false };
+    let decision = decide(&window, listener, || in_pods, &RulesetInForce::read(&KernelTables), &KernelTables);
     report(&ctx, listener.port, &decision);
     match decision.verdict {
         Verdict::Allow => 1,
@@ -105,7 +101,7 @@ fn bench_floor_peer(ctx: SkBuffContext) -> i32 {
 
 #[inline(always)]
 fn floor_port() -> Option<(PortValue, Listener, u8)> {
-    let listener = question()?;
+    let (listener, _) = question()?;
     let generation = ACTIVE.get(0).map_or(0, |active| (active.epoch & 1) as u8);
     let key = PortKey { scope: 0, port: listener.port, protocol: listener.protocol, generation };
     KernelTables.port(&key).map(|port| (port, listener, generation))
@@ -126,14 +122,14 @@ fn floor(ctx: &SkBuffContext, with_peer: bool) -> i32 {
         let address = [head[12], head[13], head[14], head[15]];
         let destination = mapped([head[16], head[17], head[18], head[19]]);
         let flow = FlowKey { source: mapped(address), destination, source_port, destination_port };
-        has_pinhole = KernelTables.pinhole(TCP, &flow).is_some_and(|pinhole| pinhole.via != 0);
+        has_pinhole = KernelTables.pinhole(&flow).is_some_and(|pinhole| pinhole.via != 0);
         has_peer = with_peer && KernelTables.peer_v4(&PeerKey4 { list, address }).is_some_and(allows);
     } else {
         let (Some(source), Some(destination), Some(source_port)) = (window.at(8), window.at(24), window.at(40)) else {
             return 1;
         };
         let flow = FlowKey { source, destination, source_port, destination_port };
-        has_pinhole = KernelTables.pinhole(TCP, &flow).is_some_and(|pinhole| pinhole.via != 0);
+        has_pinhole = KernelTables.pinhole(&flow).is_some_and(|pinhole| pinhole.via != 0);
         has_peer = with_peer && KernelTables.peer_v6(&PeerKey6 { list, address: source }).is_some_and(allows);
     }
     count(port.rule);
@@ -141,14 +137,9 @@ fn floor(ctx: &SkBuffContext, with_peer: bool) -> i32 {
 }
 
 #[inline(always)]
-fn question() -> Option<Listener> {
+fn question() -> Option<(Listener, bool)> {
     let slot = PROBE.get(0)?;
-    let namespace = match slot.scope {
-        0 => Namespace::Node,
-        1 => Namespace::Pod,
-        _ => Namespace::Unknown,
-    };
-    Some(Listener { namespace, port: slot.port, protocol: slot.protocol, in_pods: slot.in_pods != 0 })
+    Some((Listener::from(slot), slot.in_pods != 0))
 }
 
 #[inline(always)]
@@ -156,13 +147,9 @@ fn probe(ctx: &SkBuffContext, helper_only: bool) -> i32 {
     let Some(slot) = PROBE.get_ptr_mut(0) else { return 0 };
     // SAFETY: an array slot; tests run one packet at a time.
     let slot = unsafe { &mut *slot };
-    let namespace = match slot.scope {
-        0 => Namespace::Node,
-        1 => Namespace::Pod,
-        _ => Namespace::Unknown,
-    };
-    let listener = Listener { namespace, port: slot.port, protocol: slot.protocol, in_pods: slot.in_pods != 0 };
-    let decision = decide(&Window { ctx, helper_only }, listener, &RulesetInForce::read(&KernelTables), &KernelTables);
+    let (listener, in_pods) = (Listener::from(&*slot), slot.in_pods != 0);
+    let window = Window { ctx, helper_only };
+    let decision = decide(&window, listener, || in_pods, &RulesetInForce::read(&KernelTables), &KernelTables);
     answer(slot, &decision);
     match decision.verdict {
         Verdict::Allow => 1,

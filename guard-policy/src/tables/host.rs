@@ -2,15 +2,15 @@
 //! Called by the tests that compare the two, and to judge open connections.
 //! Must never be cleverer than the kernel's maps: a longest-prefix match is a search by decreasing length.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use guard_common::{
     DestinationLookups, Lookups, RulesetSwitch,
     abi::{
-        CallerKey, CallerValue, DestinationKey, DestinationValue, FlowKey, Generation, PeerKey4, PeerKey6, PeerValue,
-        Pinhole, PortKey, PortValue, ScopeKey, ScopeValue, port_word,
+        AskedKey, CallerKey, CallerValue, DestinationKey, DestinationValue, FlowKey, Generation, NamespaceKey,
+        NamespaceValue, PeerKey4, PeerKey6, PeerValue, Pinhole, PortKey, PortValue, ScopeKey, ScopeValue, SentDatagram,
+        port_word,
     },
-    packet::UDP,
 };
 
 use crate::tables::image::Image;
@@ -22,8 +22,10 @@ pub struct Model {
     pub image: Image,
     /// The open pinholes.
     pub pinholes: BTreeMap<FlowKey, Pinhole>,
-    /// The UDP conversations that have not expired.
-    pub udp_flows: BTreeMap<FlowKey, Pinhole>,
+    /// The datagrams on their way to a guarded port.
+    pub sent: BTreeMap<FlowKey, SentDatagram>,
+    /// What guarded UDP sockets asked and still await an answer to.
+    pub asked: BTreeSet<AskedKey>,
 }
 
 impl RulesetSwitch for Model {
@@ -58,8 +60,20 @@ impl Lookups for Model {
         self.image.entries.ports_copy.get(key).copied()
     }
 
-    fn pinhole(&self, protocol: u8, key: &FlowKey) -> Option<Pinhole> {
-        if protocol == UDP { &self.udp_flows } else { &self.pinholes }.get(key).copied()
+    fn namespace_scope(&self, key: &NamespaceKey) -> Option<NamespaceValue> {
+        self.image.entries.followed.namespaces.get(key).copied()
+    }
+
+    fn pinhole(&self, key: &FlowKey) -> Option<Pinhole> {
+        self.pinholes.get(key).copied()
+    }
+
+    fn sent(&self, key: &FlowKey) -> Option<SentDatagram> {
+        self.sent.get(key).copied()
+    }
+
+    fn asked(&self, key: &AskedKey) -> bool {
+        self.asked.contains(key)
     }
 
     fn caller(&self, key: &CallerKey) -> Option<CallerValue> {

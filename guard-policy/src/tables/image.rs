@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use guard_common::{
     RulesetInForce, RulesetSwitch,
     abi::{
-        CallerKey, CallerValue, CgroupKey, CgroupValue, DestinationKey, DestinationValue, Generation, PeerKey4,
-        PeerKey6, PeerValue, PortKey, PortValue, ScopeKey, ScopeValue,
+        CallerKey, CallerValue, CgroupKey, CgroupValue, DestinationKey, DestinationValue, Generation, NamespaceKey,
+        NamespaceValue, PeerKey4, PeerKey6, PeerValue, PortKey, PortValue, ScopeKey, ScopeValue,
     },
 };
 
@@ -31,17 +31,19 @@ pub struct Entries {
     pub peers_v6: BTreeMap<(u32, PeerKey6), PeerValue>,
     /// Destinations of the companion and of the hub rule.
     pub destinations: BTreeMap<(u32, DestinationKey), DestinationValue>,
-    /// The entries that depend on cgroups.
+    /// The entries that depend on cgroups and network namespaces.
     pub followed: Followed,
 }
 
-/// The entries that follow the node's cgroups. They change one by one in the generation in force.
+/// The entries that follow the node's cgroups and network namespaces. They change one by one in the generation in force.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Followed {
     /// Cgroups that a peer list admits.
     pub callers: BTreeMap<CallerKey, CallerValue>,
     /// Cgroups that the policy names.
     pub cgroups: BTreeMap<CgroupKey, CgroupValue>,
+    /// Network namespaces whose addresses are known.
+    pub namespaces: BTreeMap<NamespaceKey, NamespaceValue>,
     /// The header of each generation, by its number: epoch, features, the cgroup of the pods.
     pub generations: BTreeMap<u8, Generation>,
 }

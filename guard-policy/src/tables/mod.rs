@@ -7,4 +7,5 @@ pub mod cgroups;
 pub(crate) mod destinations;
 pub mod host;
 pub mod image;
+pub mod namespaces;
 pub(crate) mod peers;

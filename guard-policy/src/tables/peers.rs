@@ -66,6 +66,24 @@ pub(crate) fn peers(blocks: &[PeerBlock]) -> BTreeMap<IpNet, Peer> {
     peers
 }
 
+/// The peers that two lists both admit.
+pub(crate) fn common(one: &BTreeMap<IpNet, Peer>, other: &BTreeMap<IpNet, Peer>) -> BTreeMap<IpNet, Peer> {
+    let longest = |list: &BTreeMap<IpNet, Peer>, net: &IpNet| {
+        let around = |length| IpNet::new(net.addr(), length).ok().and_then(|net| list.get(&net.trunc()).copied());
+        (0..=net.prefix_len()).rev().find_map(around)
+    };
+    let allowed = |peer: &Option<Peer>| peer.is_some_and(|peer| peer.kind == PeerKind::Allow);
+    let mut both = BTreeMap::new();
+    for net in one.keys().chain(other.keys()) {
+        let peer = match (longest(one, net), longest(other, net)) {
+            (first @ Some(_), second) if allowed(&first) && allowed(&second) => first,
+            (first, second) => first.or(second).map(|peer| Peer { kind: PeerKind::Except, ..peer }),
+        };
+        both.extend(peer.map(|peer| (*net, peer)));
+    }
+    both
+}
+
 #[cfg(test)]
 mod tests {
     use std::net::IpAddr;
@@ -116,6 +134,18 @@ mod tests {
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(512))]
+        #[test]
+        fn what_two_lists_have_in_common_both_admit(one in prop::collection::vec(block(), 0..5), other in prop::collection::vec(block(), 0..5)) {
+            let (one, other) = (peers(&one), peers(&other));
+            let both = common(&one, &other);
+            let admits = |list: &BTreeMap<IpNet, Peer>, address| longest(list, address).is_some_and(|peer| peer.kind == PeerKind::Allow);
+            for last in 0..=255u8 {
+                for address in [IpAddr::from([10, 0, 0, last]), format!("fd00::{last:x}").parse().unwrap(), "10.0.1.1".parse().unwrap()] {
+                    prop_assert_eq!(admits(&both, address), admits(&one, address) && admits(&other, address));
+                }
+            }
+        }
+
         #[test]
         fn the_longest_match_says_what_the_blocks_mean(blocks in prop::collection::vec(block(), 0..8)) {
             let peers = peers(&blocks);

@@ -4,7 +4,7 @@
 
 use std::{
     sync::{Arc, Mutex, atomic::Ordering},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use guard_policy::policy_file::Edit;
@@ -15,10 +15,13 @@ use crate::{
     kernel::{
         cgroups::follow::Follower,
         cut::{established, established::CutSummary},
+        namespaces::NamespaceView,
     },
     sys::lock::lock,
 };
 
+/// How often the network namespaces of the pods are read, if a rule guards pods.
+const NAMESPACES_EVERY: Duration = Duration::from_secs(2);
 /// How many cut connections are named in the log; the number says the rest.
 const CUTS_LOGGED: usize = 20;
 
@@ -92,22 +95,52 @@ pub(crate) async fn take(at: InForceAt<'_>, edit: Edit) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Keeps what the policy says of cgroups true while these come and go.
-pub(crate) async fn follow(guard: Arc<Guard>) {
+/// Keeps what the policy says of cgroups and of pods true while these come and go.
+pub(crate) async fn follow(guard: Arc<Guard>, mut view: NamespaceView) {
     let mut follower = Follower::start();
+    let mut looked = Instant::now();
     loop {
+        let mut guards_pods = false;
         if let Some((ruleset, _)) = lock(&guard.apply).followed() {
             follower.watch(&guard.cgroup, &ruleset);
+            guards_pods = ruleset.tables.pods_cgroup.is_some();
         }
+        let looks = guards_pods && looked.elapsed() >= NAMESPACES_EVERY;
         let applier = Arc::clone(&guard);
-        let followed = tokio::task::spawn_blocking(move || lock(&applier.apply).follow()).await;
-        if let Err(error) = followed.map_err(anyhow::Error::from).and_then(|followed| Ok(followed?)) {
+        let followed = tokio::task::spawn_blocking(move || {
+            if looks {
+                see(&applier, &mut view);
+            }
+            (lock(&applier.apply).follow(), view)
+        });
+        let followed = match followed.await {
+            Ok((followed, returned)) => {
+                view = returned;
+                followed.map_err(anyhow::Error::from)
+            }
+            Err(error) => {
+                view = NamespaceView::default();
+                Err(error.into())
+            }
+        };
+        if looks {
+            looked = Instant::now();
+        }
+        if let Err(error) = followed {
             tracing::error!(
                 error = format!("{error:#}"),
-                "a cgroup that the policy names came or went and cannot be brought into the kernel; callers in it may be denied"
+                "a cgroup that the policy names or a pod came or went and cannot be brought into the kernel; callers in it may be denied"
             );
         }
         follower.changed().await;
+    }
+}
+
+/// Reads the network namespaces. One that cannot be entered stays unknown: the address of each packet tells its rules.
+fn see(guard: &Guard, view: &mut NamespaceView) {
+    match view.look() {
+        Ok(namespaces) => lock(&guard.apply).see(namespaces),
+        Err(error) => tracing::warn!(%error, "the network namespaces of the pods cannot be read"),
     }
 }
 

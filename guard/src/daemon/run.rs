@@ -23,6 +23,7 @@ use crate::{
     },
     kernel::{
         links::{programs, programs::KernelHalf},
+        namespaces::NamespaceView,
         observe::{events, events::DenialLog, map_use::MapCounter},
         pinholes::KernelPinholes,
         tables::apply::Apply,
@@ -39,6 +40,8 @@ pub async fn run(config: Config, colour: bool) -> anyhow::Result<()> {
     let first = load(&policy, &node);
     let KernelHalf { maps, health: lost, events, cookies, mut programs } = programs::open(&location)?;
     let mut apply = Apply::new(maps)?.below(&location.cgroup);
+    let mut view = NamespaceView::default();
+    apply.see(view.look().context("cannot read the network namespaces")?);
     let mut current = Current::default();
     match &first {
         Ok(loaded) => {
@@ -105,7 +108,7 @@ pub async fn run(config: Config, colour: bool) -> anyhow::Result<()> {
     let denials = events::drain(events, Arc::clone(&guard.in_force), Arc::clone(&guard.denials));
     parts.spawn_fallible("denial events", denials);
     parts.spawn("hold on the kernel half", hold(Arc::clone(&guard)));
-    parts.spawn("watch on cgroups", follow(Arc::clone(&guard)));
+    parts.spawn("watch on cgroups", follow(Arc::clone(&guard), view));
     let taken = async |edit| {
         let at = InForceAt { current: &guard.current, connections: &guard.connections, kernel: Some(&guard) };
         take(at, edit).await

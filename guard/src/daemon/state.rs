@@ -111,7 +111,7 @@ pub struct Guard {
     pub uncut: AtomicBool,
     /// Whether pods may have connections that the guard does not see.
     pub blind: AtomicBool,
-    /// Whether the cookie tells a listener's network namespace (Linux 6.15); otherwise the address does.
+    /// Whether the kernel tells the network namespace of a packet's socket (Linux 6.15); otherwise a note on the socket does.
     pub netns_helper: bool,
     /// The programs and their links.
     pub programs: Mutex<Programs>,
@@ -152,7 +152,7 @@ impl Served for Guard {
             mode: current.mode(),
             policy: current.status(self.policy.display().to_string(), in_force.epoch),
             programs: attachments(&self.bpffs),
-            namespace_by: Some(if self.netns_helper { NamespaceBy::Cookie } else { NamespaceBy::Address }),
+            namespace_by: Some(if self.netns_helper { NamespaceBy::Cookie } else { NamespaceBy::Mark }),
             maps: pinned_maps(&self.bpffs),
             edge: EdgeLink::now(&self.edge.load(), edge_tier::links(&self.bpffs)),
             map_use,
@@ -200,7 +200,7 @@ impl Guard {
         });
         let unseen = self.blind.load(Ordering::Relaxed).then(|| {
             WeaknessReason::PodsUnseen.says(
-                "connections that pods had before an edit are not cut by it: not all of their network namespaces can be entered (this needs hostPID, CAP_SYS_ADMIN and CAP_SYS_PTRACE)",
+                "connections that pods had before an edit are not cut by it, and a pod at an address in no prefix of a rule is denied what any rule for pods denies: not all network namespaces can be entered (this needs hostPID, CAP_SYS_ADMIN and CAP_SYS_PTRACE)",
             )
         });
         [unknown, uncut, unseen].into_iter().flatten()
@@ -210,7 +210,7 @@ impl Guard {
 /// Whether a rule guards ports of every pod and the cgroup of the pods is not found.
 fn pods_unknown(apply: &Apply) -> bool {
     apply.followed().is_some_and(|(ruleset, cgroups)| {
-        ruleset.tables.pods_cgroup.as_ref().is_some_and(|pods| cgroups.pods(pods).is_none())
+        ruleset.tables.all_pods && ruleset.tables.pods_cgroup.as_ref().is_some_and(|pods| cgroups.pods(pods).is_none())
     })
 }
 

@@ -6,6 +6,7 @@ pub mod cgroups;
 pub mod cut;
 pub mod error;
 pub mod links;
+pub mod namespaces;
 pub mod observe;
 pub mod pinholes;
 pub mod pins;

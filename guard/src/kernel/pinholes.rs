@@ -61,18 +61,21 @@ pub struct OpenPinholes {
 }
 
 impl OpenPinholes {
-    /// Opens the tables by their pins.
-    pub fn pinned(pins: &Path) -> Result<OpenPinholes, LoadError> {
-        OpenPinholes::open(|name| pinned_map(pins, name))
+    /// Opens the tables by their pins: `PINHOLES`, those of the tunnel, or `OPENED`, all others.
+    pub fn pinned(pins: &Path, table: &'static str) -> Result<OpenPinholes, LoadError> {
+        OpenPinholes::open(table, |name| pinned_map(pins, name))
     }
 
     /// Takes the tables out of a loaded object.
     pub fn take(ebpf: &mut Ebpf) -> Result<OpenPinholes, LoadError> {
-        OpenPinholes::open(|name| take(ebpf, name))
+        OpenPinholes::open("PINHOLES", |name| take(ebpf, name))
     }
 
-    fn open(mut map: impl FnMut(&'static str) -> Result<Map, LoadError>) -> Result<OpenPinholes, LoadError> {
-        Ok(OpenPinholes { flows: map("PINHOLES")?.try_into()?, openers: map("OPENERS")?.try_into()? })
+    fn open(
+        table: &'static str,
+        mut map: impl FnMut(&'static str) -> Result<Map, LoadError>,
+    ) -> Result<OpenPinholes, LoadError> {
+        Ok(OpenPinholes { flows: map(table)?.try_into()?, openers: map("OPENERS")?.try_into()? })
     }
 
     /// Opens one. Fails if the table is full.

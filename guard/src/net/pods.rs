@@ -21,21 +21,30 @@ pub fn addresses(proc: &Path) -> io::Result<BTreeSet<IpAddr>> {
     let own = proc.join("self/net");
     all.extend(routes_v4(&text(&own.join("route"))));
     all.extend(routes_v6(&text(&own.join("ipv6_route"))));
-    // Each network namespace has its own inode for this file, and reading the inode needs no permission on the process.
-    let namespace = |net: &Path| fs::metadata(net.join("dev")).ok().map(|about| about.ino());
-    let mut seen: HashSet<u64> = namespace(&own).into_iter().collect();
+    let mut seen: HashSet<u64> = inode(&own).into_iter().collect();
     for entry in fs::read_dir(proc)? {
         let entry = entry?;
         if !entry.file_name().to_str().is_some_and(|name| name.bytes().all(|byte| byte.is_ascii_digit())) {
             continue;
         }
         let net = entry.path().join("net");
-        if namespace(&net).is_some_and(|inode| seen.insert(inode)) {
-            all.extend(local_v4(&text(&net.join("fib_trie"))));
-            all.extend(local_v6(&text(&net.join("if_inet6"))));
+        if inode(&net).is_some_and(|inode| seen.insert(inode)) {
+            all.extend(local_addresses(&net));
         }
     }
     Ok(all)
+}
+
+/// What tells the network namespaces behind two `/proc/PID/net` apart: each namespace has its own inode for this file, and reading the inode
+/// needs no permission on the process.
+pub(crate) fn inode(net: &Path) -> Option<u64> {
+    fs::metadata(net.join("dev")).ok().map(|about| about.ino())
+}
+
+/// The addresses of the network namespace behind a `/proc/PID/net`, without tentative ones.
+pub(crate) fn local_addresses(net: &Path) -> BTreeSet<IpAddr> {
+    let text = |file: &str| fs::read_to_string(net.join(file)).unwrap_or_default();
+    local_v4(&text("fib_trie")).into_iter().chain(local_v6(&text("if_inet6"))).collect()
 }
 
 /// The local addresses in `fib_trie`: `|-- ADDRESS`, then `/32 host LOCAL`.

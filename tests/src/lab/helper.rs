@@ -24,6 +24,7 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 
 use super::{
+    attacks,
     client::{self, timed_out},
     tries,
 };
@@ -49,6 +50,7 @@ pub fn main(arguments: &[String]) -> Result<()> {
             let patience = Duration::from_millis(patience.parse()?);
             print_json(&tries::keep_on(how, to.parse()?, patience, Path::new(stop))?)
         }
+        ["attack", ref words @ ..] => attacks::main(words),
         ["mptcp", address] => mptcp(address.parse()?),
         ["meet", from, to] => meet(from.parse()?, to.parse()?),
         _ => {

@@ -2,6 +2,7 @@
 //! Called by every integration test and by the demo.
 //! Must never share a namespace, a cgroup or a bpffs directory with another lab.
 
+mod attacks;
 pub mod client;
 pub mod daemon;
 pub mod helper;

@@ -23,9 +23,12 @@ use guard_policy::tables::{
     host::Model,
     image::{Followed, Image},
 };
-use nix::sched::{CloneFlags, setns};
 
-use crate::kernel::cut::sock_diag::{SockDiag, TcpSocket};
+use crate::kernel::{
+    cut::sock_diag::{SockDiag, TcpSocket},
+    namespaces::{self, Found, in_namespace},
+    syscalls,
+};
 
 /// The result of judging all open connections.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -45,6 +48,16 @@ pub struct CutSummary {
 /// How long a connection must stay denied before it is cut. The other end of a connection that is closing may be gone already, and the
 /// pinhole that admits it is derived from that end.
 const CONFIRM: Duration = Duration::from_millis(150);
+
+/// The sockets of one network namespace.
+struct Dumped {
+    /// Whether it is the node's own.
+    is_own: bool,
+    /// Its cookie.
+    netns: u64,
+    namespace: File,
+    sockets: Vec<TcpSocket>,
+}
 
 /// The denied connections of one network namespace.
 struct DeniedConnections {
@@ -77,30 +90,32 @@ fn look(model: &mut Model, cgroup: &Path) -> io::Result<(CutSummary, Vec<DeniedC
     let groups = groups(&in_force, &model.image.entries.followed, cgroup)?;
     let covers_all = crate::kernel::cgroups::root::v2_root().is_ok_and(|root| root == cgroup);
     let own = fs::metadata("/proc/self/ns/net")?.ino();
-    let (found, mut blind) = namespaces(own)?;
+    let Found { namespaces, incomplete: mut blind } = namespaces::find()?;
     let mut dumped = Vec::new();
-    for (id, namespace) in found {
-        match in_namespace(&namespace, SockDiag::dump) {
-            Ok(sockets) => dumped.push((id, namespace, sockets)),
-            // A namespace that may not be entered is skipped and reported. The own namespace can always be judged.
-            Err(error) if id != own && error.kind() == io::ErrorKind::PermissionDenied => blind = true,
+    for (id, namespace) in namespaces {
+        match in_namespace(&namespace, || Ok((syscalls::netns_cookie()?, SockDiag::dump()?))) {
+            Ok((netns, sockets)) => dumped.push(Dumped { is_own: id == own, netns, namespace, sockets }),
+            // A namespace that cannot be entered is skipped and reported. The own namespace can always be judged.
+            Err(_) if id != own => blind = true,
             Err(error) => return Err(error),
         }
     }
     // The openers are read after the listeners' side: however new a connection is, its opener is in this second dump.
     model.pinholes = pinholes(&SockDiag::dump()?, &own_inodes()?, &groups);
     if groups.values().any(|group| group.caller.roles != 0) {
-        for (_, namespace, _) in dumped.iter().filter(|(id, ..)| *id != own) {
+        for Dumped { namespace, .. } in dumped.iter().filter(|dumped| !dumped.is_own) {
             let callers = in_namespace(namespace, SockDiag::dump)?;
             model.pinholes.extend(callers.iter().filter_map(|socket| opened_by_caller(socket, &groups)));
         }
     }
     let mut pass = CutSummary { namespaces: dumped.len(), blind, ..CutSummary::default() };
     let mut denied = Vec::new();
-    for (id, namespace, sockets) in dumped {
+    for Dumped { is_own, netns, namespace, sockets } in dumped {
         let listening: BTreeSet<u16> =
             sockets.iter().filter(|socket| socket.listens()).map(|socket| socket.local.port()).collect();
-        let whose = if id == own { Namespace::Node } else { Namespace::Pod };
+        // A connection whose other end is in the same namespace came in over loopback.
+        let ends: HashSet<(SocketAddr, SocketAddr)> =
+            sockets.iter().map(|socket| (socket.local, socket.remote)).collect();
         let mut connections = Vec::new();
         for socket in sockets.into_iter().filter(|socket| !socket.listens()) {
             let group = socket.cgroup.and_then(|cgroup| groups.get(&cgroup)).copied();
@@ -109,9 +124,15 @@ fn look(model: &mut Model, cgroup: &Path) -> io::Result<(CutSummary, Vec<DeniedC
             }
             let group = group.unwrap_or_default();
             let denied = if listening.contains(&socket.local.port()) {
-                let in_pods = whose != Namespace::Node && (group.in_pods || pods_unknown(&in_force));
-                let listener = Listener { namespace: whose, port: socket.local.port(), protocol: TCP, in_pods };
-                let decision = decide(opening(socket.remote, socket.local).as_slice(), listener, &in_force, model);
+                let listener = Listener {
+                    namespace: if is_own { Namespace::Node } else { Namespace::Pod },
+                    netns,
+                    over_loopback: ends.contains(&(socket.remote, socket.local)),
+                    ..Listener::of_node(socket.local.port(), TCP)
+                };
+                let in_pods = || group.in_pods || pods_unknown(&in_force);
+                let opening = opening(socket.remote, socket.local);
+                let decision = decide(opening.as_slice(), listener, in_pods, &in_force, model);
                 pass.judged += usize::from(decision.reason != Reason::NotGuarded);
                 (decision.verdict == Verdict::Deny).then_some(decision.reason)
             } else {
@@ -143,10 +164,10 @@ fn companion_denied(model: &Model, in_force: &RulesetInForce, caller: LocalCalle
     reached.denied.filter(|_| reached.verdict == Verdict::Deny)
 }
 
-/// Whether a rule guards ports of every pod while the cgroup of the pods does not exist. Then every listener outside the node's own
-/// network namespace counts as a pod's.
+/// Whether a rule guards ports of pods while the cgroup of the pods does not exist. Then every listener outside the node's own network
+/// namespace counts as a pod's.
 fn pods_unknown(in_force: &RulesetInForce) -> bool {
-    in_force.has(Generation::ALL_PODS) && in_force.pods_cgroup == 0
+    in_force.has(Generation::PODS) && in_force.pods_cgroup == 0
 }
 
 /// The headers of an opening packet, as far as `decide` reads them.
@@ -196,7 +217,7 @@ fn opened_by_caller(socket: &TcpSocket, groups: &CgroupTree) -> Option<(FlowKey,
         roles if roles & CgroupValue::COMPANION != 0 => Pinhole::TUNNEL,
         _ => Pinhole::CALLER,
     };
-    Some((flow(socket), Pinhole { via, at: 0, cgroup }))
+    Some((flow(socket), Pinhole { via, reserved: 0, cgroup }))
 }
 
 /// The flow of a socket's packets as its peer sees it.
@@ -214,49 +235,6 @@ fn address(address: SocketAddr) -> [u8; 16] {
         SocketAddr::V4(address) => mapped(address.ip().octets()),
         SocketAddr::V6(address) => address.ip().octets(),
     }
-}
-
-/// One descriptor for each network namespace with a process, this namespace first, and whether there may be more.
-fn namespaces(own: u64) -> io::Result<(Vec<(u64, File)>, bool)> {
-    let mut hidden = !sees_all_processes();
-    let mut found = vec![(own, File::open("/proc/self/ns/net")?)];
-    let mut known = HashSet::from([own]);
-    for entry in fs::read_dir("/proc")?.flatten() {
-        if !entry.file_name().as_encoded_bytes().iter().all(u8::is_ascii_digit) {
-            continue;
-        }
-        let namespace = match File::open(entry.path().join("ns/net")) {
-            Ok(namespace) => namespace,
-            // The process may have ended meanwhile.
-            Err(error) => {
-                hidden |= error.kind() == io::ErrorKind::PermissionDenied;
-                continue;
-            }
-        };
-        let id = namespace.metadata()?.ino();
-        if known.insert(id) {
-            found.push((id, namespace));
-        }
-    }
-    Ok((found, hidden))
-}
-
-/// Whether this process sees every process of the machine: the initial pid namespace has a fixed inode (Linux, PROC_PID_INIT_INO).
-fn sees_all_processes() -> bool {
-    fs::metadata("/proc/self/ns/pid").is_ok_and(|about| about.ino() == 0xEFFF_FFFC)
-}
-
-/// Runs code in a network namespace: on this thread if it is the current one, which needs no CAP_SYS_ADMIN, otherwise on a new thread.
-fn in_namespace<T: Send>(namespace: &File, code: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
-    if namespace.metadata()?.ino() == fs::metadata("/proc/thread-self/ns/net")?.ino() {
-        return code();
-    }
-    let enter = || {
-        setns(namespace, CloneFlags::CLONE_NEWNET)?;
-        code()
-    };
-    std::thread::scope(|scope| scope.spawn(enter).join())
-        .unwrap_or_else(|_| Err(io::Error::other("the thread in the network namespace panicked")))
 }
 
 /// The inodes of this process's sockets.

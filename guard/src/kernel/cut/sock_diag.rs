@@ -10,7 +10,7 @@ use netlink_packet_core::{
 };
 use netlink_packet_sock_diag::{
     SockDiagMessage,
-    constants::{AF_INET, AF_INET6, IPPROTO_TCP, SOCK_DESTROY, TCP_LISTEN},
+    constants::{AF_INET, AF_INET6, IPPROTO_TCP, IPPROTO_UDP, SOCK_DESTROY, TCP_LISTEN},
     inet::{ExtensionFlags, InetRequest, InetResponse, SocketId, StateFlags, nlas::Nla},
 };
 use netlink_sys::{Socket, protocols::NETLINK_SOCK_DIAG};
@@ -52,7 +52,7 @@ pub(crate) fn listeners(port: u16) -> io::Result<BTreeSet<u64>> {
     let mut cookies = BTreeSet::new();
     for (family, id) in [(AF_INET, SocketId::new_v4()), (AF_INET6, SocketId::new_v6())] {
         let id = SocketId { source_port: port, ..id };
-        diag.send(family, id, StateFlags::LISTEN, NLM_F_REQUEST | NLM_F_DUMP, None)?;
+        diag.send((family, IPPROTO_TCP), id, StateFlags::LISTEN, NLM_F_REQUEST | NLM_F_DUMP, None)?;
         let mut take = |response: InetResponse| {
             let id = response.header.socket_id;
             if id.source_port == port {
@@ -60,6 +60,21 @@ pub(crate) fn listeners(port: u16) -> io::Result<BTreeSet<u64>> {
             }
         };
         diag.receive(&mut take)?;
+    }
+    Ok(cookies)
+}
+
+/// The cookies of the sockets that anybody may send to, TCP listeners and unconnected UDP sockets, in this thread's network namespace.
+pub(crate) fn receivers() -> io::Result<BTreeSet<u64>> {
+    let diag = SockDiag::open()?;
+    let mut cookies = BTreeSet::new();
+    for (family, id) in [(AF_INET, SocketId::new_v4()), (AF_INET6, SocketId::new_v6())] {
+        for (protocol, states) in [(IPPROTO_TCP, StateFlags::LISTEN), (IPPROTO_UDP, StateFlags::CLOSE)] {
+            diag.send((family, protocol), id.clone(), states, NLM_F_REQUEST | NLM_F_DUMP, None)?;
+            diag.receive(|response| {
+                cookies.insert(u64::from_ne_bytes(response.header.socket_id.cookie));
+            })?;
+        }
     }
     Ok(cookies)
 }
@@ -73,7 +88,13 @@ impl SockDiag {
         let diag = SockDiag::open()?;
         let mut sockets = Vec::new();
         for (family, id) in [(AF_INET, SocketId::new_v4()), (AF_INET6, SocketId::new_v6())] {
-            diag.send(family, id, StateFlags::all() - StateFlags::TIME_WAIT, NLM_F_REQUEST | NLM_F_DUMP, None)?;
+            diag.send(
+                (family, IPPROTO_TCP),
+                id,
+                StateFlags::all() - StateFlags::TIME_WAIT,
+                NLM_F_REQUEST | NLM_F_DUMP,
+                None,
+            )?;
             diag.receive(|response| sockets.push(socket(&response)))?;
         }
         Ok(sockets)
@@ -84,7 +105,13 @@ impl SockDiag {
         let diag = SockDiag::open()?;
         let mut done = Vec::new();
         for (TcpSocket { family, id, local, .. }, _) in sockets {
-            diag.send(*family, id.clone(), StateFlags::all(), NLM_F_REQUEST | NLM_F_ACK, Some(SOCK_DESTROY))?;
+            diag.send(
+                (*family, IPPROTO_TCP),
+                id.clone(),
+                StateFlags::all(),
+                NLM_F_REQUEST | NLM_F_ACK,
+                Some(SOCK_DESTROY),
+            )?;
             done.push(match diag.receive(drop) {
                 Ok(()) => true,
                 Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
@@ -106,7 +133,7 @@ impl SockDiag {
 
     fn send(
         &self,
-        family: u8,
+        (family, protocol): (u8, u8),
         socket_id: SocketId,
         states: StateFlags,
         flags: u16,
@@ -114,8 +141,7 @@ impl SockDiag {
     ) -> io::Result<()> {
         let mut header = NetlinkHeader::default();
         header.flags = flags;
-        let request =
-            InetRequest { family, protocol: IPPROTO_TCP, extensions: ExtensionFlags::empty(), states, socket_id };
+        let request = InetRequest { family, protocol, extensions: ExtensionFlags::empty(), states, socket_id };
         let mut message = NetlinkMessage::new(header, SockDiagMessage::InetRequest(request).into());
         message.finalize();
         if let Some(kind) = kind {

@@ -2,6 +2,7 @@
 //! Called by `daemon/run` at start, by `daemon/hold` every few seconds, by `report`, and by `main` for `unpin`.
 //! Must never attach before a ruleset is in force.
 
+pub(crate) mod earlier_sockets;
 pub mod edge_hooks;
 pub mod edge_tier;
 pub mod map_definition;

@@ -6,7 +6,9 @@
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("NODEGUARD_BPF_OBJECT"));
 
 /// The names of the programs that must be attached, in the order in which they are attached: pinholes must work before anything is denied.
-pub const PROGRAMS: [&str; 8] = [
+pub const PROGRAMS: [&str; 10] = [
+    "guard_bind4",
+    "guard_bind6",
     "guard_connect4",
     "guard_connect6",
     "guard_sendmsg4",

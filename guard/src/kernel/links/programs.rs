@@ -13,16 +13,17 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{HashMap, MapData, MapError, MapInfo, PerCpuArray, RingBuf},
+    maps::{Array, HashMap, MapData, MapError, MapInfo, PerCpuArray, RingBuf},
     programs::{CgroupAttachMode, CgroupSkbAttachType, Program, ProgramError, ProgramInfo, SockOps, links::FdLink},
 };
-use guard_common::abi::Pinhole;
+use guard_common::abi::{LoadedFacts, Pinhole};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::kernel::{
     error::{LoadError, LoadRefusal, at},
     links::{
+        earlier_sockets,
         map_definition::MapDefinition,
         object::{JUDGES, OBJECT, PROGRAMS},
         upgrade::Predecessor,
@@ -61,6 +62,8 @@ pub struct Programs {
     pub(crate) edge: crate::kernel::links::edge_hooks::EdgeHandles,
     /// Whether the kernel lets cgroup_skb programs read the cookie of the network namespace (Linux 6.15).
     pub netns_helper: bool,
+    /// What the programs were loaded with.
+    facts: LoadedFacts,
 }
 
 /// The open link of a program on the cgroup.
@@ -98,10 +101,10 @@ pub struct PinnedMap {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum NamespaceBy {
-    /// By the cookie of the namespace (Linux 6.15).
+    /// The kernel tells it (Linux 6.15).
     Cookie,
-    /// By the destination address.
-    Address,
+    /// By a note on the socket, made when it began to listen or to send.
+    Mark,
 }
 
 /// Opens the maps and loads the programs. Pinned maps are adopted after a check of their definitions. Attaches nothing.
@@ -109,7 +112,7 @@ pub fn open(location: &Location) -> Result<KernelHalf, LoadError> {
     let pins = location.pins();
     make_directories(&location.bpffs, &pins)?;
     let map_names = check_definitions(&pins)?;
-    let (ebpf, netns_helper) = load_programs(&pins, &map_names)?;
+    let (ebpf, facts) = load_programs(&pins, &map_names)?;
     #[cfg(feature = "ebpf-log")]
     let ebpf = crate::kernel::links::program_log::start(ebpf);
     let handle = |name: &String| Ok((name.clone(), MapData::from_pin(pins.join("maps").join(name))?));
@@ -120,7 +123,15 @@ pub fn open(location: &Location) -> Result<KernelHalf, LoadError> {
         health: PerCpuArray::try_from(pinned_map(&pins, "HEALTH")?)?,
         events: RingBuf::try_from(pinned_map(&pins, "EVENTS")?)?,
         cookies: HashMap::try_from(pinned_map(&pins, "COOKIES")?)?,
-        programs: Programs { ebpf, location: location.clone(), pinned, links, edge, netns_helper },
+        programs: Programs {
+            ebpf,
+            location: location.clone(),
+            pinned,
+            links,
+            edge,
+            netns_helper: facts.has_netns_helper != 0,
+            facts,
+        },
     })
 }
 
@@ -134,6 +145,8 @@ impl Programs {
         let cgroup_id = cgroup.metadata().map_err(at(&self.location.cgroup))?.ino();
         self.links.clear();
         let mut renewed = false;
+        let mut loaded: Array<MapData, LoadedFacts> = pinned_map(&pins, "LOADED")?.try_into()?;
+        let may_adopt = loaded.get(&0, 0)? == self.facts;
         for name in PROGRAMS {
             let link_pin = pins.join("links").join(name);
             let program_pin = pins.join("programs").join(name);
@@ -141,13 +154,16 @@ impl Programs {
             if name == JUDGES[0] {
                 // From here on, this build's programs judge packets, so they need the open pinholes.
                 predecessors.iter().try_for_each(|before| before.carry_pinholes(&pins))?;
+                if !self.netns_helper {
+                    earlier_sockets::tell(&pins)?;
+                }
             }
             for before in predecessors.iter().filter(|_| !link_pin.exists()) {
                 let fd = program.fd().map_err(|error| LoadError::Program(name, error))?;
                 before.hand_over(name, fd.as_fd(), cgroup_id, &link_pin)?;
             }
             if link_pin.exists() {
-                adopt(name, program, &link_pin, &program_pin, cgroup_id, &self.location.cgroup)?;
+                adopt(name, program, &link_pin, &program_pin, cgroup_id, &self.location.cgroup, may_adopt)?;
             } else {
                 attach_new(name, program, &cgroup, &link_pin)?;
                 replace_pin(program, &program_pin)?;
@@ -158,6 +174,7 @@ impl Programs {
             let program_id = syscalls::link_info(fd.as_fd()).map_err(at(&link_pin))?.program_id;
             self.links.push(CgroupLink { name, fd, program_id });
         }
+        loaded.set(0, self.facts, 0)?;
         renewed.then(|| ruleset_maps::forget_judged(&pins)).transpose()?;
         Ok(predecessors)
     }
@@ -232,19 +249,22 @@ fn check_definitions(pins: &Path) -> Result<Vec<String>, LoadError> {
 }
 
 /// Loads the programs with the helper for network namespaces, or without it if the kernel does not allow it for cgroup_skb.
-fn load_programs(pins: &Path, map_names: &[String]) -> Result<(Ebpf, bool), LoadError> {
-    match load_programs_with(pins, map_names, true) {
-        Ok(ebpf) => Ok((ebpf, true)),
-        Err(LoadError::Load(..)) => load_programs_with(pins, map_names, false).map(|ebpf| (ebpf, false)),
-        Err(error) => Err(error),
+fn load_programs(pins: &Path, map_names: &[String]) -> Result<(Ebpf, LoadedFacts), LoadError> {
+    let node_netns = syscalls::netns_cookie().map_err(at(Path::new("/proc/self/ns/net")))?;
+    let with = |has_netns_helper| {
+        let facts = LoadedFacts { node_netns, has_netns_helper };
+        load_programs_with(pins, map_names, facts).map(|ebpf| (ebpf, facts))
+    };
+    match with(1) {
+        Err(LoadError::Load(..)) => with(0),
+        other => other,
     }
 }
 
-fn load_programs_with(pins: &Path, map_names: &[String], netns_helper: bool) -> Result<Ebpf, LoadError> {
-    let node_netns = syscalls::netns_cookie().map_err(at(Path::new("/proc/self/ns/net")))?;
-    let netns_helper = u32::from(netns_helper);
+fn load_programs_with(pins: &Path, map_names: &[String], facts: LoadedFacts) -> Result<Ebpf, LoadError> {
+    let netns_helper = u32::from(facts.has_netns_helper != 0);
     let mut loader = EbpfLoader::new();
-    loader.override_global("NODE_NETNS", &node_netns, true).override_global("NETNS_HELPER", &netns_helper, true);
+    loader.override_global("NODE_NETNS", &facts.node_netns, true).override_global("NETNS_HELPER", &netns_helper, true);
     for name in map_names {
         loader.map_pin_path(name, pins.join("maps").join(name));
     }
@@ -263,6 +283,9 @@ fn load_program(program: &mut Program) -> Result<(), ProgramError> {
     if let Program::CgroupSockAddr(program) = program {
         return program.load();
     }
+    if let Program::CgroupSock(program) = program {
+        return program.load();
+    }
     <&mut SockOps>::try_from(program)?.load()
 }
 
@@ -277,6 +300,9 @@ fn attach_new(name: &'static str, program: &mut Program, cgroup: &fs::File, pin:
     } else if let Program::CgroupSockAddr(program) = program {
         let id = program.attach(cgroup, mode).map_err(failed)?;
         FdLink::try_from(program.take_link(id).map_err(failed)?)
+    } else if let Program::CgroupSock(program) = program {
+        let id = program.attach(cgroup, mode).map_err(failed)?;
+        FdLink::try_from(program.take_link(id).map_err(failed)?)
     } else {
         let program = <&mut SockOps>::try_from(program).map_err(failed)?;
         let id = program.attach(cgroup, mode).map_err(failed)?;
@@ -286,7 +312,7 @@ fn attach_new(name: &'static str, program: &mut Program, cgroup: &fs::File, pin:
     link.pin(pin).map(drop).map_err(|error| LoadError::Pin(pin.to_path_buf(), error))
 }
 
-/// Adopts a pinned link. The program in it stays if it is the same code, otherwise it is replaced in one step.
+/// Adopts a pinned link. The program in it stays if it is the same code with the same facts, otherwise it is replaced in one step.
 fn adopt(
     name: &'static str,
     program: &mut Program,
@@ -294,6 +320,7 @@ fn adopt(
     program_pin: &Path,
     cgroup_id: u64,
     cgroup: &Path,
+    same_facts: bool,
 ) -> Result<(), LoadError> {
     let link = syscalls::obj_get(link_pin).map_err(at(link_pin))?;
     let info = syscalls::link_info(link.as_fd()).map_err(at(link_pin))?;
@@ -303,7 +330,7 @@ fn adopt(
     let refused = |error| LoadError::Program(name, error);
     let tag = program.info().map_err(refused)?.tag();
     let pinned = ProgramInfo::from_pin(program_pin).ok();
-    if pinned.is_some_and(|pinned| pinned.id() == info.program_id && pinned.tag() == tag) {
+    if same_facts && pinned.is_some_and(|pinned| pinned.id() == info.program_id && pinned.tag() == tag) {
         tracing::info!(program = name, link = info.id, "pinned link adopted");
         return Ok(());
     }

@@ -131,11 +131,14 @@ impl Predecessor {
             tracing::warn!("cannot read the pinholes of another ABI: handshakes in progress must be repeated");
             return Ok(());
         }
-        let old: HashMap<_, FlowKey, Pinhole> = pinned_map(&self.directory, "PINHOLES")?.try_into()?;
-        let mut new = OpenPinholes::pinned(pins)?;
         syscalls::grace_period().map_err(at(&self.directory))?;
-        for (flow, pinhole) in old.iter().flatten() {
-            new.insert(flow, pinhole)?;
+        // An older build has only the first of these tables.
+        for table in ["PINHOLES", "OPENED"].into_iter().filter(|table| self.can_read(table)) {
+            let old: HashMap<_, FlowKey, Pinhole> = pinned_map(&self.directory, table)?.try_into()?;
+            let mut new = OpenPinholes::pinned(pins, table)?;
+            for (flow, pinhole) in old.iter().flatten() {
+                new.insert(flow, pinhole)?;
+            }
         }
         Ok(())
     }

@@ -11,8 +11,8 @@ use std::{
 
 use aya::{Pod, maps::MapData, programs::ProgramInfo};
 use guard_common::abi::{
-    FlowKey, MAX_CALLERS, MAX_COOKIES, MAX_DESTINATIONS, MAX_PEERS, MAX_PINHOLES, MAX_PORTS, MAX_RULES, MAX_SCOPES,
-    MAX_UDP_FLOWS, Pinhole, UDP_FLOW_SECONDS,
+    Asked, AskedKey, FlowKey, MAX_ASKED, MAX_CALLERS, MAX_COOKIES, MAX_DESTINATIONS, MAX_NAMESPACES, MAX_PEERS,
+    MAX_PINHOLES, MAX_PORTS, MAX_RULES, MAX_SCOPES, Pinhole, UDP_FLOW_SECONDS,
 };
 use guard_policy::tables::image::Image;
 use schemars::JsonSchema;
@@ -41,27 +41,29 @@ pub struct MapCounter {
 struct CountedMap {
     name: &'static str,
     map: MapData,
-    /// Counts the entries, with keys of this table's kind.
+    /// Counts the entries, with keys and values of this table's kind.
     count: fn(&CountedMap, u32) -> io::Result<u64>,
     capacity: u32,
-    /// Whether entries run out by their age alone.
-    ages: bool,
 }
 
 impl MapCounter {
     /// Opens the pinned tables. `measure` has the kernel measure its programs, where it lets this process ask for that.
     pub fn open(bpffs: &Path, measure: bool) -> Result<MapCounter, LoadError> {
-        let (of_flows, of_cookies) =
-            (CountedMap::count::<FlowKey> as fn(&CountedMap, u32) -> _, CountedMap::count::<u64> as _);
+        type Count = fn(&CountedMap, u32) -> io::Result<u64>;
+        let of_flows: Count = |map, _| map.count::<FlowKey, Pinhole>(|_| true);
+        let of_cookies: Count = |map, _| map.count::<u64, Pinhole>(|_| true);
+        let of_asked: Count =
+            |map, now| map.count::<AskedKey, Asked>(|asked| now.wrapping_sub(asked.at) <= UDP_FLOW_SECONDS);
+        // A table from which the oldest entry makes room is not full: OPENED, SENT and CONNECTING are not counted.
         let tables = [
-            ("PINHOLES", of_flows, MAX_PINHOLES, false),
-            ("COOKIES", of_cookies, MAX_COOKIES, false),
-            ("CONNECTING", of_cookies, MAX_COOKIES, false),
-            ("UDP_FLOWS", of_flows, MAX_UDP_FLOWS, true),
+            ("PINHOLES", of_flows, MAX_PINHOLES),
+            ("COOKIES", of_cookies, MAX_COOKIES),
+            ("ASKED", of_asked, MAX_ASKED),
+            ("ASKED_BY_PODS", of_asked, MAX_ASKED),
         ];
-        let open = |(name, count, capacity, ages)| {
+        let open = |(name, count, capacity)| {
             let map = MapData::from_pin(pins(bpffs).join("maps").join(name))?;
-            Ok(CountedMap { name, map, count, capacity, ages })
+            Ok(CountedMap { name, map, count, capacity })
         };
         let tables = tables.into_iter().map(open).collect::<Result<_, LoadError>>()?;
         let measuring = measure.then(|| aya::sys::enable_stats(aya::sys::Stats::RunTime)).and_then(|measuring| {
@@ -93,9 +95,9 @@ impl MapCounter {
 }
 
 impl CountedMap {
-    /// The entries, but those that have run out.
-    fn count<K: Pod>(&self, now: u32) -> io::Result<u64> {
-        let lives = |(_, entry): &&(K, Pinhole)| !self.ages || now.wrapping_sub(entry.at) <= UDP_FLOW_SECONDS;
+    /// The entries that count.
+    fn count<K: Pod, V: Pod>(&self, counts: impl Fn(&V) -> bool) -> io::Result<u64> {
+        let lives = |(_, entry): &&(K, V)| counts(entry);
         let (mut entries, mut place) = (0, None);
         // Entries come and go meanwhile: no more rounds than a full table takes.
         for _ in 0..=self.capacity as usize / BATCH * 2 {
@@ -124,6 +126,7 @@ pub fn of_image(image: &Image) -> Vec<MapUse> {
         ("PEERS_V6", entries.peers_v6.len(), MAX_PEERS / 2),
         ("CALLERS", followed.callers.len(), MAX_CALLERS / 2),
         ("CGROUPS", followed.cgroups.len(), MAX_CALLERS / 2),
+        ("NAMESPACES", followed.namespaces.len(), MAX_NAMESPACES / 2),
         ("DESTINATIONS", entries.destinations.len(), MAX_DESTINATIONS / 2),
     ];
     let table = |(name, entries, capacity): (&str, usize, u32)| MapUse {

@@ -20,7 +20,11 @@ use guard_common::{
 };
 use guard_policy::{
     ruleset::Ruleset,
-    tables::{cgroups::Cgroups, image::Image},
+    tables::{
+        cgroups::Cgroups,
+        image::Image,
+        namespaces::{Namespaces, Observed},
+    },
 };
 
 use crate::kernel::{
@@ -55,8 +59,10 @@ pub struct Apply {
     wanted: Option<Arc<Ruleset>>,
     /// The cgroup below which the policy's cgroups are looked up.
     base: Option<PathBuf>,
-    /// The cgroups that existed when the maps were written.
-    cgroups: Cgroups,
+    /// The cgroups and network namespaces for which the maps were written.
+    observed: Observed,
+    /// The network namespaces that were seen last.
+    namespaces: Namespaces,
     took: SwitchTimes,
 }
 
@@ -89,7 +95,8 @@ impl Apply {
             image: Some(image),
             wanted: None,
             base: None,
-            cgroups: Cgroups::default(),
+            observed: Observed::default(),
+            namespaces: Namespaces::default(),
             took: SwitchTimes::default(),
         })
     }
@@ -114,8 +121,8 @@ impl Apply {
             Some(image) => image,
             None => read(&self.maps, None)?,
         };
-        let cgroups = self.find(ruleset);
-        let plan = plan(&image, ruleset, &cgroups)?;
+        let observed = self.observe(ruleset);
+        let plan = plan(&image, ruleset, &observed)?;
         let started = Instant::now();
         let mut took = SwitchTimes::default();
         for ops in plan.ops.chunk_by(|one, next| discriminant(one) == discriminant(next)) {
@@ -133,7 +140,7 @@ impl Apply {
         }
         self.image = Some(image);
         self.wanted = Some(Arc::clone(ruleset));
-        self.cgroups = cgroups;
+        self.observed = observed;
         Ok(self.in_force())
     }
 
@@ -142,10 +149,15 @@ impl Apply {
         self.took
     }
 
-    /// Updates the maps if cgroups were created or removed. Returns whether any were.
+    /// Takes the network namespaces as they are now. The next [`Apply::follow`] or [`Apply::apply`] brings them into the maps.
+    pub fn see(&mut self, namespaces: Namespaces) {
+        self.namespaces = namespaces;
+    }
+
+    /// Updates the maps if cgroups or network namespaces came or went. Returns whether any did.
     pub fn follow(&mut self) -> Result<bool, ApplyError> {
         let Some(wanted) = self.wanted.clone() else { return Ok(false) };
-        if self.find(&wanted) == self.cgroups {
+        if self.observe(&wanted) == self.observed {
             return Ok(false);
         }
         self.apply(&wanted)?;
@@ -154,11 +166,12 @@ impl Apply {
 
     /// The last ruleset that this daemon brought into force, and the cgroups that it found for it.
     pub fn followed(&self) -> Option<(Arc<Ruleset>, Cgroups)> {
-        self.wanted.clone().map(|wanted| (wanted, self.cgroups.clone()))
+        self.wanted.clone().map(|wanted| (wanted, self.observed.cgroups.clone()))
     }
 
-    fn find(&self, ruleset: &Ruleset) -> Cgroups {
-        self.base.as_ref().map(|base| find(base, ruleset)).unwrap_or_default()
+    fn observe(&self, ruleset: &Ruleset) -> Observed {
+        let cgroups = self.base.as_ref().map(|base| find(base, ruleset)).unwrap_or_default();
+        Observed { cgroups, namespaces: self.namespaces.clone() }
     }
 
     /// How full the tables are.
@@ -270,6 +283,7 @@ fn write(maps: &mut RulesetMaps, ops: &[MapOp]) -> Result<(), ApplyError> {
             MapOp::Unname(slot) => set_name(maps, *slot, "")?,
             MapOp::Caller(key, value) => put(&mut maps.callers, "CALLERS", *key, *value)?,
             MapOp::Cgroup(key, value) => put(&mut maps.cgroups, "CGROUPS", *key, *value)?,
+            MapOp::Namespace(key, value) => put(&mut maps.namespaces, "NAMESPACES", *key, *value)?,
             MapOp::Generation(number, value) => maps
                 .generations
                 .set(u32::from(*number), value.unwrap_or_default(), 0)

@@ -6,14 +6,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use guard_common::abi::{
     Active, CallerKey, CallerValue, CgroupKey, CgroupValue, DestinationKey, DestinationValue, Generation,
-    MAX_PORT_WORDS, PeerKey4, PeerKey6, PeerValue, PortKey, PortValue, RULE_SLOTS, ScopeKey, ScopeValue, list_bytes,
-    port_word,
+    MAX_NAMESPACES, MAX_PORT_WORDS, NamespaceKey, NamespaceValue, PeerKey4, PeerKey6, PeerValue, PortKey, PortValue,
+    RULE_SLOTS, ScopeKey, ScopeValue, list_bytes, port_word,
 };
 use guard_policy::{
     ruleset::{Peer, PeerKind, PortRule, Ruleset},
     tables::{
-        cgroups::Cgroups,
         image::{Entries, Followed, Image},
+        namespaces::Observed,
     },
 };
 use ipnet::IpNet;
@@ -45,6 +45,8 @@ pub enum MapOp {
     Caller(CallerKey, Option<CallerValue>),
     /// The same for a named cgroup.
     Cgroup(CgroupKey, Option<CgroupValue>),
+    /// The same for a network namespace.
+    Namespace(NamespaceKey, Option<NamespaceValue>),
     /// Writes the header of a generation; `None` marks the generation as incomplete.
     Generation(u8, Option<Generation>),
     /// The single store that puts the new generation into force.
@@ -74,9 +76,9 @@ pub enum PlanError {
     NoSlots(usize),
 }
 
-/// Plans the change from `have` to `want` on a node with these cgroups. The plan is empty if `have` already is what is wanted. If only cgroups
-/// were created or removed, it changes entries of the generation in force.
-pub fn plan(have: &Image, want: &Ruleset, cgroups: &Cgroups) -> Result<Plan, PlanError> {
+/// Plans the change from `have` to `want` on a node with these cgroups and network namespaces. The plan is empty if `have` already is what is
+/// wanted. If only cgroups or namespaces came or went, it changes entries of the generation in force.
+pub fn plan(have: &Image, want: &Ruleset, observed: &Observed) -> Result<Plan, PlanError> {
     let slots = assign_slots(have, want)?;
     // Someone else may have written another epoch into the active slot than the one that the programs use.
     let read = have.in_force();
@@ -86,7 +88,7 @@ pub fn plan(have: &Image, want: &Ruleset, cgroups: &Cgroups) -> Result<Plan, Pla
 
     let mut ops = Vec::new();
     if read.generation.is_some() && have.names == names && holds_peers(&have.entries, want, &slots, generation) {
-        let mut current = encode(want, &slots, in_force, cgroups);
+        let mut current = encode(want, &slots, in_force, observed);
         let followed = std::mem::replace(&mut current.followed, have.entries.followed.clone());
         if have.entries == current {
             follow(&mut ops, &have.entries.followed, &followed, generation);
@@ -100,7 +102,7 @@ pub fn plan(have: &Image, want: &Ruleset, cgroups: &Cgroups) -> Result<Plan, Pla
     // Epoch 0 means "none": a wrap skips it and still changes the generation, which is the parity of the epoch.
     let epoch = if in_force >= u32::MAX - 1 { (in_force & 1) ^ 3 } else { in_force + 1 };
     let new = Active { epoch }.generation();
-    let target = encode(want, &slots, epoch, cgroups);
+    let target = encode(want, &slots, epoch, observed);
 
     for (slot, name) in &names {
         if have.names.get(slot) != Some(name) {
@@ -143,6 +145,7 @@ impl MapOp {
             MapOp::Destination(key, value) => set(&mut image.entries.destinations, key, *value),
             MapOp::Caller(key, value) => set(&mut image.entries.followed.callers, key, *value),
             MapOp::Cgroup(key, value) => set(&mut image.entries.followed.cgroups, key, *value),
+            MapOp::Namespace(key, value) => set(&mut image.entries.followed.namespaces, key, *value),
             MapOp::Generation(key, value) => set(&mut image.entries.followed.generations, key, *value),
             MapOp::Activate(epoch) => image.epoch = *epoch,
             MapOp::Grace => {}
@@ -163,7 +166,7 @@ fn assign_slots(have: &Image, want: &Ruleset) -> Result<Vec<u16>, PlanError> {
 }
 
 /// Encodes a ruleset as the entries of an epoch's generation.
-fn encode(want: &Ruleset, slots: &[u16], epoch: u32, cgroups: &Cgroups) -> Entries {
+fn encode(want: &Ruleset, slots: &[u16], epoch: u32, observed: &Observed) -> Entries {
     let generation = Active { epoch }.generation();
     let slot = |rule: usize| slots.get(rule).copied().unwrap_or(guard_common::abi::NO_RULE);
     let mut entries = Entries::default();
@@ -200,7 +203,7 @@ fn encode(want: &Ruleset, slots: &[u16], epoch: u32, cgroups: &Cgroups) -> Entri
         let key = DestinationKey { list: list_bytes(generation, *list), address };
         entries.destinations.insert((32 + bits, key), DestinationValue { set: *set });
     }
-    entries.followed = encode_followed(want, slot, epoch, cgroups);
+    entries.followed = encode_followed(want, slot, epoch, observed);
     entries
 }
 
@@ -235,9 +238,10 @@ fn holds_peers(have: &Entries, want: &Ruleset, slots: &[u16], generation: u8) ->
     })
 }
 
-/// Encodes the part of a ruleset that depends on cgroups.
-fn encode_followed(want: &Ruleset, slot: impl Fn(usize) -> u16, epoch: u32, cgroups: &Cgroups) -> Followed {
+/// Encodes the part of a ruleset that depends on cgroups and network namespaces.
+fn encode_followed(want: &Ruleset, slot: impl Fn(usize) -> u16, epoch: u32, observed: &Observed) -> Followed {
     let generation = Active { epoch }.generation();
+    let Observed { cgroups, namespaces } = observed;
     let tables = &want.tables;
     let mut followed = Followed::default();
     for ((list, path), rule) in &tables.callers {
@@ -250,10 +254,15 @@ fn encode_followed(want: &Ruleset, slot: impl Fn(usize) -> u16, epoch: u32, cgro
         let key = CgroupKey { cgroup, generation: u64::from(generation) };
         followed.cgroups.insert(key, CgroupValue { roles: *roles });
     }
+    // A namespace that does not fit is judged by the address of each packet.
+    for (netns, scope) in namespaces.scopes(tables).take(MAX_NAMESPACES as usize / 2) {
+        let key = NamespaceKey { netns, generation: u64::from(generation) };
+        followed.namespaces.insert(key, NamespaceValue { scope });
+    }
     let flag = |on: bool, flag: u32| if on { flag } else { 0 };
     let has_hub = tables.destinations.keys().any(|(list, _)| *list == DestinationKey::CONTROL_PLANE);
     let features = flag(tables.has_udp, Generation::UDP)
-        | flag(tables.pods_cgroup.is_some(), Generation::ALL_PODS)
+        | flag(tables.pods_cgroup.is_some(), Generation::PODS)
         | flag(!tables.cgroups.is_empty(), Generation::CGROUPS)
         | flag(has_hub, Generation::CONTROL_PLANE)
         | flag(tables.audit, Generation::AUDIT);
@@ -269,6 +278,14 @@ fn port_value(rule: &PortRule, slot: impl Fn(usize) -> u16) -> PortValue {
     flags |= if rule.node.is_some() { PortValue::ALLOW_NODE } else { 0 };
     flags |= if rule.caller { PortValue::ALLOW_CALLER } else { 0 };
     flags |= if rule.audit { PortValue::AUDIT } else { 0 };
+    let opens = [
+        (rule.opens.tunnel, PortValue::ALLOW_TUNNEL),
+        (rule.opens.node, PortValue::ALLOW_NODE),
+        (rule.opens.caller, PortValue::ALLOW_CALLER),
+    ];
+    for (_, flag) in opens.into_iter().filter(|(opens, _)| *opens) {
+        flags |= flag << PortValue::OPENS_SHIFT;
+    }
     PortValue {
         list: rule.list,
         rule: slot(rule.rule),
@@ -319,10 +336,12 @@ fn bring(ops: &mut Vec<MapOp>, have: &Entries, target: &Entries, generation: u8)
     follow(ops, &followed, &target.followed, generation);
 }
 
-/// The same for the entries that follow cgroups. Their order does not matter: a cgroup is admitted only if it is also named.
+/// The same for the entries that follow cgroups and network namespaces. Their order does not matter: a cgroup is admitted only if it is also named.
 fn follow(ops: &mut Vec<MapOp>, have: &Followed, target: &Followed, generation: u8) {
     difference(ops, &have.callers, &target.callers, |key| key.list[0] >> 7 == generation, MapOp::Caller);
     difference(ops, &have.cgroups, &target.cgroups, |key| key.generation == u64::from(generation), MapOp::Cgroup);
+    let of_namespace = |key: &NamespaceKey| key.generation == u64::from(generation);
+    difference(ops, &have.namespaces, &target.namespaces, of_namespace, MapOp::Namespace);
     difference(ops, &have.generations, &target.generations, |key| *key == generation, MapOp::Generation);
 }
 
@@ -346,7 +365,10 @@ fn difference<K: Ord + Copy, V: Copy + PartialEq>(
 
 #[cfg(test)]
 mod tests {
-    use guard_policy::ruleset::{DestinationPort, GuardedPort, Mode, PodsCgroup, RuleSummary, RulesetTables};
+    use guard_policy::{
+        ruleset::{DestinationPort, GuardedPort, Mode, PodsCgroup, RuleSummary, RulesetTables, Selectors},
+        tables::{cgroups::Cgroups, namespaces::Namespaces},
+    };
     use proptest::prelude::*;
 
     use super::*;
@@ -378,8 +400,15 @@ mod tests {
                 ports: ports
                     .into_iter()
                     .map(|((scope, port), (list, by, node, audit))| {
-                        let value =
-                            PortRule { list, rule: rule(by), tunnel: None, node: node.map(rule), caller: audit, audit };
+                        let value = PortRule {
+                            list,
+                            rule: rule(by),
+                            tunnel: None,
+                            node: node.map(rule),
+                            caller: audit,
+                            audit,
+                            opens: Selectors { node: audit, ..Selectors::default() },
+                        };
                         (GuardedPort { scope, protocol: 6, port }, value)
                     })
                     .collect(),
@@ -396,6 +425,7 @@ mod tests {
                 destinations: [((0, "10.9.0.0/24".parse().unwrap()), set)].into(),
                 destination_ports: [DestinationPort { set, protocol: 6, port: 1 }].into(),
                 has_udp: all_pods,
+                all_pods,
                 audit: false,
                 edge: BTreeSet::new(),
             };
@@ -405,8 +435,13 @@ mod tests {
         })
     }
 
-    fn cgroups() -> Cgroups {
-        [("/here".to_owned(), 7), ("/here/too".to_owned(), 8)].into_iter().collect()
+    fn observed() -> Observed {
+        let at = |text: &str| text.parse().unwrap();
+        let addresses = [(21, [at("10.1.0.9")].into()), (22, [at("192.0.2.1")].into()), (23, [at("fd00::9")].into())];
+        Observed {
+            cgroups: [("/here".to_owned(), 7), ("/here/too".to_owned(), 8)].into_iter().collect(),
+            namespaces: addresses.into_iter().collect(),
+        }
     }
 
     /// The part of an image that a packet can meet: the entries of the generation in force, or nothing if no generation is complete.
@@ -436,32 +471,32 @@ mod tests {
         fn a_plan_carried_out_leaves_exactly_what_was_wanted(rulesets in prop::collection::vec(ruleset(), 1..5)) {
             let mut image = Image::default();
             for want in &rulesets {
-                let plan = plan(&image, want, &cgroups()).unwrap();
+                let plan = plan(&image, want, &observed()).unwrap();
                 run(&mut image, &plan.ops);
                 prop_assert_eq!(image.epoch, plan.epoch);
-                prop_assert_eq!(&image.entries, &encode(want, &plan.slots, plan.epoch, &cgroups()));
+                prop_assert_eq!(&image.entries, &encode(want, &plan.slots, plan.epoch, &observed()));
                 prop_assert_eq!(image.names.len(), want.rules.len());
                 // What is in force is not written again: no second epoch for the same ruleset.
-                prop_assert!(super::plan(&image, want, &cgroups()).unwrap().ops.is_empty());
+                prop_assert!(super::plan(&image, want, &observed()).unwrap().ops.is_empty());
             }
         }
 
         #[test]
         fn a_packet_meets_the_old_ruleset_or_the_new_one(first in ruleset(), second in ruleset(), third in ruleset(), crash in 0usize..40) {
             let mut image = Image::default();
-            let plan_of_first = plan(&image, &first, &cgroups()).unwrap();
+            let plan_of_first = plan(&image, &first, &observed()).unwrap();
             run(&mut image, &plan_of_first.ops);
             // A crash in the middle of an apply: the next apply starts from what the maps hold.
-            let half = plan(&image, &second, &cgroups()).unwrap().ops;
+            let half = plan(&image, &second, &observed()).unwrap().ops;
             let before = view(&image);
             let cut = crash.min(half.len());
             run(&mut image, &half[..cut]);
             if !half[..cut].iter().any(|op| matches!(op, MapOp::Activate(_))) {
                 prop_assert_eq!(&view(&image), &before);
             }
-            let plan = plan(&image, &third, &cgroups()).unwrap();
+            let plan = plan(&image, &third, &observed()).unwrap();
             let old = view(&image);
-            let new = encode(&third, &plan.slots, plan.epoch, &cgroups());
+            let new = encode(&third, &plan.slots, plan.epoch, &observed());
             for op in &plan.ops {
                 op.apply_to(&mut image);
                 let now = view(&image);
@@ -474,7 +509,7 @@ mod tests {
         fn what_somebody_else_wrote_is_mended_and_meanwhile_no_half_is_met(want in ruleset(), before in ruleset(), active in 0u32..9, deeds in prop::collection::vec((0usize..6, any::<prop::sample::Index>()), 0..5)) {
             let mut image = Image::default();
             for ruleset in [&before, &want] {
-                let plan = plan(&image, ruleset, &cgroups()).unwrap();
+                let plan = plan(&image, ruleset, &observed()).unwrap();
                 run(&mut image, &plan.ops);
             }
             image.epoch = active;
@@ -494,8 +529,8 @@ mod tests {
                     _ => take(&mut entries.followed.generations, which),
                 }
             }
-            let plan = plan(&image, &want, &cgroups()).unwrap();
-            let (old, new) = (view(&image), encode(&want, &plan.slots, plan.epoch, &cgroups()));
+            let plan = plan(&image, &want, &observed()).unwrap();
+            let (old, new) = (view(&image), encode(&want, &plan.slots, plan.epoch, &observed()));
             for op in &plan.ops {
                 op.apply_to(&mut image);
                 let now = view(&image);
@@ -507,11 +542,17 @@ mod tests {
         }
 
         #[test]
-        fn cgroups_that_come_and_go_are_followed_without_a_new_epoch(want in ruleset(), ids in prop::collection::btree_map("/here(/too)?|/gone", 1u64..5, 0..3)) {
+        fn cgroups_and_namespaces_that_come_and_go_are_followed_without_a_new_epoch(
+            want in ruleset(),
+            ids in prop::collection::btree_map("/here(/too)?|/gone", 1u64..5, 0..3),
+            addresses in prop::collection::btree_map(20u64..24, prop::collection::btree_set(prop::sample::select(vec!["10.1.0.9", "fd00::9", "10.2.0.1"]), 0..3), 0..4),
+        ) {
             let mut image = Image::default();
-            let first = plan(&image, &want, &cgroups()).unwrap();
+            let first = plan(&image, &want, &observed()).unwrap();
             run(&mut image, &first.ops);
-            let now: Cgroups = ids.into_iter().collect();
+            let parsed = |addresses: BTreeSet<&str>| addresses.into_iter().map(|address| address.parse().unwrap()).collect();
+            let namespaces: Namespaces = addresses.into_iter().map(|(cookie, addresses)| (cookie, parsed(addresses))).collect();
+            let now = Observed { cgroups: ids.into_iter().collect::<Cgroups>(), namespaces };
             let followed = plan(&image, &want, &now).unwrap();
             prop_assert_eq!(followed.epoch, first.epoch);
             run(&mut image, &followed.ops);
@@ -521,10 +562,10 @@ mod tests {
         #[test]
         fn a_rule_keeps_its_slot_and_shares_it_with_nobody_in_force(first in ruleset(), second in ruleset()) {
             let mut image = Image::default();
-            let plan_of_first = plan(&image, &first, &cgroups()).unwrap();
+            let plan_of_first = plan(&image, &first, &observed()).unwrap();
             run(&mut image, &plan_of_first.ops);
             let before = image.names.clone();
-            let plan = plan(&image, &second, &cgroups()).unwrap();
+            let plan = plan(&image, &second, &observed()).unwrap();
             for (rule, slot) in second.rules.iter().zip(&plan.slots) {
                 match before.iter().find(|(_, name)| **name == rule.name) {
                     Some((kept, _)) => prop_assert_eq!(kept, slot),
@@ -552,7 +593,7 @@ mod tests {
                 services: Default::default(),
                 dial: Vec::new(),
             };
-            let next = plan(&image, &want, &cgroups()).unwrap().epoch;
+            let next = plan(&image, &want, &observed()).unwrap().epoch;
             assert!(next != 0 && next & 1 != epoch & 1);
         }
     }

@@ -30,7 +30,7 @@ pub(crate) fn read(maps: &RulesetMaps, known: Option<&Image>) -> Result<Image, A
     let entries = &mut image.entries;
     let Entries { scopes, ports, scopes_copy, ports_copy, .. } = entries;
     let Entries { peers_v4, peers_v6, destinations, followed, .. } = entries;
-    let Followed { callers, cgroups, generations } = followed;
+    let Followed { callers, cgroups, namespaces, generations } = followed;
     for number in 0..2u8 {
         let generation =
             maps.generations.get(&u32::from(number), 0).map_err(|error| ApplyError::Map("GENERATIONS", error))?;
@@ -40,6 +40,7 @@ pub(crate) fn read(maps: &RulesetMaps, known: Option<&Image>) -> Result<Image, A
     }
     collect(maps.callers.iter(), "CALLERS", |key, value| callers.insert(key, value))?;
     collect(maps.cgroups.iter(), "CGROUPS", |key, value| cgroups.insert(key, value))?;
+    collect(maps.namespaces.iter(), "NAMESPACES", |key, value| namespaces.insert(key, value))?;
     *destinations = read_lpm(&maps.destinations, "DESTINATIONS")?;
     *scopes = read_lpm(&maps.scopes, "SCOPES")?;
     *scopes_copy = read_lpm(&maps.scopes_copy, "SCOPES_COPY")?;

@@ -10,7 +10,7 @@ use aya::{
 };
 use guard_common::abi::{
     Active, CallerKey, CallerValue, CgroupKey, CgroupValue, DestinationKey, DestinationValue, Generation, Judged,
-    PeerKey4, PeerKey6, PeerValue, PortKey, PortValue, RuleName, ScopeKey, ScopeValue,
+    NamespaceKey, NamespaceValue, PeerKey4, PeerKey6, PeerValue, PortKey, PortValue, RuleName, ScopeKey, ScopeValue,
 };
 
 use crate::kernel::{error::LoadError, pins::pins, tables::large_map::LargeMap};
@@ -30,6 +30,7 @@ pub struct RulesetMaps {
     pub(crate) destinations: LargeMap<Key<DestinationKey>, DestinationValue>,
     pub(crate) callers: HashMap<MapData, CallerKey, CallerValue>,
     pub(crate) cgroups: HashMap<MapData, CgroupKey, CgroupValue>,
+    pub(crate) namespaces: HashMap<MapData, NamespaceKey, NamespaceValue>,
     pub(crate) names: Array<MapData, RuleName>,
     pub(crate) counters: PerCpuArray<MapData, u64>,
     /// The counters from before an upgrade from another ABI.
@@ -62,6 +63,7 @@ impl RulesetMaps {
             destinations: LargeMap::of(map("DESTINATIONS")?)?,
             callers: HashMap::try_from(map("CALLERS")?)?,
             cgroups: HashMap::try_from(map("CGROUPS")?)?,
+            namespaces: HashMap::try_from(map("NAMESPACES")?)?,
             names: Array::try_from(map("RULE_NAMES")?)?,
             counters: PerCpuArray::try_from(map("COUNTERS")?)?,
             carried: Array::try_from(map("CARRIED")?)?,
