@@ -111,7 +111,12 @@ pub(crate) async fn follow(guard: Arc<Guard>, mut view: NamespaceView) {
             if looks {
                 see(&applier, &mut view);
             }
-            (lock(&applier.apply).follow(), view)
+            let followed = lock(&applier.apply).follow();
+            if matches!(followed, Ok(true)) {
+                // What was opened before the change was seen is judged by what is known now.
+                cut(&applier);
+            }
+            (followed, view)
         });
         let followed = match followed.await {
             Ok((followed, returned)) => {

@@ -123,7 +123,7 @@ fn look(model: &mut Model, cgroup: &Path) -> io::Result<(CutSummary, Vec<DeniedC
                 continue;
             }
             let group = group.unwrap_or_default();
-            let denied = if listening.contains(&socket.local.port()) {
+            let inbound = listening.contains(&socket.local.port()).then(|| {
                 let listener = Listener {
                     namespace: if is_own { Namespace::Node } else { Namespace::Pod },
                     netns,
@@ -135,9 +135,9 @@ fn look(model: &mut Model, cgroup: &Path) -> io::Result<(CutSummary, Vec<DeniedC
                 let decision = decide(opening.as_slice(), listener, in_pods, &in_force, model);
                 pass.judged += usize::from(decision.reason != Reason::NotGuarded);
                 (decision.verdict == Verdict::Deny).then_some(decision.reason)
-            } else {
-                companion_denied(model, &in_force, group.caller, socket.remote)
-            };
+            });
+            // A companion may listen on the port that it connects from, so that does not make its connection an inbound one.
+            let denied = inbound.flatten().or_else(|| companion_denied(model, &in_force, group.caller, socket.remote));
             connections.extend(denied.map(|reason| (socket, reason)));
         }
         if !connections.is_empty() {
