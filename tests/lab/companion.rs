@@ -26,7 +26,7 @@ fn agent(lab: &Lab, cgroup: &str) -> Process {
     agent.args(["--agent-identifiers=ipv4=10.0.0.2&ipv4=10.244.1.2&ipv4=10.0.0.3&ipv6=fd00::2", "--v=1"]);
     agent.args(["--health-server-host=127.0.0.1", "--health-server-port=18103", "--admin-server-port=18203"]);
     agent.args(["--sync-interval=100ms", "--probe-interval=100ms"]);
-    lab.certs.give_to_agent(&mut agent);
+    agent.args(lab.certs.of_agent());
     Process::start("proxy-agent", agent, &lab.directory.join("proxy-agent.log")).unwrap()
 }
 

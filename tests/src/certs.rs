@@ -1,11 +1,8 @@
 //! Owns the lab's certificates: one CA, and what is wrong on purpose.
-//! Called by `lab` and `server`.
+//! Called by `lab` and `servers`; the cluster lab signs its own with the same words.
 //! Must never be used outside a lab: the keys lie readable in its directory.
 
-use std::{
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use rcgen::{
@@ -51,8 +48,8 @@ pub enum ServerCert {
 /// A CA and what it signed, in a directory.
 pub struct Certs {
     directory: PathBuf,
-    ca: Issuer<'static, KeyPair>,
-    other: Issuer<'static, KeyPair>,
+    ca: Authority,
+    other: Authority,
 }
 
 impl Certs {
@@ -63,35 +60,25 @@ impl Certs {
         let (other, _) = authority("another CA")?;
         let certs = Certs { directory: directory.to_path_buf(), ca, other };
         std::fs::write(certs.path("ca.crt"), pem)?;
-        let node = [
-            SanType::IpAddress(Who::Node.v4().into()),
-            SanType::IpAddress(Who::Node.v6().into()),
-            SanType::DnsName("node".try_into()?),
-        ];
         certs.agent()?;
-        certs.sign("kubelet", &certs.ca, node.to_vec(), ExtendedKeyUsagePurpose::ServerAuth, FAR)?;
+        let node = [&*Who::Node.v4().to_string(), &Who::Node.v6().to_string(), "node"];
+        certs.sign("kubelet", &certs.ca, &node, ExtendedKeyUsagePurpose::ServerAuth, FAR)?;
         Ok(certs)
     }
 
     /// A new certificate for the agent, of this CA.
     pub fn agent(&self) -> Result<()> {
-        self.sign("agent", &self.ca, Vec::new(), ExtendedKeyUsagePurpose::ClientAuth, FAR)
+        self.sign("agent", &self.ca, &[], ExtendedKeyUsagePurpose::ClientAuth, FAR)
     }
 
-    /// Gives an agent, ours or the upstream one, its certificate and the CA by their options.
-    pub fn give_to_agent(&self, agent: &mut Command) {
-        for (option, file) in [("ca-cert", "ca.crt"), ("agent-cert", "agent.crt"), ("agent-key", "agent.key")] {
-            agent.arg(format!("--{option}={}", self.path(file).display()));
-        }
+    /// Options that name files.
+    pub fn options<const N: usize>(&self, of: [(&str, &str); N]) -> [String; N] {
+        of.map(|(option, file)| format!("--{option}={}", self.path(file).display()))
     }
 
-    /// Gives the real proxy-server its certificate for agents, and the CA, by their options.
-    pub fn give_to_server(&self, server: &mut Command) {
-        for (option, file) in
-            [("cluster-cert", "server.crt"), ("cluster-key", "server.key"), ("cluster-ca-cert", "ca.crt")]
-        {
-            server.arg(format!("--{option}={}", self.path(file).display()));
-        }
+    /// The options of an agent, ours or the upstream one: its certificate and the CA.
+    pub fn of_agent(&self) -> [String; 3] {
+        self.options([("ca-cert", "ca.crt"), ("agent-cert", "agent.crt"), ("agent-key", "agent.key")])
     }
 
     /// From now on everything is signed by a new CA; returns its certificate, which is written nowhere.
@@ -129,11 +116,8 @@ impl Certs {
 
     /// Writes `server.crt` and `server.key`.
     pub fn server(&self, kind: ServerCert) -> Result<()> {
-        let names = if kind == ServerCert::WrongName {
-            vec![SanType::DnsName("elsewhere.example".try_into()?)]
-        } else {
-            vec![SanType::IpAddress(Who::ControlPlane.v4().into()), SanType::DnsName(NAME.try_into()?)]
-        };
+        let address = Who::ControlPlane.v4().to_string();
+        let names = if kind == ServerCert::WrongName { &["elsewhere.example"][..] } else { &[&*address, NAME] };
         let issuer = if kind == ServerCert::OtherCa { &self.other } else { &self.ca };
         let end = if kind == ServerCert::Expired { 2020 } else { FAR };
         self.sign("server", issuer, names, ExtendedKeyUsagePurpose::ServerAuth, end)
@@ -142,36 +126,49 @@ impl Certs {
     fn sign(
         &self,
         name: &str,
-        issuer: &Issuer<'static, KeyPair>,
-        names: Vec<SanType>,
+        issuer: &Authority,
+        names: &[&str],
         usage: ExtendedKeyUsagePurpose,
         end: i32,
     ) -> Result<()> {
-        let key = KeyPair::generate()?;
-        let mut params = named(name);
-        params.subject_alt_names = names;
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        let mut params = named(name, names)?;
         params.extended_key_usages = vec![usage];
-        (params.not_before, params.not_after) = (date_time_ymd(2019, 1, 1), date_time_ymd(end, 1, 1));
+        params.not_after = date_time_ymd(end, 1, 1);
         // A serial number is positive.
         let serial = [&[1][..], &rand::random::<[u8; 8]>()].concat();
         params.serial_number = Some(SerialNumber::from(serial.clone()));
-        let certificate = params.signed_by(&key, issuer)?;
         std::fs::write(self.path(&format!("{name}.serial")), serial)?;
-        std::fs::write(self.path(&format!("{name}.crt")), certificate.pem())?;
-        Ok(std::fs::write(self.path(&format!("{name}.key")), key.serialize_pem())?)
+        issue(&self.path(name), &params, issuer)
     }
 }
 
-fn named(name: &str) -> CertificateParams {
+/// What is good for these names and addresses until long after every run.
+pub(crate) fn named(name: &str, names: &[&str]) -> Result<CertificateParams> {
     let mut params = CertificateParams::default();
     params.distinguished_name.push(DnType::CommonName, name);
-    params
+    let name = |name: &&str| match name.parse() {
+        Ok(address) => Ok(SanType::IpAddress(address)),
+        Err(_) => Ok(SanType::DnsName((*name).try_into()?)),
+    };
+    params.subject_alt_names = names.iter().map(name).collect::<Result<_>>()?;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    (params.not_before, params.not_after) = (date_time_ymd(2019, 1, 1), date_time_ymd(FAR, 1, 1));
+    Ok(params)
 }
 
-pub(crate) fn authority(name: &str) -> Result<(Issuer<'static, KeyPair>, String)> {
+/// Signs a new key for it; writes the file's `crt` and `key`.
+pub(crate) fn issue(file: &Path, params: &CertificateParams, issuer: &Authority) -> Result<()> {
     let key = KeyPair::generate()?;
-    let mut params = named(name);
+    std::fs::write(file.with_extension("crt"), params.signed_by(&key, issuer)?.pem())?;
+    Ok(std::fs::write(file.with_extension("key"), key.serialize_pem())?)
+}
+
+/// A CA that signs.
+pub(crate) type Authority = Issuer<'static, KeyPair>;
+
+pub(crate) fn authority(name: &str) -> Result<(Authority, String)> {
+    let key = KeyPair::generate()?;
+    let mut params = named(name, &[])?;
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     let pem = params.self_signed(&key)?.pem();

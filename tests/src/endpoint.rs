@@ -13,13 +13,25 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 
-use crate::lab::client::{Digest, pattern};
+use crate::{
+    bench::print_line,
+    client::{pattern, sum},
+    lock,
+};
 
 /// Bytes in one read or write.
-const CHUNK: usize = 64 << 10;
+pub(crate) const CHUNK: usize = 64 << 10;
+pub(crate) static ZEROS: [u8; CHUNK] = [0; CHUNK];
 
 /// What was read for each id.
 type Sums = Arc<Mutex<HashMap<String, String>>>;
+
+/// Serves at an address, and prints that it does.
+pub async fn listen(address: &str) -> Result<()> {
+    let listener = TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
+    print_line("ready")?;
+    serve(listener).await
+}
 
 /// Serves until it is killed. A line asks: `SINK N` and `SOURCE N` for any bytes, `GET N SEED` for bytes of the pattern and the end behind them,
 /// `PUT ID` to read to the end, `SUM ID` for what was read there. Behind any other line nothing is read again.
@@ -46,11 +58,9 @@ async fn answer(stream: TcpStream, sums: Sums) -> Result<()> {
                 stream.get_mut().write_all(b"k").await?;
             }
             ["SOURCE", count] => {
-                let (mut left, buffer) = (count.parse::<usize>()?, vec![0; CHUNK]);
+                let mut left: usize = count.parse()?;
                 while left > 0 {
-                    let most = buffer.len().min(left);
-                    stream.get_mut().write_all(buffer.get(..most).unwrap_or_default()).await?;
-                    left -= most;
+                    left -= stream.get_mut().write(&ZEROS[..left.min(CHUNK)]).await?;
                 }
             }
             ["GET", count, seed] => {
@@ -58,12 +68,14 @@ async fn answer(stream: TcpStream, sums: Sums) -> Result<()> {
                 return Ok(stream.get_mut().shutdown().await?);
             }
             ["PUT", id] => {
-                let read = digest(&mut stream).await.unwrap_or_else(|error| format!("error {error}"));
-                sums.lock().ok().context("sums")?.insert(id.to_owned(), read);
+                let mut bytes = Vec::new();
+                let read = stream.read_to_end(&mut bytes).await;
+                let read = read.map_or_else(|error| format!("error {error}"), |_| sum(&bytes));
+                lock(&sums).insert(id.to_owned(), read);
                 return Ok(());
             }
             ["SUM", id] => {
-                let read = sums.lock().ok().context("sums")?.remove(id).unwrap_or_else(|| "none".to_owned());
+                let read = lock(&sums).remove(id).unwrap_or_else(|| "none".to_owned());
                 return Ok(stream.get_mut().write_all(format!("{read}\n").as_bytes()).await?);
             }
             _ => std::future::pending().await,
@@ -71,23 +83,12 @@ async fn answer(stream: TcpStream, sums: Sums) -> Result<()> {
     }
 }
 
-async fn sink(stream: &mut BufReader<TcpStream>, mut left: u64) -> Result<()> {
+async fn sink(stream: &mut BufReader<TcpStream>, mut left: usize) -> Result<()> {
     let mut buffer = vec![0; CHUNK];
     while left > 0 {
-        let most = buffer.len().min(usize::try_from(left)?);
-        let got = stream.read(buffer.get_mut(..most).unwrap_or_default()).await?;
+        let got = stream.read(&mut buffer[..left.min(CHUNK)]).await?;
         ensure!(got > 0, "closed with {left} bytes missing");
-        left -= got as u64;
+        left -= got;
     }
     Ok(())
-}
-
-async fn digest(stream: &mut BufReader<TcpStream>) -> Result<String> {
-    let (mut digest, mut buffer) = (Digest::default(), vec![0; CHUNK]);
-    loop {
-        match stream.read(&mut buffer).await? {
-            0 => return Ok(digest.finish()),
-            count => digest.update(buffer.get(..count).unwrap_or_default()),
-        }
-    }
 }

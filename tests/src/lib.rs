@@ -11,7 +11,7 @@
 //!   leases and Services).
 //! - [`cluster`]: a whole Kubernetes on this machine with the guard as its DaemonSet.
 //! - [`agree`] compares the kernel's decisions with the host's.
-//! - Shared: [`process`], [`certs`], [`sweep`].
+//! - Shared: [`process`], [`certs`], [`sweep`], [`table`].
 
 pub mod agree;
 pub mod bare;
@@ -27,10 +27,18 @@ pub mod packets;
 pub mod process;
 pub mod servers;
 pub mod sweep;
+pub mod table;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use bench::traffic;
-pub use lab::{client, daemon, helper, main_job, net, tries};
+pub use lab::{client, daemon, helper, main_job, net};
 pub use packets::{judged, shapes, wire};
+
+/// Locks what tasks share: whoever changes it does so in one step.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Whether this is a soak (`cargo xtask soak`): full counts and durations.
 pub fn soak() -> bool {

@@ -15,12 +15,16 @@ use anyhow::{Context, Result, ensure};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, BufReader, copy_buf, sink},
     net::UnixStream,
+    sync::watch,
     task::JoinSet,
     time::timeout,
 };
 
-const CHUNK: usize = 64 << 10;
-static ZEROS: [u8; CHUNK] = [0; CHUNK];
+use crate::{
+    endpoint::{CHUNK, ZEROS},
+    servers::read_head,
+};
+
 /// An answer that takes longer is none: it counts as this long.
 const PATIENCE: Duration = Duration::from_secs(8);
 /// What a small request is answered with, bytes.
@@ -69,11 +73,8 @@ impl Load {
             let mut stream = UnixStream::connect(&self.socket).await?;
             let request = format!("CONNECT {} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", self.destination);
             stream.write_all(request.as_bytes()).await?;
-            let mut head = Vec::with_capacity(64);
-            while !head.ends_with(b"\r\n\r\n") {
-                ensure!(stream.read_buf(&mut head).await? > 0, "the proxy-server hung up");
-            }
-            ensure!(head.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&head));
+            let head = read_head(&mut stream).await?;
+            ensure!(head.starts_with("HTTP/1.1 200"), "{head}");
             Ok(stream)
         };
         timeout(PATIENCE, connecting).await.context("no answer to CONNECT")?
@@ -83,14 +84,9 @@ impl Load {
     pub async fn connect_all(&self, count: usize) -> Result<Vec<UnixStream>> {
         let mut open = Vec::with_capacity(count);
         while open.len() < count {
-            let mut batch = JoinSet::new();
-            for _ in 0..100.min(count - open.len()) {
-                let load = self.clone();
-                batch.spawn(async move { load.connect().await });
-            }
-            for stream in batch.join_all().await {
-                open.push(stream?);
-            }
+            let connect = |load: Load| async move { load.connect().await };
+            let batch = 100.min(count - open.len());
+            open.extend(at_once((0..batch).map(|_| connect(self.clone()))).await?);
         }
         Ok(open)
     }
@@ -103,23 +99,20 @@ impl Load {
 
     /// Small requests over so many open connections, for so long.
     pub async fn requests(&self, connections: usize, time: Duration) -> Result<Latency> {
-        let streams = self.connect_all(connections).await?;
-        let mut clients = JoinSet::new();
-        for mut stream in streams {
-            clients.spawn(async move {
-                let (mut took, end) = (Vec::new(), Instant::now() + time);
-                while Instant::now() < end {
-                    let started = Instant::now();
-                    if !matches!(timeout(PATIENCE, request(&mut stream)).await, Ok(Ok(()))) {
-                        took.push(PATIENCE);
-                        break;
-                    }
-                    took.push(started.elapsed());
+        let client = |mut stream: UnixStream| async move {
+            let (mut took, end) = (Vec::new(), Instant::now() + time);
+            while Instant::now() < end {
+                let started = Instant::now();
+                if !matches!(timeout(PATIENCE, request(&mut stream)).await, Ok(Ok(()))) {
+                    took.push(PATIENCE);
+                    break;
                 }
-                took
-            });
-        }
-        Ok(latency(clients.join_all().await.into_iter().flatten().collect()))
+                took.push(started.elapsed());
+            }
+            Ok(took)
+        };
+        let took = at_once(self.connect_all(connections).await?.into_iter().map(client)).await?;
+        Ok(latency(took.concat()))
     }
 
     /// Dials one after the other; what each took.
@@ -137,20 +130,10 @@ impl Load {
     /// Dials by 32 at once; how many per second.
     pub async fn dial_rate(&self, count: usize) -> Result<f64> {
         const AT_ONCE: usize = 32;
-        let (started, mut dialling) = (Instant::now(), JoinSet::new());
-        for _ in 0..AT_ONCE {
-            let load = self.clone();
-            dialling.spawn(async move {
-                for _ in 0..count / AT_ONCE {
-                    drop(load.connect().await?);
-                }
-                anyhow::Ok(())
-            });
-        }
-        for done in dialling.join_all().await {
-            done?;
-        }
-        Ok((count / AT_ONCE * AT_ONCE) as f64 / started.elapsed().as_secs_f64())
+        let started = Instant::now();
+        let dials = |load: Load| async move { load.dials(count / AT_ONCE).await };
+        let took = at_once((0..AT_ONCE).map(|_| dials(self.clone()))).await?;
+        Ok(took.concat().len() as f64 / started.elapsed().as_secs_f64())
     }
 
     /// What four bulk and four small clients get in so much time; beside an endpoint that never reads and is flooded, if asked.
@@ -194,19 +177,20 @@ pub async fn request(stream: &mut UnixStream) -> Result<()> {
     Ok(())
 }
 
+/// Does all of these at once; what each came to, if none failed.
+async fn at_once<T: Send + 'static>(
+    tasks: impl Iterator<Item = impl Future<Output = Result<T>> + Send + 'static>,
+) -> Result<Vec<T>> {
+    tasks.collect::<JoinSet<_>>().join_all().await.into_iter().collect()
+}
+
 /// Moves so many bytes over these, an equal part over each, all at once; how long that took.
 pub async fn transfer_all(streams: &mut Vec<UnixStream>, way: Way, bytes: usize) -> Result<Duration> {
     let each = bytes / streams.len().max(1);
-    let (started, mut moves) = (Instant::now(), JoinSet::new());
-    for mut stream in streams.drain(..) {
-        moves.spawn(async move { transfer(&mut stream, way, each).await.map(|()| stream) });
-    }
-    let moved = moves.join_all().await;
-    let took = started.elapsed();
-    for stream in moved {
-        streams.push(stream?);
-    }
-    Ok(took)
+    let moved = |mut stream: UnixStream| async move { transfer(&mut stream, way, each).await.map(|()| stream) };
+    let started = Instant::now();
+    *streams = at_once(std::mem::take(streams).into_iter().map(moved)).await?;
+    Ok(started.elapsed())
 }
 
 async fn transfer(stream: &mut UnixStream, way: Way, bytes: usize) -> Result<()> {
@@ -221,14 +205,50 @@ async fn transfer(stream: &mut UnixStream, way: Way, bytes: usize) -> Result<()>
             stream.write_all(format!("SINK {bytes}\n").as_bytes()).await?;
             let mut left = bytes;
             while left > 0 {
-                let most = left.min(CHUNK);
-                stream.write_all(&ZEROS[..most]).await?;
-                left -= most;
+                left -= stream.write(&ZEROS[..left.min(CHUNK)]).await?;
             }
             stream.read_exact(&mut [0; 1]).await?;
         }
     }
     Ok(())
+}
+
+/// Clients that send small requests all the time: over connections that stay open, and over new ones.
+pub struct Steady {
+    over: watch::Sender<bool>,
+    clients: JoinSet<Result<usize>>,
+}
+
+impl Steady {
+    /// Begins with so many clients that hold a connection, and so many that dial for each request.
+    pub async fn start(load: &Load, held: usize, dialling: usize) -> Result<Steady> {
+        let (over, end) = watch::channel(false);
+        let held = load.connect_all(held).await?.into_iter().map(Some);
+        let client = |mut held: Option<UnixStream>| {
+            let (load, end) = (load.clone(), end.clone());
+            async move {
+                let mut answered = 0;
+                while !*end.borrow() {
+                    match &mut held {
+                        Some(stream) => request(stream).await.context("a held connection")?,
+                        None => request(&mut load.connect().await?).await.context("a new connection")?,
+                    }
+                    answered += 1;
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+                Ok(answered)
+            }
+        };
+        Ok(Steady { clients: held.chain((0..dialling).map(|_| None)).map(client).collect(), over })
+    }
+
+    /// Ends the load; returns how many requests were answered, if none failed.
+    pub async fn end(self) -> Result<usize> {
+        self.over.send_replace(true);
+        let (answered, failed): (Vec<_>, Vec<_>) = self.clients.join_all().await.into_iter().partition(Result::is_ok);
+        ensure!(failed.is_empty(), "{} of the connections failed: {failed:?}", failed.len());
+        Ok(answered.into_iter().flatten().sum())
+    }
 }
 
 /// The middle and the end of many.

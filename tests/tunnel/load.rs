@@ -31,7 +31,7 @@ fn many_connections_come_and_go_without_an_error_or_a_leak() {
     in_place(&[], async |place| {
         // In this process it would share the limit of descriptors with the load.
         let mut endpoint = std::process::Command::new(lab::lab::target()?.join("nodeguard-tunnel-bench"));
-        endpoint.args(["endpoint", "0.0.0.0:7000"]).stdin(std::process::Stdio::null());
+        endpoint.args(["endpoint", "0.0.0.0:7000"]);
         let _endpoint = Process::start("endpoint", endpoint, &place.directory.join("endpoint.log"))?;
         let (_server, socket) = server(place)?;
         let process = agent(Who::Ours, place, PORT)?;

@@ -33,10 +33,8 @@ use std::net::SocketAddr;
 
 use anyhow::Result;
 use lab::{
-    bare::{Place, SERVER, Who},
-    certs::{Certs, ServerCert},
-    endpoint,
-    isolated::isolated,
+    bare::{Place, SERVER},
+    endpoint, soak,
 };
 use tokio::net::TcpListener;
 
@@ -44,11 +42,6 @@ use tokio::net::TcpListener;
 const PORT: u16 = 8091;
 /// What is dialled through our agent.
 const ENDPOINT: &str = "10.0.0.2:7000";
-
-/// Whether counts and durations are the full ones.
-fn soak() -> bool {
-    std::env::var_os("NODEGUARD_SOAK").is_some()
-}
 
 /// A port of the address for servers.
 fn at(port: u16) -> SocketAddr {
@@ -63,14 +56,5 @@ async fn serve_endpoint() -> Result<()> {
 
 /// Runs in namespaces of its own, with certificates; loopback also has these addresses.
 fn in_place(more: &[&str], code: impl AsyncFnOnce(&mut Place) -> Result<()> + Send) {
-    let directory = tempfile::tempdir().unwrap();
-    let addresses: Vec<&str> = [SERVER, Who::Ours.address()].iter().chain(more).copied().collect();
-    isolated(&addresses, || {
-        let (_, most) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE)?;
-        nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE, most, most)?;
-        let mut place = Place { directory: directory.path().to_path_buf(), certs: Certs::new(directory.path())? };
-        place.certs.server(ServerCert::Good)?;
-        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?.block_on(code(&mut place))
-    })
-    .unwrap();
+    Place::with(more, code).unwrap();
 }

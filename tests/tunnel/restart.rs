@@ -12,6 +12,7 @@ use lab::{
     process::until,
 };
 use nix::sys::signal::Signal;
+use nodeguard::tunnel::handle::StreamPhase;
 
 #[test]
 fn the_tunnel_comes_back_when_the_server_does() {
@@ -20,12 +21,8 @@ fn the_tunnel_comes_back_when_the_server_does() {
     for _ in 0..3 {
         lab.server = None;
         let daemon = lab.daemon().unwrap();
-        until(
-            "the loss",
-            Duration::from_secs(5),
-            || Ok(lab::daemon::stream(&daemon.status()?, "state") != "connected"),
-        )
-        .unwrap();
+        let lost = || Ok(lab::daemon::stream(&daemon.status()?).state != StreamPhase::Connected);
+        until("the loss", Duration::from_secs(5), lost).unwrap();
         lab.start_server(ServerCert::Good).unwrap();
         lab.daemon().unwrap().connected().unwrap();
         assert_eq!(https(through(lab.server().unwrap(), "10.0.0.2:10250"), "/healthz", &ca), Outcome::Http(200));

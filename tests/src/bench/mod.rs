@@ -55,7 +55,7 @@ impl Pairs {
     }
 
     /// Adds a round: ours and the other.
-    pub fn add(&mut self, ours: f64, other: f64) {
+    pub fn add(&mut self, [ours, other]: [f64; 2]) {
         self.push(0, ours);
         self.push(1, other);
     }

@@ -31,13 +31,37 @@ pub const OTHER_CPU: usize = 0;
 /// What a client asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Ask {
+enum Ask {
     /// Bytes from the node.
     Get = b'G',
     /// Bytes to the node, which answers with one when it has them all.
     Put = b'P',
     /// Requests of one byte, each answered with one.
     Transact = b'T',
+}
+
+/// A kind of traffic.
+pub struct Kind {
+    ask: Ask,
+    /// How much is asked for in a turn, and how many of the unit that is.
+    count: usize,
+    units: f64,
+    /// Its unit.
+    pub unit: &'static str,
+}
+
+/// Bytes there and back, and requests.
+pub const KINDS: [Kind; 3] = [
+    Kind { ask: Ask::Put, count: 4 << 20, units: 4.0, unit: "MiB/s" },
+    Kind { ask: Ask::Get, count: 4 << 20, units: 4.0, unit: "MiB/s" },
+    Kind { ask: Ask::Transact, count: 200, units: 200.0, unit: "1/s" },
+];
+
+impl Kind {
+    /// A turn of it: how much was done in what time.
+    pub fn turn(&self, side: &mut Conversation, buffer: &mut [u8]) -> Result<(f64, Duration)> {
+        Ok((self.units, side.ask(self.ask, self.count, buffer)?))
+    }
 }
 
 /// Pins the calling thread, and what it starts, to a processor.
@@ -158,7 +182,7 @@ impl Conversation {
     }
 
     /// Asks once, with a buffer that other conversations have, too, and what it took until all had arrived.
-    pub fn ask(&mut self, ask: Ask, count: usize, buffer: &mut [u8]) -> Result<Duration> {
+    fn ask(&mut self, ask: Ask, count: usize, buffer: &mut [u8]) -> Result<Duration> {
         let started = Instant::now();
         self.stream.write_all(&[&[ask as u8][..], &(count as u64).to_be_bytes()].concat())?;
         match ask {

@@ -8,7 +8,7 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 
 use super::{
     addresses::filled,
@@ -17,7 +17,7 @@ use super::{
     pki::Pki,
     place::{Place, Where},
 };
-use crate::process::{Process, target};
+use crate::process::{Process, target, there};
 
 /// The protocol between kube-apiserver and proxy-server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -210,7 +210,5 @@ pub(super) fn programs() -> &'static str {
 /// A built program.
 pub fn binary(program: &str) -> Result<PathBuf> {
     let below = if program == "proxy-server" { "upstream" } else { programs() };
-    let binary = target()?.with_file_name(below).join(program);
-    ensure!(binary.is_file(), "{} is missing: `cargo xtask test cluster` builds it", binary.display());
-    Ok(binary)
+    there(target()?.with_file_name(below).join(program), "test cluster")
 }

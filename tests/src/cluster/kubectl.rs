@@ -3,18 +3,14 @@
 //! Must never wait without a bound.
 
 use std::{
-    io::{BufRead, BufReader, Lines, Read, Write},
+    io::{BufRead, BufReader, Lines, Read},
     path::PathBuf,
-    process::{Child, ChildStdout, Command, Stdio},
-    sync::{Arc, mpsc},
+    process::{ChildStdout, Command, Stdio},
+    sync::Arc,
     time::Duration,
 };
 
-use anyhow::{Context, Result, bail, ensure};
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
+use anyhow::{Context, Result};
 use serde_json::Value;
 
 use super::{
@@ -22,6 +18,7 @@ use super::{
     pki::Pki,
     place::{Place, Where},
 };
+use crate::process::{Killed, Said, finish};
 
 /// kubectl as the cluster's administrator.
 pub(crate) struct Kubectl {
@@ -108,7 +105,7 @@ impl Call<'_> {
     pub fn open(self) -> Result<Reading> {
         let mut child = self.command()?.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
         let lines = BufReader::new(child.stdout.take().context("stdout")?).lines();
-        Ok(Reading { child, lines })
+        Ok(Reading { child: Killed(child), lines })
     }
 
     fn command(&self) -> Result<Command> {
@@ -144,7 +141,7 @@ impl Call<'_> {
 
 /// A kubectl whose lines are read while it runs; it is killed when this is dropped.
 pub struct Reading {
-    child: Child,
+    child: Killed,
     /// Its standard output. What is not read stays in the pipe, which holds minutes of it.
     pub lines: Lines<BufReader<ChildStdout>>,
 }
@@ -152,8 +149,8 @@ pub struct Reading {
 impl Reading {
     /// Ends it; says whether it went on until now, or how it ended before.
     pub fn end(mut self) -> Result<String> {
-        let mut error = self.child.stderr.take().context("stderr")?;
-        let ended = self.child.try_wait()?;
+        let mut error = self.child.0.stderr.take().context("stderr")?;
+        let ended = self.child.0.try_wait()?;
         drop(self);
         let mut text = String::new();
         error.read_to_string(&mut text)?;
@@ -164,54 +161,4 @@ impl Reading {
             Some(status) => format!("ended with an error ({status}, {text:?})"),
         })
     }
-}
-
-impl Drop for Reading {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// What came of a command.
-#[derive(Debug)]
-pub struct Said {
-    /// Its exit code.
-    pub code: i32,
-    /// Its standard output.
-    pub out: Vec<u8>,
-    /// Its standard error.
-    pub error: String,
-}
-
-impl Said {
-    /// Its standard output as text.
-    pub fn text(&self) -> String {
-        String::from_utf8_lossy(&self.out).into_owned()
-    }
-
-    /// Fails with its standard error unless its exit code is 0.
-    pub fn good(self) -> Result<Said> {
-        ensure!(self.code == 0, "{}", self.error.trim());
-        Ok(self)
-    }
-}
-
-/// Runs a command to its end with this on its standard input; it is killed when it takes too long.
-pub fn finish(command: &mut Command, input: &[u8], patience: Duration) -> Result<Said> {
-    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
-    let (id, mut stdin) = (Pid::from_raw(child.id().cast_signed()), child.stdin.take().context("stdin")?);
-    let (ended, end) = mpsc::channel();
-    std::thread::scope(|scope| {
-        // A command that reads nothing closes its end early.
-        scope.spawn(move || drop(stdin.write_all(input)));
-        scope.spawn(move || drop(ended.send(child.wait_with_output())));
-        let Ok(output) = end.recv_timeout(patience) else {
-            kill(id, Signal::SIGKILL)?;
-            bail!("not within {patience:?}: {}", String::from_utf8_lossy(&end.recv()??.stderr).trim());
-        };
-        let output = output?;
-        let error = String::from_utf8_lossy(&output.stderr).into_owned();
-        Ok(Said { code: output.status.code().unwrap_or(-1), out: output.stdout, error })
-    })
 }

@@ -3,7 +3,7 @@
 //! Must never use anything of the machine that is not the cluster's own, nor leave anything behind.
 //!
 //! Reading order: `addresses`, `place` (namespaces, cgroups, the packet filter) -> `pki`, `control`, `node` (Kubernetes) -> `kubectl`, `guard`
-//! (the files of deploy/, policies, the guard's status and log) -> `table` (expected and seen) -> `bench` (what the guard costs).
+//! (the files of deploy/, policies, the guard's status and log) -> `bench` (what the guard costs).
 
 mod addresses;
 mod bench;
@@ -13,7 +13,6 @@ mod kubectl;
 mod node;
 mod pki;
 mod place;
-mod table;
 
 use std::{fs, path::Path, sync::Arc, time::Duration};
 
@@ -24,15 +23,19 @@ pub use self::{
     addresses::{Addresses, at, choose as choose_family, filled},
     bench::{bench, converse, serve},
     control::{Control, Egress, Front, binary, choose as choose_programs},
-    guard::{IMAGE, LABEL, daemonset, deployed, images, kubelet, policy, sum, time},
-    kubectl::{Call, Reading, Said, Stream, finish},
+    guard::{IMAGE, LABEL, daemonset, deployed, images, kubelet, policy, time},
+    kubectl::{Call, Reading, Stream},
     node::{NAME, Node, SECOND_NAME, inside as run_node},
     pki::{Pki, text},
     place::{Place, Where},
+};
+use crate::process::{target, until};
+pub use crate::{
+    bench::print_line as say,
+    client::sum,
+    process::{Said, finish},
     table::Table,
 };
-pub use crate::bench::print_line as say;
-use crate::process::{target, until};
 
 /// How long a program may take to start, and a change to take effect, on a machine that others use too.
 pub const PATIENCE: Duration = Duration::from_secs(120);

@@ -20,6 +20,7 @@ use lab::{
     lab::Lab,
     net::Who,
     process::{Process, until},
+    traffic::{OTHER_CPU, pin},
     wire::hardware,
 };
 use nix::unistd::Pid;
@@ -30,10 +31,9 @@ use crate::{
     precedence,
     prefixes::{PORT, document, prefixes},
     rivals::Rival,
-    traffic::{OTHER_CPU, connection, pin},
     undisturbed,
     uplink::Uplink,
-    wire::{FREE_PORT, lab_with},
+    wire::{FREE_PORT, connection, lab_with},
 };
 
 /// How many prefixes everybody allows.

@@ -10,13 +10,11 @@ use lab::{
     lab::Lab,
     net::Who,
     process::{Process, tool, until},
+    traffic::{NODE_CPU, pin_thread},
 };
 use nix::unistd::Pid;
 
-use crate::{
-    precedence,
-    traffic::{NODE_CPU, pin_thread},
-};
+use crate::precedence;
 
 /// `ETHTOOL_STSO` and `ETHTOOL_SGRO`.
 const SET_TSO: u32 = 0x1f;

@@ -205,28 +205,8 @@ pub fn pattern(seed: u64, length: usize) -> Vec<u8> {
     bytes
 }
 
-/// How many bytes, and their SHA-256.
-pub struct Digest {
-    count: u64,
-    sum: aws_lc_rs::digest::Context,
-}
-
-impl Default for Digest {
-    fn default() -> Digest {
-        Digest { count: 0, sum: aws_lc_rs::digest::Context::new(&aws_lc_rs::digest::SHA256) }
-    }
-}
-
-impl Digest {
-    /// More bytes.
-    pub fn update(&mut self, bytes: &[u8]) {
-        self.count += bytes.len() as u64;
-        self.sum.update(bytes);
-    }
-
-    /// In words.
-    pub fn finish(self) -> String {
-        let sum: String = self.sum.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
-        format!("{} {sum}", self.count)
-    }
+/// The SHA-256 of bytes, in hexadecimal.
+pub fn sum(bytes: &[u8]) -> String {
+    let sum = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes);
+    sum.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -10,14 +10,17 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
-use nodeguard::report::status::Status;
+use nodeguard::{
+    report::status::Status,
+    tunnel::handle::{StreamPhase, StreamState},
+};
 
 use super::net::{Net, Who};
 use crate::{
     certs::Certs,
-    process::{Process, built, command, output, until},
+    process::{Process, Said, built, command, output, until},
     servers::proxy_server::AGENT_PORT,
 };
 
@@ -104,17 +107,14 @@ impl Daemon {
             run.args(THREE).arg(binary);
             run
         };
-        run.arg("run").arg("--cgroup").arg(cgroup);
-        for (option, file) in
-            [("--policy", "policy/policy.yaml"), ("--bpffs", "bpf/nodeguard"), ("--admin-socket", "admin.sock")]
-        {
-            run.arg(option).arg(directory.join(file));
-        }
+        run.arg("run").arg("--cgroup").arg(cgroup).arg("--policy").arg(directory.join("policy/policy.yaml"));
+        run.arg("--bpffs").arg(directory.join("bpf/nodeguard"));
+        run.arg("--admin-socket").arg(directory.join("admin.sock"));
         run.args(["--node-name=node", "--health-server-host=127.0.0.1", "--drain-timeout=3s"]);
         run.args(["--sync-interval=100ms", "--sync-interval-cap=500ms"]);
         run.arg(format!("--proxy-server-host={}", Who::ControlPlane.v4()));
         run.arg(format!("--proxy-server-port={}", setup.agent_port.unwrap_or(AGENT_PORT)));
-        certs.give_to_agent(&mut run);
+        run.args(certs.of_agent());
         run.env("RUST_BACKTRACE", "1").env_remove("RUST_LOG").envs(setup.variables.iter().copied());
         run.args(&setup.options);
         Ok(run)
@@ -135,29 +135,22 @@ impl Daemon {
     pub fn connected(&mut self) -> Result<()> {
         until("the tunnel is connected", Duration::from_secs(20), || {
             self.process.check()?;
-            Ok(stream(&self.status()?, "state") == "connected")
+            Ok(stream(&self.status()?).state == StreamPhase::Connected)
         })
         .with_context(|| self.process.printed())
     }
 
     /// What `nodeguard status -o json` says.
     pub fn status(&self) -> Result<Status> {
-        let said = output(self.command_of("status", &["-o", "json"])?)?;
-        ensure!(said.status.success(), "nodeguard status: {}", String::from_utf8_lossy(&said.stderr));
-        Ok(serde_json::from_slice(&said.stdout)?)
+        let said = self.said("status", &["-o", "json"])?.good().context("nodeguard status")?;
+        Ok(serde_json::from_slice(&said.out)?)
     }
 
-    /// What `nodeguard status` prints.
-    pub fn status_text(&self) -> Result<String> {
-        Ok(String::from_utf8(output(self.command_of("status", &[])?)?.stdout)?)
-    }
-
-    /// A command line about this guard.
-    pub fn command_of(&self, name: &str, more: &[&str]) -> Result<Command> {
+    /// What a command of `nodeguard` about this guard says.
+    pub fn said(&self, name: &str, more: &[&str]) -> Result<Said> {
         let mut command = Command::new(binary()?);
         command.arg(name).arg("--bpffs").arg(self.directory.join("bpf/nodeguard"));
-        command.arg("--admin-socket").arg(self.directory.join("admin.sock")).args(more);
-        Ok(command)
+        output(command.arg("--admin-socket").arg(self.directory.join("admin.sock")).args(more))
     }
 
     /// Waits until a policy of a later epoch than this one is in force.
@@ -193,11 +186,9 @@ pub fn packets_of(status: &Status, rule: Option<&str>, reason: &str) -> u64 {
     counters.filter(|counter| rule.is_none_or(|rule| rule == counter.rule)).map(|counter| counter.packets).sum()
 }
 
-/// A field of the first stream.
-pub fn stream(status: &Status, field: &str) -> String {
-    let stream = status.tunnel.as_ref().and_then(|tunnel| tunnel.streams.first());
-    let json = serde_json::to_value(stream).unwrap_or_default();
-    json.get(field).and_then(|value| value.as_str()).unwrap_or_default().to_owned()
+/// The first stream, or the first address that should have one.
+pub fn stream(status: &Status) -> StreamState {
+    status.tunnel.as_ref().and_then(|tunnel| tunnel.streams.first()).cloned().unwrap_or_default()
 }
 
 /// The guard's binary.

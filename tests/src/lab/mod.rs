@@ -7,7 +7,6 @@ pub mod daemon;
 pub mod helper;
 pub mod main_job;
 pub mod net;
-pub mod tries;
 
 use std::{
     fs::{self, File},
@@ -173,8 +172,9 @@ impl Lab {
     /// Starts the proxy-server with such a certificate.
     pub fn start_server(&mut self, cert: ServerCert) -> Result<()> {
         self.server = None;
+        self.certs.server(cert)?;
         let cgroup = self.cgroup.join("elsewhere");
-        self.server = Some(ProxyServer::start(&self.net, &self.certs, cert, &cgroup, &self.directory)?);
+        self.server = Some(ProxyServer::start(&self.net, &self.certs, &cgroup, &self.directory)?);
         Ok(())
     }
 
@@ -227,9 +227,8 @@ impl Lab {
 
     /// Runs a helper to its end in a cgroup below the guarded one (`""`: in it); what it found.
     pub fn ask<T: DeserializeOwned>(&self, who: Who, cgroup: &str, arguments: &[&str]) -> Result<T> {
-        let said = output(self.helper(who, cgroup, arguments)?)?;
-        serde_json::from_slice(&said.stdout)
-            .with_context(|| format!("helper {arguments:?}: {}", String::from_utf8_lossy(&said.stderr)))
+        let said = output(&mut self.helper(who, cgroup, arguments)?)?;
+        serde_json::from_slice(&said.out).with_context(|| format!("helper {arguments:?}: {}", said.error))
     }
 
     /// One attempt from a cgroup below the guarded one, and how it ended.
@@ -253,23 +252,14 @@ impl Lab {
         helper_command(self.net.open(who)?, &self.node_cgroup.join(cgroup), arguments)
     }
 
-    /// Starts a helper that lasts as long as the lab, in a cgroup below the guarded one; its log.
+    /// Starts a helper that lasts as long as the lab, in a cgroup below the guarded one, and waits until it is ready; its log.
     pub fn start_in(&mut self, who: Who, cgroup: &str, arguments: &[&str]) -> Result<PathBuf> {
-        self.keep(arguments, self.helper(who, cgroup, arguments)?)
+        self.start_at(self.net.open(who)?, cgroup, arguments)
     }
 
-    /// The same in another network namespace.
-    pub fn start_at(&mut self, namespace: File, arguments: &[&str]) -> Result<PathBuf> {
-        self.keep(arguments, helper_command(namespace, &self.node_cgroup, arguments)?)
-    }
-
-    /// The same outside the guarded cgroup: what it does is another machine's.
-    pub fn start_elsewhere(&mut self, who: Who, arguments: &[&str]) -> Result<PathBuf> {
-        self.keep(arguments, helper_command(self.net.open(who)?, &self.cgroup.join("elsewhere"), arguments)?)
-    }
-
-    /// Starts a helper and waits until it is ready; its log.
-    fn keep(&mut self, arguments: &[&str], helper: Command) -> Result<PathBuf> {
+    /// The same in any network namespace. What a cgroup beside the guarded one holds (`../elsewhere`) is another machine's.
+    pub fn start_at(&mut self, namespace: File, cgroup: &str, arguments: &[&str]) -> Result<PathBuf> {
+        let helper = helper_command(namespace, &self.node_cgroup.join(cgroup), arguments)?;
         let what = arguments.first().unwrap_or(&"helper");
         let log = self.directory.join(format!("{what}-{}.log", self.helpers.len()));
         self.helpers.push(Process::start_ready(what, helper, &log)?);

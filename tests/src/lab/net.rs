@@ -81,30 +81,18 @@ impl Net {
     /// Makes the namespaces and wires them: everybody on one switch, the pod behind the node.
     pub fn new(id: &str) -> Result<Net> {
         let net = Net { id: id.to_owned() };
-        let namespaces: Vec<String> =
-            Who::ALL.map(|who| net.namespace(who)).into_iter().chain([net.switch()]).collect();
-        let added: String = namespaces.iter().map(|namespace| format!("netns add {namespace}\n")).collect();
-        ip(&["-batch", "-"], &added)?;
-        for namespace in &namespaces {
-            // No duplicate address detection: an address is usable at once.
-            inside(&open(namespace)?, || Ok(fs::write("/proc/sys/net/ipv6/conf/default/accept_dad", "0")?))?;
-        }
-        let mut switch = "link set lo up\nlink add br0 type bridge mcast_snooping 0\nlink set br0 up\n".to_owned();
-        for who in Who::ALL.into_iter().filter(|who| *who != Who::Pod) {
-            let (port, namespace) = (Net::port(who), net.namespace(who));
-            switch += &format!("link add {port} type veth peer name eth0 netns {namespace}\n");
-            switch += &format!("link set {port} master br0 up\n");
-        }
-        ip(&["-n", &net.switch(), "-batch", "-"], &switch)?;
+        let on_switch = Who::ALL.into_iter().filter(|who| *who != Who::Pod);
+        wire(id, on_switch.clone().map(Who::name))?;
+        let pod = namespace(id, Who::Pod.name())?;
         let (node, v6) = (Who::Node.v4(), Who::Node.v6());
         let to_pods = format!("route add 10.244.1.0/24 via {node}\nroute add fd01:244:1::/64 via {v6}\n");
-        for who in Who::ALL.into_iter().filter(|who| *who != Who::Pod) {
+        for who in on_switch {
             net.addresses(who, "eth0", [&format!("{}/16", who.v4()), &format!("{}/16", who.v6())])?;
             if who != Who::Node {
                 net.batch(who, &to_pods)?;
             }
         }
-        net.batch(Who::Node, &format!("link add pod0 type veth peer name eth0 netns {}\n", net.namespace(Who::Pod)))?;
+        net.batch(Who::Node, &format!("link add pod0 type veth peer name eth0 netns {pod}\n"))?;
         net.addresses(Who::Node, "pod0", ["10.244.1.1/24", "fd01:244:1::1/64"])?;
         net.addresses(Who::Pod, "eth0", [&format!("{}/24", Who::Pod.v4()), &format!("{}/64", Who::Pod.v6())])?;
         net.batch(Who::Pod, "route add default via 10.244.1.1\nroute add default via fd01:244:1::1\n")?;
@@ -129,11 +117,6 @@ impl Net {
         ip(&["-n", &self.namespace(who), "-batch", "-"], lines)
     }
 
-    /// The name of the switch's port that leads to somebody.
-    pub fn port(who: Who) -> String {
-        format!("to-{}", who.name().get(..4).unwrap_or(who.name()))
-    }
-
     /// The name that `ip netns` knows.
     pub fn namespace(&self, who: Who) -> String {
         name(&self.id, who.name())
@@ -141,12 +124,12 @@ impl Net {
 
     /// The same of the switch, where the other ends of everybody's wires are.
     pub fn switch(&self) -> String {
-        name(&self.id, "switch")
+        name(&self.id, SWITCH)
     }
 
     /// A descriptor of a namespace.
     pub fn open(&self, who: Who) -> Result<File> {
-        open(&self.namespace(who))
+        open(&self.id, who.name())
     }
 
     /// Runs `ip` in a namespace.
@@ -161,12 +144,42 @@ impl Net {
 
     /// The same in the switch's namespace.
     pub fn run_on_switch<T: Send>(&self, code: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-        inside(&open(&self.switch())?, code)
+        inside(&open(&self.id, SWITCH)?, code)
     }
 }
 
-fn open(namespace: &str) -> Result<File> {
-    let path = PathBuf::from("/run/netns").join(namespace);
+/// The place where the other ends of everybody's wires are.
+const SWITCH: &str = "switch";
+
+/// Makes a namespace for each of these places of a lab, with `eth0` on one switch.
+pub fn wire(id: &str, places: impl Iterator<Item = &'static str>) -> Result<()> {
+    let switch = namespace(id, SWITCH)?;
+    let mut wires = "link set lo up\nlink add br0 type bridge mcast_snooping 0\nlink set br0 up\n".to_owned();
+    for place in places {
+        let (port, namespace) = (port(place), namespace(id, place)?);
+        wires += &format!("link add {port} type veth peer name eth0 netns {namespace}\n");
+        wires += &format!("link set {port} master br0 up\n");
+    }
+    ip(&["-n", &switch, "-batch", "-"], &wires)
+}
+
+/// The name of the switch's port that leads to a place.
+pub fn port(place: &str) -> String {
+    format!("to-{}", place.get(..4).unwrap_or(place))
+}
+
+/// Makes a namespace of a lab; its name.
+fn namespace(id: &str, place: &str) -> Result<String> {
+    let namespace = name(id, place);
+    ip(&["netns", "add", &namespace], "")?;
+    // No duplicate address detection: an address is usable at once.
+    inside(&open(id, place)?, || Ok(fs::write("/proc/sys/net/ipv6/conf/default/accept_dad", "0")?))?;
+    Ok(namespace)
+}
+
+/// A descriptor of the namespace of a place of a lab.
+pub fn open(id: &str, place: &str) -> Result<File> {
+    let path = PathBuf::from("/run/netns").join(name(id, place));
     File::open(&path).with_context(|| path.display().to_string())
 }
 

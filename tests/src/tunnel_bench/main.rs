@@ -8,17 +8,16 @@ mod throughput;
 
 use std::{path::Path, process::Command, sync::Arc, time::Duration};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use lab::{
-    bare::{Place, SERVER, Who, agent, memory, server},
-    bench::{self, Goal, Pairs, Row, both, in_turn, print_line, progress},
-    certs::{Certs, ServerCert},
+    bare::{Place, Who, agent, memory, runtime, server},
+    bench::{self, Goal, Pairs, Row, both, in_turn, progress},
     endpoint,
-    isolated::{isolated, without_pacing},
+    isolated::without_pacing,
     load::{Latency, Load, latency, request},
     process::Process,
+    servers::eventually,
 };
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 /// How much is done.
 #[derive(Clone, Copy)]
@@ -55,11 +54,7 @@ fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match words[..] {
-        ["endpoint", address] => runtime()?.block_on(async {
-            let listener = tokio::net::TcpListener::bind(address).await?;
-            print_line("ready")?;
-            endpoint::serve(listener).await
-        }),
+        ["endpoint", address] => runtime()?.block_on(endpoint::listen(address)),
         ["null", server, certs] => {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(null::serve(server.parse()?, certs.as_ref()))
@@ -74,28 +69,17 @@ fn main() -> Result<()> {
     }
 }
 
-fn runtime() -> Result<tokio::runtime::Runtime> {
-    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
-    Ok(tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?)
-}
-
 fn run(amount: Amount, only: Option<&str>) -> Result<()> {
-    let directory = tempfile::tempdir()?;
-    let addresses = [SERVER, Who::Ours.address(), Who::Theirs.address()];
-    let rows = isolated(&addresses, || {
+    let rows = Place::with(&[Who::Theirs.address()], async |place| {
         progress(&format!("TCP's congestion control: {}", without_pacing()?));
-        let place = Place { directory: directory.path().to_path_buf(), certs: Certs::new(directory.path())? };
-        place.certs.server(ServerCert::Good)?;
         let log = place.directory.join("endpoint.log");
         let _endpoint = Process::start_ready("endpoint", again(&["endpoint", "0.0.0.0:7000"])?, &log)?;
-        let runtime = runtime()?;
         let mut rows = Vec::new();
         if only != Some("own") {
-            rows.extend(runtime.block_on(with_server(&place, amount, only))?);
+            rows.extend(with_server(place, amount, only).await?);
         }
         if only.is_none_or(|only| only == "own") {
-            rows.extend(runtime.block_on(own::without_server(&place, amount))?);
+            rows.extend(own::without_server(place, amount).await?);
         }
         Ok(rows)
     })?;
@@ -105,7 +89,7 @@ fn run(amount: Amount, only: Option<&str>) -> Result<()> {
 /// This program again, as another part of the bench.
 fn again(words: &[&str]) -> Result<Command> {
     let mut command = Command::new(std::env::current_exe()?);
-    command.args(words).stdin(std::process::Stdio::null());
+    command.args(words);
     Ok(command)
 }
 
@@ -257,12 +241,10 @@ async fn subject(who: Who, place: &Place, socket: &Path) -> Result<Subject> {
 /// Waits until a dial comes through an agent.
 async fn ready(mut process: Process, address: &str, socket: &Path) -> Result<Subject> {
     let load = Load { socket: Arc::from(socket), destination: format!("{address}:7000") };
-    for _ in 0..100 {
+    let dialled = eventually(address, Duration::from_secs(20), async || {
         process.check()?;
-        if load.connect().await.is_ok() {
-            return Ok(Subject { process, load });
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    bail!("no dial comes through {address}\n{}", process.printed())
+        Ok(load.connect().await.is_ok())
+    });
+    dialled.await.with_context(|| format!("no dial comes through\n{}", process.printed()))?;
+    Ok(Subject { process, load })
 }

@@ -84,13 +84,7 @@ async fn throughput(sides: &[Side; 2], amount: Amount, way: Way, there: &str) ->
 async fn transfer(connection: &mut Connection, way: Way, bytes: usize) -> Result<Duration> {
     let started = Instant::now();
     match way {
-        Way::ToControlPlane => {
-            connection.send(Bytes::from(format!("SOURCE {bytes}\n"))).await?;
-            let mut left = bytes;
-            while left > 0 {
-                left -= connection.receive().await.context("closed too early")?.len();
-            }
-        }
+        Way::ToControlPlane => connection.fetch(bytes).await?,
         Way::ToNode => {
             let chunk = Bytes::from(vec![0; CHUNK]);
             connection.send(Bytes::from(format!("SINK {bytes}\n"))).await?;

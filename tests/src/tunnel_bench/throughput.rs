@@ -43,9 +43,9 @@ pub(crate) struct Rounds<const N: usize>(Vec<[Did; N]>);
 
 impl<const N: usize> Rounds<N> {
     /// A figure of two sides.
-    fn pairs(&self, [ours, other]: [usize; 2], figure: impl Fn(&Did) -> f64) -> Pairs {
+    fn pairs(&self, of: [usize; 2], figure: impl Fn(&Did) -> f64) -> Pairs {
         let mut pairs = Pairs::default();
-        self.0.iter().for_each(|sides| pairs.add(figure(&sides[ours]), figure(&sides[other])));
+        self.0.iter().for_each(|sides| pairs.add(of.map(|side| figure(&sides[side]))));
         pairs
     }
 

@@ -1,26 +1,24 @@
 //! Owns traffic from pod to pod: between two processes, over sockets that were made in the pods' cgroups and over others that were made in a cgroup
 //! beside the node's.
-//! Called by the bench; the client is this program again, as `nodeguard-cluster converse`.
+//! Called by the bench; client and server are this program again, as `nodeguard-cluster converse` and `serve`.
 //! Must never compare two pairs that differ in anything but the guard: same network namespaces, processes, buffers and processors.
 
 use std::{
     fs::File,
-    io::{BufRead, BufReader, Write},
     net::SocketAddr,
     path::{Path, PathBuf},
-    process::{Child, ChildStdin, ChildStdout, Stdio},
     time::Duration,
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result};
 
 use super::Amount;
 use crate::{
     bench::{Pairs, Row, progress, round_of},
     cluster::{Cluster, addresses::socket, place::Where, say},
-    process::{Process, command},
+    process::{Process, command, run},
     sweep,
-    traffic::{self, Ask, CHUNK, Conversation, NODE_CPU, OTHER_CPU, fixed, in_both, listen, pin},
+    traffic::{self, CHUNK, Conversation, KINDS, NODE_CPU, OTHER_CPU, fixed, in_both, listen, pin},
 };
 
 /// A port that the policy of the bench guards, and one that it leaves alone.
@@ -33,26 +31,33 @@ const ROUND: Duration = Duration::from_secs(1);
 /// lasts.
 pub(super) fn measure(cluster: &Cluster, amount: Amount) -> Result<Vec<Row>> {
     let (server, client) = (Pod::find(cluster, "web")?, Pod::find(cluster, "bystander")?);
-    let at_least = Some(("at least", 0.97));
-    // What a turn asks, of how many, and how many make one of the unit.
-    let kinds = [
-        ('P', 4 << 20, 1 << 20, "MiB/s", "pod to pod: throughput there", at_least),
-        ('G', 4 << 20, 1 << 20, "MiB/s", "pod to pod: throughput back", at_least),
-        ('T', 100, 1, "1/s", "pod to pod: requests and answers", None),
-    ];
+    let (beside, address) = (root()?.join(cluster.place.cgroup(Where::Control)), cluster.address("web")?);
     let mut pairs: [Pairs; 3] = Default::default();
     for round in 0..amount.rounds {
-        let (mut talk, mut ratios) = (Talk::start(cluster, &server, &client)?, Vec::new());
-        for ((letter, count, one, ..), pairs) in kinds.iter().zip(&mut pairs) {
-            let turn = |side| Ok(((count / one) as f64, talk.ask(side, *letter, *count)?));
-            let [ours, other] = round_of(ROUND, round, turn)?;
-            pairs.add(ours, other);
-            ratios.push(format!("{:.3}", ours / other));
-        }
-        progress(&format!("pod to pod, round {} of {}: {}", round + 1, amount.rounds, ratios.join(", ")));
+        let program = |pod: &Pod, what: &str| -> Result<_> {
+            let mut program = command(&std::env::current_exe()?, File::open(&pod.network)?, &pod.cgroup)?;
+            program.arg(what).arg(&beside);
+            for port in PORTS {
+                program.arg(socket(&address, port)?.to_string());
+            }
+            Ok(program)
+        };
+        let log = cluster.place.directory.join("serve.log");
+        let _server = Process::start_ready("server", program(&server, "serve")?, &log)?;
+        let mut converse = program(&client, "converse")?;
+        converse.arg(round.to_string());
+        let rates: [[f64; 2]; 3] = serde_json::from_str(&run(converse, "")?)?;
+        pairs.iter_mut().zip(rates).for_each(|(pairs, rates)| pairs.add(rates));
+        let ratios = rates.map(|[ours, other]| format!("{:.3}", ours / other)).join(", ");
+        progress(&format!("pod to pod, round {} of {}: {ratios}", round + 1, amount.rounds));
     }
-    let rows = kinds.iter().zip(&pairs);
-    Ok(rows.map(|((.., unit, what, goal), pairs)| pairs.row(format!("{what}, guarded | not"), unit, *goal)).collect())
+    let at_least = Some(("at least", 0.97));
+    let names = [("throughput there", at_least), ("throughput back", at_least), ("requests and answers", None)];
+    let rows = KINDS.iter().zip(pairs).zip(names);
+    let row = |((kind, pairs), (what, goal)): ((&traffic::Kind, Pairs), _)| {
+        pairs.row(format!("pod to pod: {what}, guarded | not"), kind.unit, goal)
+    };
+    Ok(rows.map(row).collect())
 }
 
 /// A pod on the node: what a process needs to stand in it.
@@ -78,69 +83,16 @@ fn root() -> Result<PathBuf> {
     sweep::hierarchies().into_iter().next().context("no cgroups")
 }
 
-/// A server and a client: each has a socket that was made in its pod's cgroup and one that was made in the cgroup beside the node's.
-struct Talk {
-    _server: Process,
-    client: Child,
-    asks: ChildStdin,
-    answers: BufReader<ChildStdout>,
-}
-
-impl Talk {
-    fn start(cluster: &Cluster, server: &Pod, client: &Pod) -> Result<Talk> {
-        let (beside, address) = (root()?.join(cluster.place.cgroup(Where::Control)), cluster.address("web")?);
-        let ports = PORTS.map(|port| socket(&address, port).map(|at| at.to_string()));
-        let ports = ports.into_iter().collect::<Result<Vec<_>>>()?;
-        let program = |pod: &Pod, what: &str| -> Result<_> {
-            let mut program = command(&std::env::current_exe()?, File::open(&pod.network)?, &pod.cgroup)?;
-            program.arg(what).arg(&beside).args(&ports);
-            Ok(program)
-        };
-        let log = cluster.place.directory.join("serve.log");
-        let server = Process::start_ready("server", program(server, "serve")?, &log)?;
-        let mut converse = program(client, "converse")?;
-        let mut client = converse.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
-        let asks = client.stdin.take().context("stdin")?;
-        let answers = BufReader::new(client.stdout.take().context("stdout")?);
-        Ok(Talk { _server: server, client, asks, answers })
-    }
-
-    /// Asks over one of the two sockets.
-    fn ask(&mut self, side: usize, letter: char, count: usize) -> Result<Duration> {
-        writeln!(self.asks, "{side} {letter} {count}")?;
-        let mut line = String::new();
-        self.answers.read_line(&mut line)?;
-        ensure!(!line.is_empty(), "the client ended");
-        Ok(Duration::from_nanos(line.trim().parse()?))
-    }
-}
-
-impl Drop for Talk {
-    fn drop(&mut self) {
-        let _ = self.client.kill();
-        let _ = self.client.wait();
-    }
-}
-
-/// What the client's process does: asks what it reads, writes the nanoseconds, until there is nothing to read.
-pub fn converse(beside: &Path, to: [SocketAddr; 2]) -> Result<()> {
+/// What the client's process does: a round of each kind of traffic over two sockets, one made in its pod's cgroup, one beside it.
+pub fn converse(beside: &Path, to: [SocketAddr; 2], round: usize) -> Result<()> {
     pin(OTHER_CPU)?;
-    let mut conversations = in_both(beside, |side| fixed(Conversation::open(to[side])?))?;
+    let mut sides = in_both(beside, |side| fixed(Conversation::open(to[side])?))?;
     let mut buffer = vec![0; CHUNK];
-    for line in std::io::stdin().lines() {
-        let line = line?;
-        let words: Vec<&str> = line.split(' ').collect();
-        let [side, letter, count] = words[..] else { bail!("a side, a letter and a count") };
-        let ask = match letter {
-            "P" => Ask::Put,
-            "G" => Ask::Get,
-            "T" => Ask::Transact,
-            _ => bail!("no such request: {letter}"),
-        };
-        let conversation = conversations.get_mut(side.parse::<usize>()?).context("two sides")?;
-        say(&conversation.ask(ask, count.parse()?, &mut buffer)?.as_nanos().to_string())?;
+    let mut rates = Vec::new();
+    for kind in &KINDS {
+        rates.push(round_of(ROUND, round, |side| kind.turn(&mut sides[side], &mut buffer))?);
     }
-    Ok(())
+    say(&serde_json::to_string(&rates)?)
 }
 
 /// What the server's process does.
