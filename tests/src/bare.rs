@@ -2,7 +2,7 @@
 //! Called by the tunnel bench, and by tests of load, of several servers, of rotation and of old releases.
 //! Must never give one of them what the other does not get: same certificates, same server, an address each.
 
-use std::{fs, net::SocketAddr, path::PathBuf, process::Command, time::Duration};
+use std::{fs, path::PathBuf, process::Command, time::Duration};
 
 use anyhow::{Context, Result};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -14,11 +14,11 @@ use nodeguard::{
 pub use crate::process::upstream;
 use crate::{
     certs::{Certs, ServerCert},
-    isolated::isolated,
+    net::isolated,
     process::{Process, built},
     servers::{
         eventually,
-        proxy_server::{AGENT_PORT, Spec},
+        proxy_server::{ProxyServer, Spec},
     },
 };
 
@@ -85,12 +85,10 @@ spec:
   tunnel: {dial: [{pods: {cidrs: [10.0.0.0/24], ports: [7000]}}]}
 ";
 
-/// Starts the real proxy-server; where its frontend listens.
-pub fn server(place: &Place) -> Result<(Process, PathBuf)> {
+/// Starts the real proxy-server.
+pub fn server(place: &Place) -> Result<ProxyServer> {
     let more = ["--proxy-strategies=destHost", "--v=0"];
-    let agents = SocketAddr::new(SERVER.parse()?, AGENT_PORT);
-    let server = Spec { agents, more: &more, ..Spec::new("proxy-server", 0, 1) }.start(place)?;
-    Ok((server.process, server.socket))
+    Spec { more: &more, ..Spec::alone() }.start(place)
 }
 
 /// Starts an agent for a server.

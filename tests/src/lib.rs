@@ -6,7 +6,7 @@
 //!   proxy-server, a TLS kubelet stand-in, pod servers and the guard. `main_job` is the demo, line by line.
 //! - [`packets`]: real packets built byte by byte, sent over a wire, and what becomes of each shape.
 //! - [`mod@bench`]: rows, medians and rounds of a bench, and the traffic that is measured.
-//! - [`isolated`] is the small way, loopback only; in it [`bare`] (agents without a kernel half), [`endpoint`] (what they dial), [`load`] (what
+//! - [`net::isolated`] is the small way, loopback only; in it [`bare`] (agents without a kernel half), [`load`] (what they dial, and what
 //!   the control plane does), [`servers`] (whom they connect to, and what is on the way), [`kube`] (the API server that is asked about tokens,
 //!   leases and Services).
 //! - [`cluster`]: a whole Kubernetes on this machine with the guard as its DaemonSet.
@@ -18,8 +18,6 @@ pub mod bare;
 pub mod bench;
 pub mod certs;
 pub mod cluster;
-pub mod endpoint;
-pub mod isolated;
 pub mod kube;
 pub mod lab;
 pub mod load;

@@ -1,29 +1,32 @@
-//! Owns the load: what the control plane does through an agent, and how long that takes.
-//! Called by the tunnel bench, for one agent after the other, and by tests.
+//! Owns the load: what the control plane does through an agent, how long that takes, and the endpoint that agents dial.
+//! Called by the tunnel bench, for one agent after the other (the endpoint is a process of its own: its work counts for nobody), and by tests.
 //! Must never treat the agents differently: all that differs is the address.
 
 use std::{
+    collections::HashMap,
     path::Path,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt, BufReader, copy_buf, sink},
-    net::UnixStream,
+    io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader},
+    net::{TcpListener, TcpStream, ToSocketAddrs, UnixStream},
     sync::watch,
     task::JoinSet,
-    time::timeout,
+    time::{timeout, timeout_at},
 };
 
 use crate::{
-    endpoint::{CHUNK, ZEROS},
+    client::{pattern, sum},
+    lock,
     servers::read_head,
 };
+
+/// Bytes in one read or write.
+const CHUNK: usize = 64 << 10;
+static ZEROS: [u8; CHUNK] = [0; CHUNK];
 
 /// An answer that takes longer is none: it counts as this long.
 const PATIENCE: Duration = Duration::from_secs(8);
@@ -138,34 +141,29 @@ impl Load {
 
     /// What four bulk and four small clients get in so much time; beside an endpoint that never reads and is flooded, if asked.
     pub async fn beside(&self, stalled: bool, time: Duration) -> Result<Beside> {
-        let bulk = self.connect_all(4).await?;
+        const PIECE: usize = 256 << 10;
+        let streams = self.connect_all(4).await?;
         let flooded = if stalled { Some(self.connect().await?) } else { None };
-        let (moved, over) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
         let flood = tokio::spawn(async move {
             let Some(mut stream) = flooded else { return };
-            let chunk = vec![0; CHUNK];
             let _ = stream.write_all(b"NEVER\n").await;
-            while stream.write_all(&chunk).await.is_ok() {}
+            while stream.write_all(&ZEROS).await.is_ok() {}
             // It is cut, which is fair: it stays away.
         });
-        let (started, mut clients) = (Instant::now(), JoinSet::new());
-        for mut stream in bulk {
-            let (moved, over) = (Arc::clone(&moved), Arc::clone(&over));
-            clients.spawn(async move {
-                const PIECE: usize = 256 << 10;
-                while !over.load(Ordering::Relaxed) && transfer(&mut stream, Way::ToControlPlane, PIECE).await.is_ok() {
-                    moved.fetch_add(PIECE as u64, Ordering::Relaxed);
-                }
-            });
-        }
-        // Where no request can even be dialled, each would have taken all of the patience.
-        let none = PATIENCE.as_secs_f64() * 1e3;
-        let small = self.requests(4, time).await.unwrap_or(Latency { p50: none, p99: none });
-        let throughput = moved.load(Ordering::Relaxed) as f64 / f64::from(1 << 20) / started.elapsed().as_secs_f64();
-        over.store(true, Ordering::Relaxed);
+        let end = tokio::time::Instant::now() + time;
+        let bulk = |mut stream: UnixStream| async move {
+            let mut moved = 0;
+            while let Ok(Ok(())) = timeout_at(end, transfer(&mut stream, Way::ToControlPlane, PIECE)).await {
+                moved += PIECE;
+            }
+            Ok(moved)
+        };
+        let (moved, small) = tokio::join!(at_once(streams.into_iter().map(bulk)), self.requests(4, time));
         flood.abort();
-        let _ = timeout(Duration::from_secs(1), async { while clients.join_next().await.is_some() {} }).await;
-        Ok(Beside { throughput, latency: small })
+        let mib = moved?.into_iter().sum::<usize>() as f64 / f64::from(1 << 20);
+        // Where no request can even be dialled, each would have taken all of the patience.
+        let latency = small.unwrap_or_else(|_| latency(vec![PATIENCE]));
+        Ok(Beside { throughput: mib / time.as_secs_f64(), latency })
     }
 }
 
@@ -197,18 +195,31 @@ async fn transfer(stream: &mut UnixStream, way: Way, bytes: usize) -> Result<()>
     match way {
         Way::ToControlPlane => {
             stream.write_all(format!("SOURCE {bytes}\n").as_bytes()).await?;
-            let mut got = BufReader::with_capacity(CHUNK, stream).take(bytes as u64);
-            let count = copy_buf(&mut got, &mut sink()).await?;
-            ensure!(count == bytes as u64, "closed after {count} of {bytes} bytes");
+            take(stream, bytes).await
         }
         Way::ToNode => {
             stream.write_all(format!("SINK {bytes}\n").as_bytes()).await?;
-            let mut left = bytes;
-            while left > 0 {
-                left -= stream.write(&ZEROS[..left.min(CHUNK)]).await?;
-            }
-            stream.read_exact(&mut [0; 1]).await?;
+            give(stream, bytes).await?;
+            Ok(stream.read_exact(&mut [0; 1]).await.map(drop)?)
         }
+    }
+}
+
+/// Reads so many bytes, whatever they are.
+async fn take(stream: &mut (impl AsyncRead + Unpin), mut left: usize) -> Result<()> {
+    let mut buffer = vec![0; CHUNK];
+    while left > 0 {
+        let got = stream.read(&mut buffer[..left.min(CHUNK)]).await?;
+        ensure!(got > 0, "closed with {left} bytes missing");
+        left -= got;
+    }
+    Ok(())
+}
+
+/// Writes so many bytes, all zero.
+async fn give(stream: &mut (impl AsyncWrite + Unpin), mut left: usize) -> Result<()> {
+    while left > 0 {
+        left -= stream.write(&ZEROS[..left.min(CHUNK)]).await?;
     }
     Ok(())
 }
@@ -259,4 +270,55 @@ pub fn latency(mut took: Vec<Duration>) -> Latency {
         took.get(index).map_or(f64::INFINITY, |time| time.as_secs_f64() * 1e3)
     };
     Latency { p50: at(0.5), p99: at(0.99) }
+}
+
+/// What was read for each id.
+type Sums = Arc<Mutex<HashMap<String, String>>>;
+
+/// Serves what agents dial. A line asks: `SINK N` and `SOURCE N` for any bytes, `GET N SEED` for bytes of the pattern and the end behind them,
+/// `PUT ID` to read to the end, `SUM ID` for what was read there. Behind any other line nothing is read again. It never speaks first: the
+/// proxy-server may send bytes before its own answer.
+pub async fn serve(address: impl ToSocketAddrs) -> Result<()> {
+    let (listener, sums) = (TcpListener::bind(address).await?, Sums::default());
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(answer(stream, Arc::clone(&sums)));
+        }
+    });
+    Ok(())
+}
+
+async fn answer(stream: TcpStream, sums: Sums) -> Result<()> {
+    stream.set_nodelay(true)?;
+    let mut stream = BufReader::with_capacity(1 << 10, stream);
+    let mut line = String::new();
+    loop {
+        line.clear();
+        if stream.read_line(&mut line).await? == 0 {
+            return Ok(());
+        }
+        match line.split_whitespace().collect::<Vec<_>>()[..] {
+            ["SINK", count] => {
+                take(&mut stream, count.parse()?).await?;
+                stream.get_mut().write_all(b"k").await?;
+            }
+            ["SOURCE", count] => give(stream.get_mut(), count.parse()?).await?,
+            ["GET", count, seed] => {
+                stream.get_mut().write_all(&pattern(seed.parse()?, count.parse()?)).await?;
+                return Ok(stream.get_mut().shutdown().await?);
+            }
+            ["PUT", id] => {
+                let mut bytes = Vec::new();
+                let read = stream.read_to_end(&mut bytes).await;
+                let read = read.map_or_else(|error| format!("error {error}"), |_| sum(&bytes));
+                lock(&sums).insert(id.to_owned(), read);
+                return Ok(());
+            }
+            ["SUM", id] => {
+                let read = lock(&sums).remove(id).unwrap_or_else(|| "none".to_owned());
+                return Ok(stream.get_mut().write_all(format!("{read}\n").as_bytes()).await?);
+            }
+            _ => std::future::pending().await,
+        }
+    }
 }

@@ -33,9 +33,9 @@ fn many_connections_come_and_go_without_an_error_or_a_leak() {
         let mut endpoint = std::process::Command::new(lab::lab::target()?.join("nodeguard-tunnel-bench"));
         endpoint.args(["endpoint", "0.0.0.0:7000"]);
         let _endpoint = Process::start("endpoint", endpoint, &place.directory.join("endpoint.log"))?;
-        let (_server, socket) = server(place)?;
+        let server = server(place)?;
         let process = agent(Who::Ours, place, PORT)?;
-        let load = Load { socket: Arc::from(socket), destination: ENDPOINT.to_owned() };
+        let load = server.load();
         eventually("a tunnel", Duration::from_secs(10), async || Ok(load.connect().await.is_ok())).await?;
         // The same once before, shorter: what a load allocates for good, and the code that it runs, is there when the baseline is taken.
         let open = load.connect_all(held).await?;

@@ -34,9 +34,8 @@ use std::net::SocketAddr;
 use anyhow::Result;
 use lab::{
     bare::{Place, SERVER},
-    endpoint, soak,
+    soak,
 };
-use tokio::net::TcpListener;
 
 /// The port of a fake server.
 const PORT: u16 = 8091;
@@ -50,8 +49,7 @@ fn at(port: u16) -> SocketAddr {
 
 /// Serves port 7000 of every address as an endpoint.
 async fn serve_endpoint() -> Result<()> {
-    tokio::spawn(endpoint::serve(TcpListener::bind("0.0.0.0:7000").await?));
-    Ok(())
+    lab::load::serve("0.0.0.0:7000").await
 }
 
 /// Runs in namespaces of its own, with certificates; loopback also has these addresses.

@@ -9,9 +9,9 @@ use anyhow::{Context, Result, ensure};
 use lab::{
     bare::{Agent, Place, SERVER, connected},
     certs::NAME,
-    isolated::hosts,
     kube::KubeApi,
     load::{Steady, request},
+    net::hosts,
     servers::{
         Balancer, eventually,
         fake::{Fake, Manners},

@@ -88,12 +88,12 @@ impl Cluster {
 
     /// What `nodeguard status` says inside the pod: through the tunnel, as an operator asks.
     pub fn status(&self) -> Result<Status> {
-        Ok(serde_json::from_value(self.status_of("daemonset/nodeguard")?)?)
+        self.status_of("daemonset/nodeguard")
     }
 
     /// The status of the guard in a pod.
-    pub fn status_of(&self, pod: &str) -> Result<Value> {
-        self.system(&format!("exec {pod} -- nodeguard status -o json")).json()
+    pub fn status_of(&self, pod: &str) -> Result<Status> {
+        Ok(serde_json::from_str(&self.system(&format!("exec {pod} -- nodeguard status -o json")).run()?)?)
     }
 
     /// The number of the ruleset in force.

@@ -70,12 +70,8 @@ impl Pki {
         self.directory.join(name)
     }
 
-    /// A server's certificate for these names.
-    pub fn serving(&self, file: &str, names: &[&str]) -> Result<()> {
-        self.sign(file, file, "", names)
-    }
-
-    fn sign(&self, file: &str, user: &str, group: &str, names: &[&str]) -> Result<()> {
+    /// A certificate of a user in a group (`""`: in none), also a server's for these names.
+    pub fn sign(&self, file: &str, user: &str, group: &str, names: &[&str]) -> Result<()> {
         let mut params = named(user, names)?;
         if !group.is_empty() {
             params.distinguished_name.push(DnType::OrganizationName, group);
@@ -83,11 +79,6 @@ impl Pki {
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         issue(&self.path(file), &params, &self.ca)
-    }
-
-    /// A file's path as text.
-    pub fn text(&self, name: &str) -> Result<String> {
-        text(&self.path(name))
     }
 }
 

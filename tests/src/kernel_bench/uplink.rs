@@ -6,9 +6,8 @@ use std::{fs, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use lab::{
-    isolated::with_sysfs,
     lab::Lab,
-    net::Who,
+    net::{Who, with_sysfs},
     process::{Process, tool, until},
     traffic::{NODE_CPU, pin_thread},
 };

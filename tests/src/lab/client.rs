@@ -8,12 +8,15 @@ use std::{
     net::{SocketAddr, TcpStream},
     os::unix::net::UnixStream,
     path::Path,
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
-use rustls::{ClientConnection, StreamOwned, pki_types::ServerName};
+use rustls::{ClientConfig, ClientConnection, StreamOwned, pki_types::ServerName};
 use serde::{Deserialize, Serialize};
 
 use super::net::inside;
@@ -67,17 +70,12 @@ pub fn tcp(address: SocketAddr) -> Result<Box<dyn Stream>, Outcome> {
 
 /// A connection through the proxy-server, as the API server makes it.
 pub fn through(server: &ProxyServer, destination: &str) -> Result<Box<dyn Stream>, Outcome> {
-    connect(&server.socket, destination)
-}
-
-/// The same by the socket of the proxy-server's frontend.
-pub fn connect(socket: &Path, destination: &str) -> Result<Box<dyn Stream>, Outcome> {
-    let mut stream = UnixStream::connect(socket).context("the proxy-server's socket")?;
+    let mut stream = UnixStream::connect(&server.socket).context("the proxy-server's socket")?;
     stream.set_read_timeout(Some(Duration::from_secs(20)))?;
     stream.set_write_timeout(Some(Duration::from_secs(20)))?;
     let asked = write!(stream, "CONNECT {destination} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n");
     asked.context("cannot send CONNECT")?;
-    let head = read_head(&mut stream)?;
+    let head = read_until(&mut stream, HEAD)?;
     let code = status_code(&head)?;
     if code == 200 {
         return Ok(Box::new(stream));
@@ -89,13 +87,16 @@ pub fn connect(socket: &Path, destination: &str) -> Result<Box<dyn Stream>, Outc
     Err(Outcome::NotConnected(code, String::from_utf8_lossy(&body).trim().to_owned()))
 }
 
-/// Reads the head of an HTTP answer byte by byte: what follows it belongs to the connection.
-fn read_head(stream: &mut impl Read) -> Result<String> {
-    let (mut head, mut byte) = (Vec::new(), [0; 1]);
-    while !head.ends_with(b"\r\n\r\n") && stream.read(&mut byte)? == 1 {
-        head.push(byte[0]);
+/// How the head of an HTTP message ends.
+const HEAD: &[u8] = b"\r\n\r\n";
+
+/// Reads until these bytes came, or to the end, byte by byte: what follows belongs to somebody else.
+pub fn read_until(stream: &mut impl Read, end: &[u8]) -> Result<String> {
+    let (mut said, mut byte) = (Vec::new(), [0; 1]);
+    while !said.ends_with(end) && stream.read(&mut byte)? == 1 {
+        said.push(byte[0]);
     }
-    Ok(String::from_utf8_lossy(&head).into_owned())
+    Ok(String::from_utf8_lossy(&said).into_owned())
 }
 
 fn status_code(answer: &str) -> Result<u16> {
@@ -135,9 +136,16 @@ pub fn http(stream: Result<Box<dyn Stream>, Outcome>, path: &str) -> Outcome {
 }
 
 /// TLS on a stream, the server being `node`.
-pub fn tls(stream: Box<dyn Stream>, ca: &Path) -> Result<StreamOwned<ClientConnection, Box<dyn Stream>>> {
-    let config = client(ca, None, None)?;
-    Ok(StreamOwned::new(ClientConnection::new(config, ServerName::try_from("node")?)?, stream))
+pub fn tls(stream: Box<dyn Stream>, ca: &Path) -> Result<TlsStream> {
+    tls_to(stream, client(ca, None, None)?, "node")
+}
+
+/// TLS on a stream.
+pub type TlsStream = StreamOwned<ClientConnection, Box<dyn Stream>>;
+
+/// The same by any configuration, to any server.
+pub fn tls_to(stream: Box<dyn Stream>, config: Arc<ClientConfig>, server: &'static str) -> Result<TlsStream> {
+    Ok(StreamOwned::new(ClientConnection::new(config, ServerName::try_from(server)?)?, stream))
 }
 
 fn get(stream: &mut impl Stream, path: &str) -> Result<Outcome> {
@@ -177,7 +185,7 @@ pub fn follow_log(stream: Box<dyn Stream>, ca: &Path) -> Result<(usize, Duration
 pub fn upgraded_echo(stream: Box<dyn Stream>, ca: &Path) -> Result<usize> {
     let mut stream = tls(stream, ca)?;
     write!(stream, "GET /exec/default/web/app HTTP/1.1\r\nHost: node\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n")?;
-    let head = read_head(&mut stream)?;
+    let head = read_until(&mut stream, HEAD)?;
     ensure!(head.starts_with("HTTP/1.1 101"), "{head}");
     let mut total = 0;
     for (round, size) in [1, 1000, 60_000, 7].into_iter().enumerate() {

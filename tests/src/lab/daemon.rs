@@ -17,9 +17,8 @@ use nodeguard::{
     tunnel::handle::{StreamPhase, StreamState},
 };
 
-use super::net::{Net, Who};
+use super::{Lab, net::Who};
 use crate::{
-    certs::Certs,
     process::{Process, Said, built, command, output, until},
     servers::proxy_server::AGENT_PORT,
 };
@@ -94,9 +93,10 @@ impl Build {
     }
 }
 
-impl Daemon {
-    /// The command that starts one: it runs in this cgroup and attaches to it, and its files are in this directory.
-    pub fn command(net: &Net, certs: &Certs, cgroup: &Path, directory: &Path, setup: &Setup) -> Result<Command> {
+impl Lab {
+    /// The command that starts the guard: it runs in the node's cgroup and attaches to it.
+    pub fn daemon_command(&self) -> Result<Command> {
+        let Lab { net, certs, directory, setup, node_cgroup: cgroup, .. } = self;
         let binary = built(if setup.build == Build::Own { "nodeguard" } else { "nodeguard-other-abi" })?;
         let namespace = net.open(Who::Node)?;
         let mut run = if setup.rights == Rights::Root {
@@ -119,7 +119,9 @@ impl Daemon {
         run.args(&setup.options);
         Ok(run)
     }
+}
 
+impl Daemon {
     /// Starts one and waits until its policy is in force.
     pub fn start(command: Command, directory: &Path) -> Result<Daemon> {
         let process = Process::start("nodeguard", command, &directory.join("nodeguard.log"))?;

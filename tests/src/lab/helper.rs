@@ -33,7 +33,7 @@ use super::client::{self, timed_out};
 use crate::{
     bare::runtime,
     bench::print_line,
-    endpoint,
+    load,
     servers::{Listener, http_proxy::HttpProxy, tls::Tls},
 };
 
@@ -79,7 +79,7 @@ async fn serve(words: &[&str]) -> Result<()> {
             hold(Listener::start(address.parse()?, move |taken| relay(taken, to)).await?).await
         }
         ["http-proxy", address] => hold(HttpProxy::start(address.parse()?, &[]).await?).await,
-        ["bytes", address] => endpoint::listen(address).await,
+        ["bytes", address] => hold(load::serve(address).await?).await,
         ["echo", address] => echo(address).await,
         ["hold", address] => connection(address).await,
         _ => bail!("no such helper: {}", words.join(" ")),

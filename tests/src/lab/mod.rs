@@ -35,8 +35,8 @@ use self::{
 pub use crate::process::target;
 use crate::{
     certs::{Certs, ServerCert},
-    process::{Process, built, command, output, until},
-    servers::proxy_server::ProxyServer,
+    process::{Process, built, command, output, until, upstream},
+    servers::proxy_server::{ProxyServer, Spec},
     sweep,
 };
 
@@ -173,8 +173,9 @@ impl Lab {
     pub fn start_server(&mut self, cert: ServerCert) -> Result<()> {
         self.server = None;
         self.certs.server(cert)?;
-        let cgroup = self.cgroup.join("elsewhere");
-        self.server = Some(ProxyServer::start(&self.net, &self.certs, &cgroup, &self.directory)?);
+        let (spec, namespace) = (Spec::alone(), self.net.open(Who::ControlPlane)?);
+        let program = command(&upstream(spec.binary)?, namespace, &self.cgroup.join("elsewhere"))?;
+        self.server = Some(spec.run(program, &self.certs, &self.directory)?);
         Ok(())
     }
 
@@ -182,11 +183,6 @@ impl Lab {
     pub fn start_daemon(&mut self) -> Result<&mut Daemon> {
         let daemon = Daemon::start(self.daemon_command()?, &self.directory)?;
         Ok(self.daemon.insert(daemon))
-    }
-
-    /// The command that starts the guard.
-    pub fn daemon_command(&self) -> Result<Command> {
-        Daemon::command(&self.net, &self.certs, &self.node_cgroup, &self.directory, &self.setup)
     }
 
     /// Starts the guard and waits for nothing.

@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use bytes::Bytes;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -247,12 +247,11 @@ pub fn close_dial(random: i64) -> Packet {
     Packet { kind: 5, payload: Some(Payload::CloseDial(CloseDial { random })) }
 }
 
-/// Where the answer to a dial goes, and then its bytes.
-type Dialling = (oneshot::Sender<Result<i64, String>>, mpsc::Sender<Bytes>);
-
 #[derive(Default)]
 struct Table {
-    dialling: HashMap<i64, Dialling>,
+    /// Where the answer to a dial goes.
+    dialling: HashMap<i64, oneshot::Sender<Result<Connection, String>>>,
+    /// Where the bytes of a connection go.
     open: HashMap<i64, mpsc::Sender<Bytes>>,
 }
 
@@ -288,17 +287,20 @@ impl Dials {
         let table: Arc<Mutex<Table>> = Arc::default();
         let shared = Arc::clone(&table);
         let (drained, ended) = (CancellationToken::new(), CancellationToken::new());
-        let (drain, end) = (drained.clone(), ended.clone());
+        let (drain, end, to_agent) = (drained.clone(), ended.clone(), outbound.clone());
         let task = tokio::spawn(async move {
             while let Ok(Some(packet)) = inbound.message().await {
                 match packet.payload {
                     Some(Payload::DialResponse(DialResponse { error, connect_id, random })) => {
                         let mut table = lock(&shared);
-                        let Some((answer, bytes)) = table.dialling.remove(&random) else { continue };
-                        if error.is_empty() {
+                        let Some(answer) = table.dialling.remove(&random) else { continue };
+                        let _ = answer.send(if error.is_empty() {
+                            let (bytes, inbound) = mpsc::channel(64);
                             table.open.insert(connect_id, bytes);
-                        }
-                        let _ = answer.send(if error.is_empty() { Ok(connect_id) } else { Err(error) });
+                            Ok(Connection { id: connect_id, outbound: to_agent.clone(), inbound })
+                        } else {
+                            Err(error)
+                        });
                     }
                     Some(Payload::Data(Data { connect_id, data, .. })) => {
                         let to = lock(&shared).open.get(&connect_id).cloned();
@@ -321,13 +323,10 @@ impl Dials {
     /// Dials, and waits for the answer.
     pub async fn dial(&self, address: &str) -> Result<Connection> {
         let random = self.next.fetch_add(1, Ordering::Relaxed);
-        let ((answer, answered), (bytes, inbound)) = (oneshot::channel(), mpsc::channel(64));
-        lock(&self.table).dialling.insert(random, (answer, bytes));
+        let (answer, answered) = oneshot::channel();
+        lock(&self.table).dialling.insert(random, answer);
         self.outbound.send(Ok(dial(address, random))).await?;
-        match answered.await.context("the stream ended")? {
-            Ok(id) => Ok(Connection { id, outbound: self.outbound.clone(), inbound }),
-            Err(error) => bail!("{error}"),
-        }
+        answered.await.context("the stream ended")?.map_err(anyhow::Error::msg)
     }
 
     /// Waits until the agent asks for no more dials.

@@ -17,8 +17,8 @@ use crate::{
     bare::{Place, Who as Agents, upstream},
     certs::Certs,
     load::Load,
-    net::{Net, Who},
-    process::{Process, command},
+    net::Who,
+    process::Process,
 };
 
 /// The port for agents in a lab.
@@ -51,6 +51,12 @@ impl<'a> Spec<'a> {
         Spec { id, agents, count, index, binary: "proxy-server", client_ca: "ca.crt", kubeconfig: None, more: &[] }
     }
 
+    /// The only one, at the port for agents in a lab.
+    pub fn alone() -> Spec<'a> {
+        let agents = SocketAddr::from((Who::ControlPlane.v4(), AGENT_PORT));
+        Spec { agents, ..Spec::new("proxy-server", 0, 1) }
+    }
+
     /// Starts it in this network namespace, and waits until it listens.
     pub fn start(&self, place: &Place) -> Result<ProxyServer> {
         let mut server = self.run(Command::new(upstream(self.binary)?), &place.certs, &place.directory)?;
@@ -59,7 +65,8 @@ impl<'a> Spec<'a> {
         Ok(server)
     }
 
-    fn run(&self, mut command: Command, certs: &Certs, directory: &Path) -> Result<ProxyServer> {
+    /// Starts it by such a command, and waits until its frontend listens.
+    pub fn run(&self, mut command: Command, certs: &Certs, directory: &Path) -> Result<ProxyServer> {
         let socket = directory.join(format!("{}.sock", self.id));
         if socket.exists() {
             std::fs::remove_file(&socket)?;
@@ -102,15 +109,13 @@ pub struct ProxyServer {
 }
 
 impl ProxyServer {
-    /// Starts the proxy-server of a lab in its namespace and cgroup, and waits until it listens.
-    pub fn start(net: &Net, certs: &Certs, cgroup: &Path, directory: &Path) -> Result<ProxyServer> {
-        let agents = SocketAddr::from((Who::ControlPlane.v4(), AGENT_PORT));
-        let spec = Spec { agents, ..Spec::new("proxy-server", 0, 1) };
-        spec.run(command(&upstream(spec.binary)?, net.open(Who::ControlPlane)?, cgroup)?, certs, directory)
-    }
-
     /// The way to our agent's endpoint through it.
     pub fn load(&self) -> Load {
-        Load { socket: Arc::from(self.socket.as_path()), destination: format!("{}:7000", Agents::Ours.address()) }
+        self.load_at(Agents::Ours.address())
+    }
+
+    /// The way to the endpoint of the agent that advertises an address.
+    pub fn load_at(&self, address: &str) -> Load {
+        Load { socket: Arc::from(self.socket.as_path()), destination: format!("{address}:7000") }
     }
 }

@@ -6,17 +6,19 @@ mod null;
 mod own;
 mod throughput;
 
-use std::{path::Path, process::Command, sync::Arc, time::Duration};
+use std::{process::Command, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use lab::{
     bare::{Place, Who, agent, memory, runtime, server},
-    bench::{self, Goal, Pairs, Row, both, in_turn, progress},
-    endpoint,
-    isolated::without_pacing,
-    load::{Latency, Load, latency, request},
+    bench::{self, Goal, Pairs, Row, both, in_turn, print_line, progress},
+    load::{self, Latency, Load, latency, request},
+    net::without_pacing,
     process::Process,
-    servers::eventually,
+    servers::{
+        eventually,
+        proxy_server::{AGENT_PORT, ProxyServer},
+    },
 };
 
 /// How much is done.
@@ -54,7 +56,11 @@ fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match words[..] {
-        ["endpoint", address] => runtime()?.block_on(endpoint::listen(address)),
+        ["endpoint", address] => runtime()?.block_on(async {
+            load::serve(address).await?;
+            print_line("ready")?;
+            std::future::pending().await
+        }),
         ["null", server, certs] => {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(null::serve(server.parse()?, certs.as_ref()))
@@ -102,17 +108,17 @@ struct Subject {
 /// Everything that the real server lets us see, or a part of it.
 async fn with_server(place: &Place, amount: Amount, only: Option<&str>) -> Result<Vec<Row>> {
     let wanted = |part: &str| only.is_none_or(|only| only == part);
-    let (server, socket) = server(place)?;
+    let server = server(place)?;
     let mut rows = Vec::new();
     if wanted("memory") {
-        rows.extend(memory_rows(place, &socket, amount).await?);
+        rows.extend(memory_rows(place, &server, amount).await?);
     }
-    let subjects = [subject(Who::Ours, place, &socket).await?, subject(Who::Theirs, place, &socket).await?];
-    let null = ready(null::start(place)?, null::ADDRESS, &socket).await?;
+    let subjects = [subject(Who::Ours, place, &server).await?, subject(Who::Theirs, place, &server).await?];
+    let null = ready(null::start(place)?, null::ADDRESS, &server).await?;
     let [ours, theirs] = &subjects;
     let all = [ours, theirs, &null];
     if wanted("throughput") || wanted("single") {
-        rows.extend(throughput::measure(all, &server, amount, only == Some("single")).await?);
+        rows.extend(throughput::measure(all, &server.process, amount, only == Some("single")).await?);
     }
     if wanted("requests") || wanted("dials") {
         rows.extend(dial_rows(all, amount).await?);
@@ -205,11 +211,11 @@ async fn stalled_rows(subjects: &[Subject; 2], amount: Amount) -> Result<Vec<Row
 }
 
 /// Fresh agents: their memory at rest, and with many connections that rest.
-async fn memory_rows(place: &Place, socket: &Path, amount: Amount) -> Result<Vec<Row>> {
+async fn memory_rows(place: &Place, server: &ProxyServer, amount: Amount) -> Result<Vec<Row>> {
     let [mut idle, mut each, mut later]: [Pairs; 3] = Default::default();
     for (side, who) in Who::BOTH.into_iter().enumerate() {
         progress(&format!("memory with {} idle connections: {who:?}", amount.idle));
-        let subject = subject(who, place, socket).await?;
+        let subject = subject(who, place, server).await?;
         let resident = async |wait: u64| {
             tokio::time::sleep(Duration::from_secs(wait)).await;
             memory(&subject.process, "VmRSS")
@@ -234,13 +240,13 @@ async fn memory_rows(place: &Place, socket: &Path, amount: Amount) -> Result<Vec
 }
 
 /// Starts an agent and waits until a dial comes through it.
-async fn subject(who: Who, place: &Place, socket: &Path) -> Result<Subject> {
-    ready(agent(who, place, 8091)?, who.address(), socket).await
+async fn subject(who: Who, place: &Place, server: &ProxyServer) -> Result<Subject> {
+    ready(agent(who, place, AGENT_PORT)?, who.address(), server).await
 }
 
 /// Waits until a dial comes through an agent.
-async fn ready(mut process: Process, address: &str, socket: &Path) -> Result<Subject> {
-    let load = Load { socket: Arc::from(socket), destination: format!("{address}:7000") };
+async fn ready(mut process: Process, address: &str, server: &ProxyServer) -> Result<Subject> {
+    let load = server.load_at(address);
     let dialled = eventually(address, Duration::from_secs(20), async || {
         process.check()?;
         Ok(load.connect().await.is_ok())
