@@ -30,7 +30,7 @@ use crate::{
     process::{Process, command, run},
     servers::tls::client,
     sweep,
-    traffic::{self, CHUNK, Conversation, KINDS, NODE_CPU, OTHER_CPU, fixed, in_both, listen, pin},
+    traffic::{self, CHUNK, KINDS, NODE_CPU, OTHER_CPU, connect, fixed, in_both, listen, pin},
 };
 
 /// The ports of the API servers whose way is the upstream agent behind a proxy-server of its own, and that dial the node themselves.
@@ -155,7 +155,7 @@ fn root() -> Result<PathBuf> {
 /// What the client's process does: a round of each kind of traffic over two sockets, one made in its pod's cgroup, one beside it.
 pub fn converse(beside: &Path, to: [SocketAddr; 2], round: usize) -> Result<()> {
     pin(OTHER_CPU)?;
-    let mut sides = in_both(beside, |side| fixed(Conversation::open(to[side])?))?;
+    let mut sides = in_both(beside, |side| fixed(connect(to[side])?))?;
     let mut buffer = vec![0; CHUNK];
     let mut rates = Vec::new();
     for kind in &KINDS {

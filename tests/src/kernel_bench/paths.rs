@@ -26,7 +26,7 @@ use guard_common::{
 use ipnet::IpNet;
 use lab::{
     agree::load,
-    bench::{Goal, Pairs, Row, both, progress},
+    bench::{Goal, Pairs, Row, in_turn, progress},
     net::Who,
     packets::{Flow, ethernet, ip, syn},
 };
@@ -147,7 +147,7 @@ impl Bench {
             let mut sums = [0.0; 2];
             for (turn, frame) in frames.iter().enumerate() {
                 let empty = self.run("bench_empty", frame, 1)?;
-                for side in both(round + turn) {
+                for side in in_turn::<2>(round + turn) {
                     sums[side] += self.run(["bench_guard", floor][side], frame, verdict)? - empty;
                 }
             }

@@ -16,7 +16,7 @@ use lab::{
     lab::Lab,
     net::Who,
     process::{Process, command},
-    traffic::{self, CHUNK, Conversation, KINDS, NODE_CPU, OTHER_CPU, in_both, listen, pin},
+    traffic::{self, CHUNK, KINDS, NODE_CPU, OTHER_CPU, connect, in_both, listen, pin},
 };
 use nix::time::{ClockId, clock_gettime};
 use socket2::SockRef;
@@ -86,7 +86,7 @@ pub(crate) fn measure(amount: Amount) -> Result<Vec<Row>> {
         pin(OTHER_CPU)?;
         undisturbed(true)?;
         let [guarded, free] = [PORT, FREE_PORT].map(|port| Who::Node.at(false, port));
-        let mut sides = [Conversation::open(guarded)?, Conversation::open(free)?];
+        let mut sides = [connect(guarded)?, connect(free)?];
         let mut buffer = vec![0; CHUNK];
         let mut rows = Vec::new();
         let names = ["throughput to the node", "throughput from the node", "requests and answers"];

@@ -16,6 +16,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use rand::{RngCore, SeedableRng, rngs::SmallRng};
 use rustls::{ClientConfig, ClientConnection, StreamOwned, pki_types::ServerName};
 use serde::{Deserialize, Serialize};
 
@@ -199,17 +200,10 @@ pub fn upgraded_echo(stream: Box<dyn Stream>, ca: &Path) -> Result<usize> {
     Ok(total)
 }
 
-/// Bytes that look random and are the same for the same seed (xorshift64*).
+/// Bytes that look random and are the same for the same seed.
 pub fn pattern(seed: u64, length: usize) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut bytes = Vec::with_capacity(length + 8);
-    while bytes.len() < length {
-        state ^= state >> 12;
-        state ^= state << 25;
-        state ^= state >> 27;
-        bytes.extend_from_slice(&state.wrapping_mul(0x2545_f491_4f6c_dd1d).to_le_bytes());
-    }
-    bytes.truncate(length);
+    let mut bytes = vec![0; length];
+    SmallRng::seed_from_u64(seed).fill_bytes(&mut bytes);
     bytes
 }
 

@@ -11,7 +11,7 @@ use std::{process::Command, time::Duration};
 use anyhow::{Context, Result, bail};
 use lab::{
     bare::{Place, Who, agent, memory, runtime, server},
-    bench::{self, Goal, Pairs, Row, both, in_turn, print_line, progress},
+    bench::{self, Goal, Pairs, Row, in_turn, print_line, progress},
     load::{self, Latency, Load, latency, request},
     net::without_pacing,
     process::Process,
@@ -168,7 +168,7 @@ async fn request_rows(subjects: &[Subject; 2], amount: Amount) -> Result<Vec<Row
     progress("requests and dials at once");
     let mut figures: [Pairs; 3] = Default::default();
     for round in 0..amount.rounds {
-        for side in both(round) {
+        for side in in_turn::<2>(round) {
             let load = &subjects[side].load;
             let requests = load.requests(8, Duration::from_secs(amount.seconds)).await?;
             let rate = load.dial_rate(amount.dials_at_once).await?;
@@ -198,7 +198,7 @@ async fn stalled_rows(subjects: &[Subject; 2], amount: Amount) -> Result<Vec<Row
         let [mut throughput, mut p99]: [Pairs; 2] = Default::default();
         for round in 0..rounds {
             // Side 0 is beside an endpoint that never reads, side 1 without one, which is first in the first round.
-            for side in both(round + 1) {
+            for side in in_turn::<2>(round + 1) {
                 let beside = subject.load.beside(side == 0, time).await?;
                 throughput.push(side, beside.throughput);
                 p99.push(side, beside.latency.p99);
