@@ -25,9 +25,9 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::{
-    certs::Certs,
+    certs::{Certs, Tls},
     lock,
-    servers::{Listener, tls::Tls},
+    servers::Listener,
 };
 
 /// The account of the tokens that are accepted.

@@ -14,7 +14,7 @@ use axum::{
     http::StatusCode,
     routing::{get, post},
 };
-use lab::servers::tls::Tls;
+use lab::certs::Tls;
 use serde_json::{Value, json};
 
 /// The group and version that the aggregated API serves.

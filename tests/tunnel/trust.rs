@@ -6,10 +6,10 @@ use anyhow::{Context, Result, ensure};
 use guard_policy::pin::Pin;
 use lab::{
     bare::{Agent, Place, connected},
-    certs::{NAME, ServerCert},
+    certs::{NAME, ServerCert, Tls},
     daemon::stream,
     load::Steady,
-    servers::{Listener, eventually, proxy_server::Spec, tls::Tls},
+    servers::{Listener, eventually, proxy_server::Spec},
 };
 use rustls::pki_types::{CertificateDer, pem::PemObject};
 

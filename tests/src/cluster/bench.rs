@@ -25,10 +25,10 @@ use super::{
 };
 use crate::{
     bench::{Pairs, Row, in_turn, print, progress, round_of},
+    certs::client,
     client::{TlsStream, read_until, tls_to},
     load::latency,
     process::{Process, command, run},
-    servers::tls::client,
     sweep,
     traffic::{self, CHUNK, KINDS, NODE_CPU, OTHER_CPU, connect, fixed, in_both, listen, pin},
 };

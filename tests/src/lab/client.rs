@@ -21,7 +21,7 @@ use rustls::{ClientConfig, ClientConnection, StreamOwned, pki_types::ServerName}
 use serde::{Deserialize, Serialize};
 
 use super::net::inside;
-use crate::servers::{proxy_server::ProxyServer, tls::client};
+use crate::{certs::client, servers::proxy_server::ProxyServer};
 
 /// How long a direct attempt waits for a SYN-ACK: in a lab one comes within a millisecond.
 const SYN_ACK: Duration = Duration::from_millis(600);

@@ -33,8 +33,9 @@ use super::client::{self, timed_out};
 use crate::{
     bare::runtime,
     bench::print_line,
+    certs::Tls,
     load,
-    servers::{Listener, http_proxy::HttpProxy, tls::Tls},
+    servers::{Listener, http_proxy::HttpProxy},
 };
 
 /// How many lines the log endpoint streams, and how far apart.

@@ -39,10 +39,10 @@ use tokio_util::{either::Either, sync::CancellationToken};
 use tonic::{Request, Response, Status, Streaming};
 use tonic_prost::ProstCodec;
 
-use super::{Listener, tls::Tls};
+use super::Listener;
 use crate::{
     bare::{Place, SERVER},
-    certs::Certs,
+    certs::{Certs, Tls},
     lock,
 };
 

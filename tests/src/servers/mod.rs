@@ -6,7 +6,6 @@ pub mod fake;
 pub mod hostile;
 pub mod http_proxy;
 pub mod proxy_server;
-pub mod tls;
 
 use std::{
     net::SocketAddr,

@@ -3,7 +3,6 @@
 //! Must never compare figures of different runs.
 
 mod null;
-mod own;
 mod throughput;
 
 use std::{process::Command, time::Duration};
@@ -85,7 +84,7 @@ fn run(amount: Amount, only: Option<&str>) -> Result<()> {
             rows.extend(with_server(place, amount, only).await?);
         }
         if only.is_none_or(|only| only == "own") {
-            rows.extend(own::without_server(place, amount).await?);
+            rows.extend(throughput::without_server(place, amount).await?);
         }
         Ok(rows)
     })?;
