@@ -57,7 +57,7 @@ pub(crate) fn nodes(cluster: &mut Cluster, table: &mut Table) -> Result<()> {
         })
     })?;
     cluster.control.change_front(Front::own(Egress::Grpc))?;
-    second.check()
+    second.process.check()
 }
 
 /// How many dials the guard of a node has admitted.

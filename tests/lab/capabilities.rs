@@ -16,7 +16,7 @@ fn three(policy: &str) -> Lab {
 
 /// That it has these rights and no others.
 fn checked(mut lab: Lab) -> Lab {
-    let id = lab.daemon().unwrap().process().id();
+    let id = lab.daemon().unwrap().process.id();
     let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap();
     let line = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().to_owned();
     assert_eq!(line("Uid:").split_whitespace().next(), Some(USER.to_string().as_str()));

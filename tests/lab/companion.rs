@@ -19,7 +19,7 @@ const STRANGERS: usize = 1000;
 /// Starts it as its manifest does, in a cgroup below the guarded one. It alone is registered for this node.
 fn agent(lab: &Lab, cgroup: &str) -> Process {
     let mut agent =
-        command(&upstream("proxy-agent").unwrap(), lab.net.open(Who::Node).unwrap(), &lab.guarded().join(cgroup))
+        command(&upstream("proxy-agent").unwrap(), lab.net.open(Who::Node).unwrap(), &lab.guarded.join(cgroup))
             .unwrap();
     agent.arg(format!("--proxy-server-host={}", Who::ControlPlane.v4()));
     agent.arg(format!("--proxy-server-port={AGENT_PORT}"));

@@ -235,7 +235,7 @@ fn interfaces_come_and_go_and_a_killed_daemon_leaves_the_tier() {
     until("the tier is back", WITHIN, || Ok(on(&status(&lab), "eth0").attached)).unwrap();
 
     // `unpin` takes it with the rest.
-    lab.daemon().unwrap().process().stop().unwrap();
+    lab.daemon().unwrap().process.stop().unwrap();
     let said = lab.daemon().unwrap().said("unpin", &[]).unwrap();
     assert_eq!(said.code, 0);
     assert_eq!(lab.healthz(Who::Stranger, false).unwrap(), Outcome::Http(200));
@@ -245,7 +245,7 @@ fn interfaces_come_and_go_and_a_killed_daemon_leaves_the_tier() {
 fn a_build_of_another_abi_takes_the_tier_over() {
     let mut lab = Lab::new(&with_edge(POLICY, "eth0")).unwrap();
     let before = on(&lab.daemon().unwrap().status().unwrap(), "eth0");
-    lab.daemon().unwrap().process().stop().unwrap();
+    lab.daemon().unwrap().process.stop().unwrap();
     lab.setup.build = lab.setup.build.other();
     lab.start_daemon().unwrap().connected().unwrap();
     let after = on(&lab.daemon().unwrap().status().unwrap(), "eth0");

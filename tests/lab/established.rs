@@ -115,7 +115,7 @@ fn hold_inside(lab: &Lab) -> TcpStream {
 #[test]
 fn what_was_open_before_the_guard_is_judged_when_it_starts() {
     let mut lab = Lab::new(&with_node_selector()).unwrap();
-    lab.daemon().unwrap().process().stop().unwrap();
+    lab.daemon().unwrap().process.stop().unwrap();
     lab.daemon().unwrap().said("unpin", &[]).unwrap();
     let kubelet = Who::Node.at(false, KUBELET);
     let (stranger, peer) = (hold(&lab, Who::Stranger, kubelet), hold(&lab, Who::Peer, kubelet));

@@ -75,7 +75,7 @@ pub(crate) fn send(seconds: u32) -> u64 {
 #[test]
 fn every_packet_of_a_flood_is_counted_and_the_daemon_does_not_notice() {
     let mut lab = Lab::new(POLICY).unwrap();
-    let id = lab.daemon().unwrap().process().id();
+    let id = lab.daemon().unwrap().process.id();
     let daemon = lab.daemon.as_ref().unwrap();
     // The address is resolved, and the first events have made their room.
     lab.net.run(Who::Stranger, || Ok(send(1))).unwrap();

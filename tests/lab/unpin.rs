@@ -12,7 +12,7 @@ fn sigterm_ends_it_well_the_kernel_half_stays_and_unpin_removes_it() {
     let stranger = |lab: &Lab| lab.healthz(Who::Stranger, false).unwrap();
     let said = lab.daemon().unwrap().said("unpin", &[]).unwrap();
     assert!(said.code != 0 && said.error.contains("stop it first"));
-    assert!(lab.daemon().unwrap().process().stop().unwrap().success(), "SIGTERM is exit 0");
+    assert!(lab.daemon().unwrap().process.stop().unwrap().success(), "SIGTERM is exit 0");
     assert_eq!(stranger(&lab), Outcome::NoAnswer);
 
     // Nobody answers, so `status` says what the pins say, with its own exit code.

@@ -74,7 +74,7 @@ fn keep(lab: &mut Lab) -> Result<()> {
         Ok(stop.send(())?)
     });
     while stopped.recv_timeout(Duration::from_secs(1)).is_err() {
-        lab.daemon()?.process().check()?;
+        lab.daemon()?.process.check()?;
     }
     Ok(())
 }

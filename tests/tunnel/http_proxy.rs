@@ -86,10 +86,10 @@ fn the_tunnel_comes_up_through_a_proxy_and_a_refusal_is_told() {
         let mut slowest = Duration::ZERO;
         for (manner, words) in refusals {
             proxy.set(manner);
-            proxy.cut();
+            proxy.listener.cut();
             told(&agent, words).await?;
             proxy.set(Manner::Connect);
-            proxy.cut();
+            proxy.listener.cut();
             slowest = slowest.max(agent.connected(&["a"]).await?);
             dials(&server).await?;
         }

@@ -57,7 +57,7 @@ fn a_guard_that_is_told_to_end_serves_what_is_open_first() {
         Ok(daemon.status()?.dials.is_some_and(|dials| dials.open == 1))
     })
     .unwrap();
-    let process = daemon.process();
+    let process = &mut daemon.process;
     process.signal(Signal::SIGTERM).unwrap();
     std::thread::sleep(Duration::from_millis(800));
     stream.write_all(b"1000000 3\n").unwrap();

@@ -68,7 +68,7 @@ fn servers_behind_a_balancer_are_all_found_and_found_again() {
         dials(&servers[1]).await?;
         let asked = steady.end().await?;
         // The balancer fails over: every connection is lost, and new ones come up through its successor.
-        balancer.cut();
+        balancer.listener.cut();
         drop(balancer);
         agent.until("the loss", Duration::from_secs(5), |all| connected(all).is_empty()).await?;
         tokio::time::sleep(Duration::from_secs(1)).await;
@@ -79,7 +79,7 @@ fn servers_behind_a_balancer_are_all_found_and_found_again() {
             dials(server).await?;
         }
         // A failover in one moment: streams end, and the address answers all the time.
-        successor.cut();
+        successor.listener.cut();
         // Until the agent has noticed, it says what was.
         agent.until("the loss", Duration::from_secs(5), |all| connected(all).len() < servers.len()).await?;
         let at_once = agent.connected(&["a", "b", "c"]).await?;

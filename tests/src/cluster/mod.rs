@@ -131,7 +131,7 @@ impl Cluster {
     /// Fails if a part has ended.
     pub fn check(&mut self) -> Result<()> {
         self.control.check()?;
-        self.node.check()
+        self.node.process.check()
     }
 }
 

@@ -68,7 +68,8 @@ const CONTAINERD: [&str; 2] = ["--address", "/run/containerd/containerd.sock"];
 
 /// A running node: everything in it ends with this process.
 pub struct Node {
-    process: Process,
+    /// The process that is in the node's namespaces.
+    pub process: Process,
     directory: PathBuf,
 }
 
@@ -108,16 +109,6 @@ impl Node {
         let mut node = Node { process, directory };
         node.process.until("kubelet runs", PATIENCE, |process| Ok(process.printed().contains("kubelet runs")))?;
         Ok(node)
-    }
-
-    /// Fails if a part of it has ended.
-    pub fn check(&mut self) -> Result<()> {
-        self.process.check()
-    }
-
-    /// The process that is in the node's namespaces.
-    pub fn id(&self) -> u32 {
-        self.process.id()
     }
 
     /// A directory as the node's own processes see it.

@@ -74,8 +74,8 @@ pub(crate) fn lab_with(text: &str, work: Duration) -> Result<(Lab, Process)> {
     let mut lab = Lab::bare()?;
     lab.write_policy(text)?;
     lab.start_daemon()?;
-    let mut serve = command(&std::env::current_exe()?, lab.net.open(Who::Node)?, lab.guarded())?;
-    serve.args(["serve", &work.as_micros().to_string()]).arg(lab.guarded().with_file_name("elsewhere"));
+    let mut serve = command(&std::env::current_exe()?, lab.net.open(Who::Node)?, &lab.guarded)?;
+    serve.args(["serve", &work.as_micros().to_string()]).arg(lab.guarded.with_file_name("elsewhere"));
     let server = Process::start_ready("server", serve, &lab.directory.join("serve.log"))?;
     Ok((lab, server))
 }

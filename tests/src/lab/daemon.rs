@@ -25,7 +25,8 @@ use crate::{
 
 /// A running guard.
 pub struct Daemon {
-    process: Process,
+    /// Its process.
+    pub process: Process,
     directory: PathBuf,
 }
 
@@ -96,7 +97,7 @@ impl Build {
 impl Lab {
     /// The command that starts the guard: it runs in the node's cgroup and attaches to it.
     pub fn daemon_command(&self) -> Result<Command> {
-        let Lab { net, certs, directory, setup, node_cgroup: cgroup, .. } = self;
+        let Lab { net, certs, directory, setup, guarded: cgroup, .. } = self;
         let binary = built(if setup.build == Build::Own { "nodeguard" } else { "nodeguard-other-abi" })?;
         let namespace = net.open(Who::Node)?;
         let mut run = if setup.rights == Rights::Root {
@@ -163,11 +164,6 @@ impl Daemon {
     /// What it printed.
     pub fn printed(&self) -> String {
         self.process.printed()
-    }
-
-    /// Its process.
-    pub fn process(&mut self) -> &mut Process {
-        &mut self.process
     }
 
     /// `kill -9`.

@@ -92,8 +92,9 @@ pub struct Lab {
     pub daemon: Option<Daemon>,
     /// How the next guard is started.
     pub setup: Setup,
-    cgroup: PathBuf,
-    node_cgroup: PathBuf,
+    /// The cgroup whose sockets are guarded: those of the node and of the pod.
+    pub guarded: PathBuf,
+    elsewhere: PathBuf,
     helpers: Vec<Process>,
 }
 
@@ -134,9 +135,9 @@ impl Lab {
         mount(Some("bpf"), &directory.join("bpf"), Some("bpf"), MsFlags::empty(), None::<&str>)
             .context("mount -t bpf")?;
         let cgroup = sweep::cgroup(&v2_root()?, id);
-        let node_cgroup = cgroup.join("node");
-        fs::create_dir_all(&node_cgroup)?;
-        fs::create_dir_all(cgroup.join("elsewhere"))?;
+        let [guarded, elsewhere] = ["node", "elsewhere"].map(|part| cgroup.join(part));
+        fs::create_dir_all(&guarded)?;
+        fs::create_dir_all(&elsewhere)?;
         let mut lab = Lab {
             id: id.to_owned(),
             net: Net::new(id)?,
@@ -145,8 +146,8 @@ impl Lab {
             server: None,
             daemon: None,
             setup: Setup::default(),
-            cgroup,
-            node_cgroup,
+            guarded,
+            elsewhere,
             helpers: Vec::new(),
         };
         let [certificate, key] = ["kubelet.crt", "kubelet.key"].map(|file| lab.certs.path(file).display().to_string());
@@ -174,7 +175,7 @@ impl Lab {
         self.server = None;
         self.certs.server(cert)?;
         let (spec, namespace) = (Spec::alone(), self.net.open(Who::ControlPlane)?);
-        let program = command(&upstream(spec.binary)?, namespace, &self.cgroup.join("elsewhere"))?;
+        let program = command(&upstream(spec.binary)?, namespace, &self.elsewhere)?;
         self.server = Some(spec.run(program, &self.certs, &self.directory)?);
         Ok(())
     }
@@ -198,11 +199,6 @@ impl Lab {
     /// The proxy-server.
     pub fn server(&self) -> Result<&ProxyServer> {
         self.server.as_ref().context("no proxy-server runs")
-    }
-
-    /// The cgroup whose sockets are guarded: those of the node and of the pod.
-    pub fn guarded(&self) -> &Path {
-        &self.node_cgroup
     }
 
     /// Where the guard pins its programs and maps.
@@ -234,18 +230,18 @@ impl Lab {
 
     /// Makes a cgroup below the guarded one.
     pub fn make_cgroup(&self, cgroup: &str) -> Result<()> {
-        Ok(fs::create_dir_all(self.node_cgroup.join(cgroup))?)
+        Ok(fs::create_dir_all(self.guarded.join(cgroup))?)
     }
 
     /// Removes an empty cgroup below the guarded one.
     pub fn remove_cgroup(&self, cgroup: &str) -> Result<()> {
-        let path = self.node_cgroup.join(cgroup);
+        let path = self.guarded.join(cgroup);
         until("the cgroup is empty", Duration::from_secs(5), || Ok(fs::remove_dir(&path).is_ok()))
     }
 
     /// A helper's command line, in a cgroup below the guarded one.
     pub fn helper(&self, who: Who, cgroup: &str, arguments: &[&str]) -> Result<Command> {
-        helper_command(self.net.open(who)?, &self.node_cgroup.join(cgroup), arguments)
+        helper_command(self.net.open(who)?, &self.guarded.join(cgroup), arguments)
     }
 
     /// Starts a helper that lasts as long as the lab, in a cgroup below the guarded one, and waits until it is ready; its log.
@@ -255,7 +251,7 @@ impl Lab {
 
     /// The same in any network namespace. What a cgroup beside the guarded one holds (`../elsewhere`) is another machine's.
     pub fn start_at(&mut self, namespace: File, cgroup: &str, arguments: &[&str]) -> Result<PathBuf> {
-        let helper = helper_command(namespace, &self.node_cgroup.join(cgroup), arguments)?;
+        let helper = helper_command(namespace, &self.guarded.join(cgroup), arguments)?;
         let what = arguments.first().unwrap_or(&"helper");
         let log = self.directory.join(format!("{what}-{}.log", self.helpers.len()));
         self.helpers.push(Process::start_ready(what, helper, &log)?);

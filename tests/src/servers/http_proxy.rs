@@ -36,7 +36,8 @@ struct State {
 /// A running proxy.
 pub struct HttpProxy {
     state: Arc<Mutex<State>>,
-    listener: Listener,
+    /// Its connections.
+    pub listener: Listener,
 }
 
 impl HttpProxy {
@@ -57,11 +58,6 @@ impl HttpProxy {
     /// The targets since the last call, each with its `Proxy-Authorization`.
     pub fn asked(&self) -> Vec<(String, Option<String>)> {
         std::mem::take(&mut lock(&self.state).asked)
-    }
-
-    /// Ends every connection.
-    pub fn cut(&self) {
-        self.listener.cut();
     }
 }
 

@@ -96,7 +96,8 @@ impl Listener {
 /// A TCP balancer: each connection goes to the next backend that answers. It does not look into what passes.
 pub struct Balancer {
     backends: Arc<Mutex<Vec<SocketAddr>>>,
-    listener: Listener,
+    /// Its connections.
+    pub listener: Listener,
 }
 
 impl Balancer {
@@ -124,10 +125,5 @@ impl Balancer {
     /// From the next connection on, these are the backends.
     pub fn set(&self, backends: &[SocketAddr]) {
         *lock(&self.backends) = backends.to_vec();
-    }
-
-    /// Ends every connection.
-    pub fn cut(&self) {
-        self.listener.cut();
     }
 }
