@@ -8,7 +8,7 @@ use std::{
 use guard_common::packet::TCP;
 use lab::{
     amount,
-    bare::{cpu_of, memory_of},
+    bare::{cpu_of, memory},
     client::Outcome,
     daemon::packets as count,
     lab::{KUBELET, Lab, POLICY},
@@ -28,7 +28,7 @@ pub(crate) fn seconds() -> u32 {
 
 /// What a process used: seconds of processor time and KiB of resident memory.
 fn used(id: u32) -> (f64, f64) {
-    (cpu_of(id).unwrap(), memory_of(id, "VmRSS").unwrap())
+    (cpu_of(id).unwrap(), memory(id, "VmRSS").unwrap())
 }
 
 fn health(status: &Status, name: &str) -> u64 {

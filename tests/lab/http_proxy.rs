@@ -3,14 +3,13 @@
 use lab::{
     certs::ServerCert,
     client::Outcome,
-    daemon::stream,
+    daemon::{StreamPhase, stream},
     helper::Answer,
     lab::{Lab, POLICY},
     net::Who,
     process::until,
     servers::proxy_server::AGENT_PORT,
 };
-use nodeguard::tunnel::handle::StreamPhase;
 
 const PROXY: &str = "10.0.0.1:3128";
 

@@ -13,7 +13,7 @@ use lab::{
     helper::Answer,
     judged::{Counts, moved},
     lab::Lab,
-    net::{Who, inside, ip as ip_command, on_a_thread, port},
+    net::{SWITCH, Who, inside, ip as ip_command, name, on_a_thread, port},
     packets::{ACK, DESTINATION_OPTIONS, Flow, HOP_BY_HOP, Heard, PSH, SYN, Segment, heard, ip, padding, v4},
     process::until,
     shapes::{MP_CAPABLE, fast_open, join},
@@ -241,7 +241,7 @@ fn source_equals_destination() {
 fn headers_outside_the_linear_part() {
     let lab = lab();
     for who in [Who::Stranger, Who::Peer, Who::Node] {
-        ip_command(&["-n", &lab.net.switch(), "link", "set", &port(who.name()), "mtu", "9000"], "").unwrap();
+        ip_command(&["-n", &name(&lab.id, SWITCH), "link", "set", &port(who.name()), "mtu", "9000"], "").unwrap();
         lab.net.ip(who, &["link", "set", "eth0", "mtu", "9000"]).unwrap();
     }
     let counts = counter(&lab);

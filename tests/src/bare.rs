@@ -224,12 +224,7 @@ pub fn cpu_of(id: u32) -> Result<f64> {
 }
 
 /// A line of /proc/PID/status in KiB: `VmRSS` now, `VmHWM` the most so far.
-pub fn memory(process: &Process, line: &str) -> Result<f64> {
-    memory_of(process.id(), line)
-}
-
-/// The same by its number.
-pub fn memory_of(id: u32, line: &str) -> Result<f64> {
+pub fn memory(id: u32, line: &str) -> Result<f64> {
     let status = fs::read_to_string(format!("/proc/{id}/status"))?;
     let value = status.lines().find_map(|text| text.strip_prefix(line)?.strip_prefix(':')?.split_whitespace().next());
     value.and_then(|text| text.parse().ok()).context("/proc/PID/status")

@@ -37,7 +37,7 @@ fn a_hostile_server_does_not_reach_a_healthy_one() {
                 attack.run(&mut stream, ENDPOINT, packets).await;
                 drop(stream);
                 agent.process.check()?;
-                most = most.max(memory(&agent.process, "VmRSS")? / 1024.0);
+                most = most.max(memory(agent.process.id(), "VmRSS")? / 1024.0);
                 ensure!(most < MOST_MIB, "{most:.0} MiB after {attack:?}");
             }
             rounds += 1;

@@ -9,12 +9,11 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use lab::{
     client::{Stream, through, timed_out},
-    daemon::stream,
+    daemon::{StreamPhase, stream},
     lab::{BYTES, Lab, POLICY},
-    net::{Who, ip, name},
+    net::{SWITCH, Who, ip, name},
     process::{run_tool, until},
 };
-use nodeguard::tunnel::handle::StreamPhase;
 
 /// After so much silence the kernel gives up, having asked several times (`docs/konnectivity.md`).
 const GIVEN_UP: Duration = Duration::from_secs(20);
@@ -37,7 +36,7 @@ fn swallow(lab: &Lab, on: bool) -> Result<()> {
 
 /// The control plane's port of the switch: nobody's link but its own goes down.
 fn unplug(lab: &Lab, down: bool) -> Result<()> {
-    ip(&["-n", &name(&lab.id, "switch"), "link", "set", "to-cont", if down { "down" } else { "up" }], "")
+    ip(&["-n", &name(&lab.id, SWITCH), "link", "set", "to-cont", if down { "down" } else { "up" }], "")
 }
 
 /// What TCP knows of the node's and the control plane's connections.

@@ -5,11 +5,10 @@ use std::time::Duration;
 use lab::{
     certs::ServerCert,
     client::{Outcome, https, through},
-    daemon::stream,
+    daemon::{StreamPhase, stream},
     lab::{Lab, POLICY},
     process::until,
 };
-use nodeguard::tunnel::handle::StreamPhase;
 
 #[test]
 fn a_server_with_a_wrong_certificate_gets_no_tunnel() {

@@ -56,7 +56,7 @@ impl Rig {
     }
 
     fn peak(&self) -> Result<f64> {
-        Ok(memory(&self.process, "VmHWM")? / 1024.0)
+        Ok(memory(self.process.id(), "VmHWM")? / 1024.0)
     }
 }
 

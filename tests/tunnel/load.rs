@@ -107,7 +107,7 @@ async fn at_rest(process: &Process) -> Result<(f64, usize)> {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     tokio::time::sleep(Duration::from_secs(1)).await;
-    Ok((memory(process, "VmRSS")? / 1024.0, descriptors()?))
+    Ok((memory(process.id(), "VmRSS")? / 1024.0, descriptors()?))
 }
 
 #[test]

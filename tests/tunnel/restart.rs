@@ -8,11 +8,11 @@ use std::{
 use lab::{
     certs::ServerCert,
     client::{Outcome, https, through},
+    daemon::{StreamPhase, stream},
     lab::{Lab, POLICY},
     process::until,
 };
 use nix::sys::signal::Signal;
-use nodeguard::tunnel::handle::StreamPhase;
 
 #[test]
 fn the_tunnel_comes_back_when_the_server_does() {
@@ -21,7 +21,7 @@ fn the_tunnel_comes_back_when_the_server_does() {
     for _ in 0..3 {
         lab.server = None;
         let daemon = lab.daemon().unwrap();
-        let lost = || Ok(lab::daemon::stream(&daemon.status()?).state != StreamPhase::Connected);
+        let lost = || Ok(stream(&daemon.status()?).state != StreamPhase::Connected);
         until("the loss", Duration::from_secs(5), lost).unwrap();
         lab.start_server(ServerCert::Good).unwrap();
         lab.daemon().unwrap().connected().unwrap();

@@ -116,8 +116,7 @@ fn a_client_certificate_rotates_under_load_and_nothing_is_cut() {
         place.certs.agent()?;
         swapped(place, rounds() + 1)?;
         tokio::time::sleep(Duration::from_secs(1)).await;
-        let streams = agent.streams().await?;
-        let in_use = connected(&streams).iter().any(|stream| stream.made_with == Some(rounds() + 2));
+        let in_use = connected(&agent.streams().await?).iter().any(|stream| stream.made_with == Some(rounds() + 2));
         ensure!(in_use, "the old certificate no longer serves");
         steady.end().await?;
         // The server asks for the new CA from its restart on: only the new certificate brings the tunnel back.

@@ -12,10 +12,8 @@ use std::{
 
 use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
-use nodeguard::{
-    report::status::Status,
-    tunnel::handle::{StreamPhase, StreamState},
-};
+use nodeguard::report::status::Status;
+pub use nodeguard::tunnel::handle::{StreamPhase, StreamState};
 
 use super::{Lab, net::Who};
 use crate::{

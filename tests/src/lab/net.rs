@@ -126,11 +126,6 @@ impl Net {
         name(&self.id, who.name())
     }
 
-    /// The same of the switch, where the other ends of everybody's wires are.
-    pub fn switch(&self) -> String {
-        name(&self.id, SWITCH)
-    }
-
     /// A descriptor of a namespace.
     pub fn open(&self, who: Who) -> Result<File> {
         open(&self.id, who.name())
@@ -153,7 +148,7 @@ impl Net {
 }
 
 /// The place where the other ends of everybody's wires are.
-const SWITCH: &str = "switch";
+pub const SWITCH: &str = "switch";
 
 /// Makes a namespace for each of these places of a lab, with `eth0` on one switch.
 pub fn wire(id: &str, places: impl Iterator<Item = &'static str>) -> Result<()> {

@@ -129,7 +129,7 @@ async fn with_server(place: &Place, amount: Amount, only: Option<&str>) -> Resul
         progress("beside an endpoint that never reads");
         rows.extend(stalled_rows(&subjects, amount).await?);
     }
-    let [ours, theirs] = subjects.map(|subject| memory(&subject.process, "VmHWM"));
+    let [ours, theirs] = subjects.map(|subject| memory(subject.process.id(), "VmHWM"));
     rows.push(Row::beside("most memory in all of this", "MiB", ours? / 1024.0, theirs? / 1024.0, None));
     Ok(rows)
 }
@@ -217,7 +217,7 @@ async fn memory_rows(place: &Place, server: &ProxyServer, amount: Amount) -> Res
         let subject = subject(who, place, server).await?;
         let resident = async |wait: u64| {
             tokio::time::sleep(Duration::from_secs(wait)).await;
-            memory(&subject.process, "VmRSS")
+            memory(subject.process.id(), "VmRSS")
         };
         let before = resident(1).await?;
         let mut open = subject.load.connect_all(amount.idle).await?;
