@@ -13,7 +13,7 @@ use anyhow::{Context, Result};
 use super::{
     addresses::filled,
     eventually,
-    kubectl::Kubectl,
+    kubectl::Call,
     pki::Pki,
     place::{Place, Where},
 };
@@ -160,10 +160,10 @@ impl Control {
 
     /// Waits until the API server is ready.
     fn ready(&mut self) -> Result<()> {
-        let kubectl = Kubectl::new(&self.place, &self.pki)?;
+        binary("kubectl")?;
         eventually("kube-apiserver is ready", || {
             self.check()?;
-            Ok(kubectl.call("get --raw /readyz").run().is_ok())
+            Ok(Call::new(&self.place, "get --raw /readyz").run().is_ok())
         })
     }
 

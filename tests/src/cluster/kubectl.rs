@@ -4,9 +4,7 @@
 
 use std::{
     io::{BufRead, BufReader, Lines, Read},
-    path::PathBuf,
     process::{ChildStdout, Command, Stdio},
-    sync::Arc,
     time::Duration,
 };
 
@@ -15,32 +13,9 @@ use serde_json::Value;
 
 use super::{
     control::binary,
-    pki::Pki,
     place::{Place, Where},
 };
 use crate::process::{Killed, Said, finish};
-
-/// kubectl as the cluster's administrator.
-pub(crate) struct Kubectl {
-    place: Arc<Place>,
-    program: PathBuf,
-    kubeconfig: PathBuf,
-}
-
-impl Kubectl {
-    /// For the cluster at a place.
-    pub(crate) fn new(place: &Arc<Place>, pki: &Pki) -> Result<Kubectl> {
-        let kubeconfig = pki.path("admin.kubeconfig");
-        Ok(Kubectl { place: Arc::clone(place), program: binary("kubectl")?, kubeconfig })
-    }
-
-    /// A call, its words separated by spaces.
-    pub(crate) fn call(&self, words: &str) -> Call<'_> {
-        let words = words.split_whitespace().map(str::to_owned).collect();
-        let patience = Duration::from_secs(60);
-        Call { kubectl: self, words, stream: Stream::WebSocket, input: Vec::new(), patience }
-    }
-}
 
 /// The protocol of exec, attach and port-forward: kubectl offers both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,14 +39,21 @@ impl Stream {
 /// A call of kubectl that is not made yet.
 #[must_use]
 pub struct Call<'a> {
-    kubectl: &'a Kubectl,
+    place: &'a Place,
     words: Vec<String>,
     stream: Stream,
     input: Vec<u8>,
     patience: Duration,
 }
 
-impl Call<'_> {
+impl<'a> Call<'a> {
+    /// A call as the administrator of the cluster at a place, its words separated by spaces.
+    pub(crate) fn new(place: &'a Place, words: &str) -> Call<'a> {
+        let words = words.split_whitespace().map(str::to_owned).collect();
+        let patience = Duration::from_secs(60);
+        Call { place, words, stream: Stream::WebSocket, input: Vec::new(), patience }
+    }
+
     /// One more word, which may hold spaces.
     pub fn word(mut self, word: impl Into<String>) -> Self {
         self.words.push(word.into());
@@ -109,12 +91,12 @@ impl Call<'_> {
     }
 
     fn command(&self) -> Result<Command> {
-        let mut command = self.kubectl.place.command(&self.kubectl.program, Where::Control)?;
+        let mut command = self.place.command(&binary("kubectl")?, Where::Control)?;
         for name in ["KUBECTL_REMOTE_COMMAND_WEBSOCKETS", "KUBECTL_PORT_FORWARD_WEBSOCKETS"] {
             command.env(name, (self.stream == Stream::WebSocket).to_string());
         }
-        command.env("KUBECONFIG", &self.kubectl.kubeconfig).env("HOME", &self.kubectl.place.directory);
-        command.args(&self.words);
+        let directory = &self.place.directory;
+        command.env("KUBECONFIG", directory.join("pki/admin.kubeconfig")).env("HOME", directory).args(&self.words);
         Ok(command)
     }
 

@@ -18,7 +18,7 @@ use std::{fs, path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
 
-use self::{addresses::socket, kubectl::Kubectl};
+use self::addresses::socket;
 pub use self::{
     addresses::{Addresses, at, choose as choose_family, filled},
     bench::{bench, converse, serve},
@@ -46,8 +46,6 @@ pub struct Cluster {
     pub node: Node,
     /// The control plane.
     pub control: Control,
-    /// Its administrator.
-    kubectl: Kubectl,
     /// Its certificates.
     pub pki: Arc<Pki>,
     /// Where it stands.
@@ -58,10 +56,9 @@ impl Cluster {
     /// Starts a control plane and a node, and waits until the node takes pods. The node has the images of [`images`], and these.
     pub fn start(place: &Arc<Place>, images: &[&str]) -> Result<Cluster> {
         let pki = Arc::new(Pki::new(place)?);
-        let kubectl = Kubectl::new(place, &pki)?;
         let control = Control::start(place, &pki, Front::own(Egress::Grpc))?;
         let node = Node::start(place, &pki, Where::Node, &guard::images(images)?)?;
-        let mut cluster = Cluster { node, control, kubectl, pki, place: Arc::clone(place) };
+        let mut cluster = Cluster { node, control, pki, place: Arc::clone(place) };
         cluster.apply(include_str!("files/access.yaml"))?;
         cluster.node_ready(node::NAME)?;
         cluster.check()?;
@@ -70,12 +67,12 @@ impl Cluster {
 
     /// A call of kubectl, its words separated by spaces.
     pub fn kubectl(&self, words: &str) -> Call<'_> {
-        self.kubectl.call(words)
+        Call::new(&self.place, words)
     }
 
     /// The same in the namespace kube-system.
     pub fn system(&self, words: &str) -> Call<'_> {
-        self.kubectl.call(&format!("-n kube-system {words}"))
+        Call::new(&self.place, &format!("-n kube-system {words}"))
     }
 
     /// Applies a manifest.
