@@ -111,14 +111,14 @@ fn watch_services(cluster: &Cluster) -> Result<()> {
 fn serve(cluster: &Cluster) -> Result<()> {
     let pki = &cluster.pki;
     if !pki.path("hook-tls.crt").is_file() {
-        pki.serving("hook-tls", &["hook.default.svc", "api.default.svc"])?;
+        pki.sign("hook-tls", "hook-tls", "", &["hook.default.svc", "api.default.svc"])?;
     }
-    let files = format!("--cert={} --key={}", pki.text("hook-tls.crt")?, pki.text("hook-tls.key")?);
+    let files = format!("--cert={} --key={}", text(&pki.path("hook-tls.crt"))?, text(&pki.path("hook-tls.key"))?);
     let secret = format!("create secret tls hook-tls {files} --dry-run=client -o yaml");
     cluster.apply(&cluster.kubectl(&secret).run()?)?;
     let ca = format!(
         "create secret generic ca --from-file=ca={} --dry-run=client -o jsonpath={{.data.ca}}",
-        pki.text("ca.crt")?
+        text(&pki.path("ca.crt"))?
     );
     let bundle = cluster.kubectl(&ca).run()?;
     start_pod(cluster)?;

@@ -4,7 +4,7 @@
 
 use anyhow::{Context, Result, ensure};
 use lab::cluster::{Cluster, Egress, Front, LABEL, NAME, Node, SECOND_NAME, Table, Where, eventually, images};
-use serde_json::Value;
+use nodeguard::report::status::Status;
 
 use crate::{checks::HOOK, operators::exec};
 
@@ -52,22 +52,20 @@ pub(crate) fn nodes(cluster: &mut Cluster, table: &mut Table) -> Result<()> {
     table.holds("two nodes", "what the other guard says of it", by, expected, || {
         // By chance another guard may answer: asked until its own does.
         eventually("the guard of worker-1 reports it", || {
-            let status = status_of(cluster, NAME).unwrap_or_default();
-            let refused = status["lastRefusedDials"].as_array();
-            Ok(refused.is_some_and(|refused| refused.iter().any(|dial| dial["reason"] == "another-node")))
+            let refused = status_of(cluster, NAME).map(|status| status.last_refused_dials).unwrap_or_default();
+            Ok(refused.iter().any(|dial| dial.reason == "another-node"))
         })
     })?;
     cluster.control.change_front(Front::own(Egress::Grpc))?;
-    second.check()
+    second.process.check()
 }
 
 /// How many dials the guard of a node has admitted.
 fn admitted(cluster: &Cluster, node: &str) -> Result<u64> {
-    let dials = &status_of(cluster, node)?["dials"];
-    dials["admitted"].as_u64().with_context(|| format!("no count of dials in {dials}"))
+    Ok(status_of(cluster, node)?.dials.context("no count of dials")?.admitted)
 }
 
-fn status_of(cluster: &Cluster, node: &str) -> Result<Value> {
+fn status_of(cluster: &Cluster, node: &str) -> Result<Status> {
     let on = format!("get pods -l {LABEL} --field-selector spec.nodeName={node}");
     cluster.status_of(&cluster.system(&format!("{on} -o jsonpath={{.items[0].metadata.name}}")).run()?)
 }

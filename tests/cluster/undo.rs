@@ -27,7 +27,7 @@ pub(crate) fn undo(cluster: &Cluster, table: &mut Table) -> Result<()> {
     table.check("undo", "nodeguard unpin on the node", "direct", "connected", || {
         let binary = target()?.with_file_name("x86_64-unknown-linux-gnu").join("release/nodeguard");
         let mut unpin = cluster.place.command(Path::new("/usr/bin/nsenter"), Where::Node)?;
-        unpin.arg(format!("--mount=/proc/{}/ns/mnt", cluster.node.id())).arg("--").arg(binary).arg("unpin");
+        unpin.arg(format!("--mount=/proc/{}/ns/mnt", cluster.node.process.id())).arg("--").arg(binary).arg("unpin");
         let said = finish(&mut unpin, b"", Duration::from_secs(30))?;
         ensure!(said.code == 0, "unpin: {} {}", said.text(), said.error);
         cluster.kubelet_answers(at().neighbour).map(seen)

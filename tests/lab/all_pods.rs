@@ -55,10 +55,10 @@ fn where_the_pods_cgroup_is_not_there_every_other_listener_counts_and_status_say
     let to = Who::Pod.at(false, PORT);
     let from = |lab: &Lab, who: Who| lab.net.run(who, || Ok(http(tcp(to), "/"))).unwrap();
     assert_eq!(from(&lab, Who::Stranger), Outcome::NoAnswer, "in doubt it is a pod");
-    let said = lab.daemon().unwrap().status_text().unwrap();
+    let said = lab.daemon().unwrap().said("status", &[]).unwrap().text();
     assert!(said.contains("cgroup of the pods"), "{said}");
     lab.make_cgroup("kubepods.slice").unwrap();
     until("it is no pod", Duration::from_secs(5), || Ok(from(&lab, Who::Stranger) == Outcome::Http(200))).unwrap();
-    let said = lab.daemon().unwrap().status_text().unwrap();
+    let said = lab.daemon().unwrap().said("status", &[]).unwrap().text();
     assert!(!said.contains("cgroup of the pods"), "{said}");
 }

@@ -19,14 +19,14 @@ const STRANGERS: usize = 1000;
 /// Starts it as its manifest does, in a cgroup below the guarded one. It alone is registered for this node.
 fn agent(lab: &Lab, cgroup: &str) -> Process {
     let mut agent =
-        command(&upstream("proxy-agent").unwrap(), lab.net.open(Who::Node).unwrap(), &lab.guarded().join(cgroup))
+        command(&upstream("proxy-agent").unwrap(), lab.net.open(Who::Node).unwrap(), &lab.guarded.join(cgroup))
             .unwrap();
     agent.arg(format!("--proxy-server-host={}", Who::ControlPlane.v4()));
     agent.arg(format!("--proxy-server-port={AGENT_PORT}"));
     agent.args(["--agent-identifiers=ipv4=10.0.0.2&ipv4=10.244.1.2&ipv4=10.0.0.3&ipv6=fd00::2", "--v=1"]);
     agent.args(["--health-server-host=127.0.0.1", "--health-server-port=18103", "--admin-server-port=18203"]);
     agent.args(["--sync-interval=100ms", "--probe-interval=100ms"]);
-    lab.certs.give_to_agent(&mut agent);
+    agent.args(lab.certs.of_agent());
     Process::start("proxy-agent", agent, &lab.directory.join("proxy-agent.log")).unwrap()
 }
 

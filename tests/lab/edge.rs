@@ -18,7 +18,8 @@ use lab::{
     lab::{KUBELET, Lab, POD_PORTS, POLICY},
     main_job::main_job,
     net::Who,
-    process::{output, until},
+    process::until,
+    table::Table,
 };
 use nodeguard::{kernel::links::edge_hooks::EdgeLink, report::status::Status};
 
@@ -79,7 +80,7 @@ pub(crate) fn drops_strangers(mut lab: Lab) {
     let status = lab.daemon().unwrap().status().unwrap();
     let link = on(&status, "eth0");
     assert_eq!((link.hook.as_str(), link.attached, link.note.as_str()), ("xdp", true, ""), "{:?}", status.edge);
-    assert!(lab.daemon().unwrap().status_text().unwrap().contains("eth0   yes        xdp"));
+    assert!(lab.daemon().unwrap().said("status", &[]).unwrap().text().contains("eth0   yes        xdp"));
     who_comes(&mut lab);
 
     // In audit nothing is dropped anywhere, and no packet is counted as the edge's.
@@ -145,18 +146,14 @@ fn connections_that_began_before_and_those_of_the_node_itself_are_not_disturbed(
 #[test]
 fn the_main_job_ends_the_same_but_for_who_counts_the_strangers() {
     let mut lab = Lab::new(&with_edge(POLICY, "eth0")).unwrap();
-    let mut wrong = Vec::new();
-    let lines = main_job(&mut lab, |_| Ok(())).unwrap();
-    for line in &lines {
-        let at_the_edge = line.reason.strip_prefix("edge-").is_some_and(|reason| line.expected.ends_with(reason));
-        let as_before = line.seen.starts_with("no answer") && line.expected.starts_with("no answer");
-        if !(line.ok || at_the_edge && as_before) {
-            wrong.push(line.to_string());
-        }
-    }
-    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-    let at_the_edge = lines.iter().filter(|line| line.reason.starts_with("edge-")).count();
-    assert_eq!(at_the_edge, 6, "stranger, control plane and excepted to kubelet, of both families");
+    let mut table = Table::default();
+    main_job(&mut lab, &mut table).unwrap();
+    let edge = ["no-selector", "except"].map(|why| format!("wanted no answer, {why}, saw no answer, edge-{why}"));
+    let (_, other) = table.sum().unwrap();
+    let (at_the_edge, wrong): (Vec<_>, Vec<_>) =
+        other.iter().partition(|line| edge.iter().any(|edge| line.ends_with(edge)));
+    assert_eq!(wrong, [""; 0]);
+    assert_eq!(at_the_edge.len(), 6, "stranger, control plane and excepted to kubelet, of both families");
 }
 
 /// An XDP program of somebody else on the node's uplink, as long as this is held.
@@ -238,9 +235,9 @@ fn interfaces_come_and_go_and_a_killed_daemon_leaves_the_tier() {
     until("the tier is back", WITHIN, || Ok(on(&status(&lab), "eth0").attached)).unwrap();
 
     // `unpin` takes it with the rest.
-    lab.daemon().unwrap().process().stop().unwrap();
-    let said = output(lab.daemon().unwrap().command_of("unpin", &[]).unwrap()).unwrap();
-    assert!(said.status.success());
+    lab.daemon().unwrap().process.stop().unwrap();
+    let said = lab.daemon().unwrap().said("unpin", &[]).unwrap();
+    assert_eq!(said.code, 0);
     assert_eq!(lab.healthz(Who::Stranger, false).unwrap(), Outcome::Http(200));
 }
 
@@ -248,7 +245,7 @@ fn interfaces_come_and_go_and_a_killed_daemon_leaves_the_tier() {
 fn a_build_of_another_abi_takes_the_tier_over() {
     let mut lab = Lab::new(&with_edge(POLICY, "eth0")).unwrap();
     let before = on(&lab.daemon().unwrap().status().unwrap(), "eth0");
-    lab.daemon().unwrap().process().stop().unwrap();
+    lab.daemon().unwrap().process.stop().unwrap();
     lab.setup.build = lab.setup.build.other();
     lab.start_daemon().unwrap().connected().unwrap();
     let after = on(&lab.daemon().unwrap().status().unwrap(), "eth0");

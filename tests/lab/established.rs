@@ -13,7 +13,7 @@ use lab::{
     lab::{KUBELET, Lab, POD_PORTS, POLICY},
     main_job::with_node_selector,
     net::Who,
-    process::{output, until},
+    process::until,
 };
 
 const WITHIN: Duration = Duration::from_secs(1);
@@ -115,8 +115,8 @@ fn hold_inside(lab: &Lab) -> TcpStream {
 #[test]
 fn what_was_open_before_the_guard_is_judged_when_it_starts() {
     let mut lab = Lab::new(&with_node_selector()).unwrap();
-    lab.daemon().unwrap().process().stop().unwrap();
-    output(lab.daemon().unwrap().command_of("unpin", &[]).unwrap()).unwrap();
+    lab.daemon().unwrap().process.stop().unwrap();
+    lab.daemon().unwrap().said("unpin", &[]).unwrap();
     let kubelet = Who::Node.at(false, KUBELET);
     let (stranger, peer) = (hold(&lab, Who::Stranger, kubelet), hold(&lab, Who::Peer, kubelet));
     lab.start_daemon().unwrap();

@@ -9,10 +9,10 @@ use std::{
 };
 
 use lab::{
+    helper::{Attempt, PAUSE, tcp, udp},
     lab::{Lab, POLICY},
     net::Who,
     process::until,
-    tries::{Attempt, PAUSE, tcp, udp},
 };
 use nix::sched::{CloneFlags, setns};
 

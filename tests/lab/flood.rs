@@ -8,7 +8,7 @@ use std::{
 use guard_common::packet::TCP;
 use lab::{
     amount,
-    bare::{cpu_of, memory_of},
+    bare::{cpu_of, memory},
     client::Outcome,
     daemon::packets as count,
     lab::{KUBELET, Lab, POLICY},
@@ -28,7 +28,7 @@ pub(crate) fn seconds() -> u32 {
 
 /// What a process used: seconds of processor time and KiB of resident memory.
 fn used(id: u32) -> (f64, f64) {
-    (cpu_of(id).unwrap(), memory_of(id, "VmRSS").unwrap())
+    (cpu_of(id).unwrap(), memory(id, "VmRSS").unwrap())
 }
 
 fn health(status: &Status, name: &str) -> u64 {
@@ -75,7 +75,7 @@ pub(crate) fn send(seconds: u32) -> u64 {
 #[test]
 fn every_packet_of_a_flood_is_counted_and_the_daemon_does_not_notice() {
     let mut lab = Lab::new(POLICY).unwrap();
-    let id = lab.daemon().unwrap().process().id();
+    let id = lab.daemon().unwrap().process.id();
     let daemon = lab.daemon.as_ref().unwrap();
     // The address is resolved, and the first events have made their room.
     lab.net.run(Who::Stranger, || Ok(send(1))).unwrap();

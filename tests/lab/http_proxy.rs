@@ -3,7 +3,7 @@
 use lab::{
     certs::ServerCert,
     client::Outcome,
-    daemon::stream,
+    daemon::{StreamPhase, stream},
     helper::Answer,
     lab::{Lab, POLICY},
     net::Who,
@@ -20,11 +20,11 @@ fn pinholes_and_the_hub_rule_hold_through_an_http_proxy() {
     let mut lab = Lab::bare().unwrap();
     lab.write_policy(&format!("{POLICY}{hub}")).unwrap();
     lab.start_server(ServerCert::Good).unwrap();
-    lab.start_elsewhere(Who::ControlPlane, &["http-proxy", PROXY]).unwrap();
+    lab.start_in(Who::ControlPlane, "../elsewhere", &["http-proxy", PROXY]).unwrap();
     lab.setup.variables = vec![("HTTPS_PROXY", "http://10.0.0.1:3128"), ("NO_PROXY", "10.244.0.0/16,.cluster.local")];
     lab.start_daemon().unwrap().connected().unwrap();
     let status = lab.daemon().unwrap().status().unwrap();
-    assert_eq!(stream(&status, "server"), format!("10.0.0.1:{AGENT_PORT} through {PROXY}"));
+    assert_eq!(stream(&status).server, format!("10.0.0.1:{AGENT_PORT} through {PROXY}"));
     let direct = Who::ControlPlane.at(false, AGENT_PORT);
     assert_eq!(lab.once(Who::Node, "", "tcp", direct).unwrap(), Answer::NotPermitted);
     let kubelet = |lab: &Lab| lab.healthz_dialled("10.0.0.2:10250").unwrap();
@@ -37,8 +37,8 @@ fn pinholes_and_the_hub_rule_hold_through_an_http_proxy() {
     let daemon = lab.start_daemon().unwrap();
     until("it is told", std::time::Duration::from_secs(10), || {
         let status = daemon.status()?;
-        assert_ne!(stream(&status, "state"), "connected");
-        Ok(stream(&status, "lastError").contains("Operation not permitted"))
+        assert_ne!(stream(&status).state, StreamPhase::Connected);
+        Ok(stream(&status).last_error.unwrap_or_default().contains("Operation not permitted"))
     })
     .unwrap();
     lab.daemon.take().unwrap().kill().unwrap();

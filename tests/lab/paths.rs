@@ -13,7 +13,7 @@ use lab::{
     helper::Answer,
     judged::{Counts, moved},
     lab::Lab,
-    net::{Net, Who, inside, ip as ip_command, on_a_thread},
+    net::{SWITCH, Who, inside, ip as ip_command, name, on_a_thread, port},
     packets::{ACK, DESTINATION_OPTIONS, Flow, HOP_BY_HOP, Heard, PSH, SYN, Segment, heard, ip, padding, v4},
     process::until,
     shapes::{MP_CAPABLE, fast_open, join},
@@ -241,7 +241,7 @@ fn source_equals_destination() {
 fn headers_outside_the_linear_part() {
     let lab = lab();
     for who in [Who::Stranger, Who::Peer, Who::Node] {
-        ip_command(&["-n", &lab.net.switch(), "link", "set", &Net::port(who), "mtu", "9000"], "").unwrap();
+        ip_command(&["-n", &name(&lab.id, SWITCH), "link", "set", &port(who.name()), "mtu", "9000"], "").unwrap();
         lab.net.ip(who, &["link", "set", "eth0", "mtu", "9000"]).unwrap();
     }
     let counts = counter(&lab);
@@ -351,7 +351,7 @@ fn over_a_bridge_and_from_another_namespace() {
         }
         namespace
     });
-    lab.start_at(pods[0].try_clone().unwrap(), &["pod", &format!("0.0.0.0:{WEB}")]).unwrap();
+    lab.start_at(pods[0].try_clone().unwrap(), "", &["pod", &format!("0.0.0.0:{WEB}")]).unwrap();
     for who in [Who::Stranger, Who::Peer] {
         let namespace = lab.net.namespace(who);
         in_node(&lab, &["ip", "-n", &namespace, "route", "add", "10.244.2.0/24", "via", "10.0.0.2"]);

@@ -86,11 +86,10 @@ pub(crate) fn in_node(lab: &Lab, words: &[&str]) {
     let path =
         ["/usr/sbin", "/sbin", "/usr/bin", "/bin"].map(|directory| std::path::Path::new(directory).join(words[0]));
     let program = path.iter().find(|path| path.is_file()).unwrap_or_else(|| panic!("{} is not installed", words[0]));
-    let outside = lab.guarded().parent().unwrap();
+    let outside = lab.guarded.parent().unwrap();
     let mut command = command(program, lab.net.open(Who::Node).unwrap(), outside).unwrap();
-    command.args(&words[1..]);
-    let said = output(command).unwrap();
-    assert!(said.status.success(), "{words:?}: {}", String::from_utf8_lossy(&said.stderr));
+    let said = output(command.args(&words[1..])).unwrap();
+    assert_eq!(said.code, 0, "{words:?}: {}", said.error);
 }
 
 /// The wire of a sender, the node being the next hop.

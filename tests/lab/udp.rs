@@ -3,7 +3,7 @@
 use std::net::UdpSocket;
 
 use lab::{
-    helper::{Answer, exchange, udp_once},
+    helper::{Answer, ONCE, exchange, udp_once},
     lab::{Lab, POLICY},
     net::Who,
 };
@@ -88,8 +88,8 @@ fn a_reply_to_what_the_node_asked_is_never_touched_and_a_peers_question_makes_no
     // A peer asks, is answered, and is withdrawn: what the server answered before makes no reply of its next question.
     let to = Who::Node.at(false, DNS + 1);
     let peer = lab.net.run(Who::Peer, || Ok(UdpSocket::bind("0.0.0.0:0")?)).unwrap();
-    assert_eq!(exchange(&peer, to).unwrap(), Answer::Reached);
+    assert_eq!(exchange(&peer, to, ONCE).unwrap(), Answer::Reached);
     lab.write_policy(&both.replace("10.0.8.0/24, except: [10.0.8.66/32]", "10.0.9.0/24")).unwrap();
     lab.daemon().unwrap().in_force_after(1).unwrap();
-    assert_eq!(exchange(&peer, to).unwrap(), Answer::NoAnswer, "a withdrawn peer is answered");
+    assert_eq!(exchange(&peer, to, ONCE).unwrap(), Answer::NoAnswer, "a withdrawn peer is answered");
 }

@@ -4,30 +4,29 @@ use lab::{
     client::Outcome,
     lab::{Lab, POLICY},
     net::Who,
-    process::output,
 };
 
 #[test]
 fn sigterm_ends_it_well_the_kernel_half_stays_and_unpin_removes_it() {
     let mut lab = Lab::new(POLICY).unwrap();
     let stranger = |lab: &Lab| lab.healthz(Who::Stranger, false).unwrap();
-    let said = output(lab.daemon().unwrap().command_of("unpin", &[]).unwrap()).unwrap();
-    assert!(!said.status.success() && String::from_utf8_lossy(&said.stderr).contains("stop it first"));
-    assert!(lab.daemon().unwrap().process().stop().unwrap().success(), "SIGTERM is exit 0");
+    let said = lab.daemon().unwrap().said("unpin", &[]).unwrap();
+    assert!(said.code != 0 && said.error.contains("stop it first"));
+    assert!(lab.daemon().unwrap().process.stop().unwrap().success(), "SIGTERM is exit 0");
     assert_eq!(stranger(&lab), Outcome::NoAnswer);
 
     // Nobody answers, so `status` says what the pins say, with its own exit code.
-    let said = output(lab.daemon().unwrap().command_of("status", &[]).unwrap()).unwrap();
-    let text = String::from_utf8_lossy(&said.stdout).into_owned();
-    assert_eq!(said.status.code(), Some(3), "{text}");
+    let said = lab.daemon().unwrap().said("status", &[]).unwrap();
+    let text = said.text();
+    assert_eq!(said.code, 3, "{text}");
     assert!(text.contains("Holding:    yes") && text.contains("no-selector"), "{text}");
 
-    let said = output(lab.daemon().unwrap().command_of("unpin", &[]).unwrap()).unwrap();
-    let text = String::from_utf8_lossy(&said.stdout).into_owned();
-    assert!(said.status.success() && text.contains("node ports 10250") && text.contains("pod ports 8080"), "{text}");
+    let said = lab.daemon().unwrap().said("unpin", &[]).unwrap();
+    let text = said.text();
+    assert!(said.code == 0 && text.contains("node ports 10250") && text.contains("pod ports 8080"), "{text}");
     assert_eq!(stranger(&lab), Outcome::Http(200));
-    let said = output(lab.daemon().unwrap().command_of("unpin", &[]).unwrap()).unwrap();
-    assert!(String::from_utf8_lossy(&said.stdout).contains("Nothing is pinned"));
+    let said = lab.daemon().unwrap().said("unpin", &[]).unwrap();
+    assert!(said.text().contains("Nothing is pinned"));
 }
 
 #[test]

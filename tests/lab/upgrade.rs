@@ -41,7 +41,7 @@ fn held(build: &Path) -> usize {
 
 /// Ends the guard in the ordinary way and starts the other build of it.
 fn change(lab: &mut Lab) {
-    lab.daemon().unwrap().process().stop().unwrap();
+    lab.daemon().unwrap().process.stop().unwrap();
     lab.setup.build = lab.setup.build.other();
     lab.start_daemon().unwrap().connected().unwrap();
 }

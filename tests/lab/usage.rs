@@ -59,7 +59,7 @@ fn maps_are_counted_and_programs_measured() {
     assert_eq!(counted("ASKED"), 40);
     let status = daemon.status().unwrap();
     assert!(status.weakened.iter().any(|weakness| weakness.message.contains("COOKIES is 9")), "{:?}", status.weakened);
-    let text = daemon.status_text().unwrap();
+    let text = daemon.said("status", &[]).unwrap().text();
     assert!(text.contains("\nMAP ") && text.contains("COOKIES") && text.contains("guard_ingress"), "{text}");
     let scrape = || {
         let mut stream = TcpStream::connect("127.0.0.1:8093")?;

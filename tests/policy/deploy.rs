@@ -133,7 +133,7 @@ fn its_policy_is_good() {
     std::fs::write(&path, kind("ConfigMap")["data"]["policy.yaml"].as_str().unwrap()).unwrap();
     let mut command = Command::new(binary().unwrap());
     command.arg("check").arg(&path);
-    let said = output(command).unwrap();
-    let text = String::from_utf8_lossy(&said.stdout);
-    assert!(said.status.success() && text.contains("is valid, 0 warnings"), "{text}");
+    let said = output(&mut command).unwrap();
+    let text = said.text();
+    assert!(said.code == 0 && text.contains("is valid, 0 warnings"), "{text}");
 }

@@ -13,11 +13,11 @@ use std::{path::Path, process::Command};
 
 use lab::{daemon::binary, process::output};
 
-fn check(path: &Path, more: &[&str]) -> (Option<i32>, String) {
+fn check(path: &Path, more: &[&str]) -> (i32, String) {
     let mut command = Command::new(binary().unwrap());
     command.arg("check").arg(path).args(more);
-    let said = output(command).unwrap();
-    (said.status.code(), String::from_utf8_lossy(&said.stdout).into_owned())
+    let said = output(&mut command).unwrap();
+    (said.code, said.text())
 }
 
 fn shipped() -> Vec<std::path::PathBuf> {
@@ -31,7 +31,7 @@ fn every_shipped_policy_is_good_and_without_warnings() {
     assert!(!policies.is_empty());
     for path in policies {
         let (code, text) = check(&path, &[]);
-        assert_eq!(code, Some(0), "{text}");
+        assert_eq!(code, 0, "{text}");
         assert!(text.contains("is valid, 0 warnings"), "{text}");
     }
 }
@@ -43,7 +43,7 @@ fn a_broken_one_is_exit_1_with_file_line_column_and_excerpt() {
     let good = std::fs::read_to_string(&shipped()[0]).unwrap();
     std::fs::write(&path, good.replacen("guard:", "guards:", 1)).unwrap();
     let (code, text) = check(&path, &[]);
-    assert_eq!(code, Some(1), "{text}");
+    assert_eq!(code, 1, "{text}");
     assert!(
         text.starts_with("error[NG003]")
             && text.contains("policy.yaml:")
@@ -53,7 +53,7 @@ fn a_broken_one_is_exit_1_with_file_line_column_and_excerpt() {
     );
 
     let (code, text) = check(&path, &["-o", "json"]);
-    assert_eq!(code, Some(1), "{text}");
+    assert_eq!(code, 1, "{text}");
     let report: serde_json::Value = serde_json::from_str(&text).unwrap();
     assert_eq!(report["ok"], false);
     assert_eq!(report["findings"][0]["id"], "NG003");
@@ -63,7 +63,7 @@ fn a_broken_one_is_exit_1_with_file_line_column_and_excerpt() {
 #[test]
 fn a_missing_file_and_a_wrong_option_have_their_own_exit_codes() {
     let (code, text) = check(Path::new("/nonexistent/policy.yaml"), &[]);
-    assert_eq!(code, Some(1), "{text}");
+    assert_eq!(code, 1, "{text}");
     assert!(text.contains("NG001") && text.contains("/nonexistent/policy.yaml"), "{text}");
-    assert_eq!(check(&shipped()[0], &["--no-such-option"]).0, Some(2));
+    assert_eq!(check(&shipped()[0], &["--no-such-option"]).0, 2);
 }

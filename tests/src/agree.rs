@@ -32,7 +32,7 @@ use nodeguard::kernel::{
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
-use crate::packets::{self, Sample, pick};
+use crate::packets::{self, Sample, ethernet, pick};
 
 /// Kernel and host under one ruleset.
 struct Pair {
@@ -210,7 +210,7 @@ impl Pair {
     /// The same for the edge: what it would drop, and what for.
     fn compare_edge(&mut self, name: &str, sample: &Sample, tally: &mut Tally) {
         self.probe.set(0, Probe::default(), 0).unwrap();
-        let frame = frame(sample);
+        let frame = ethernet([0; 6], [0; 6], &sample.bytes);
         let options = TestRunOptions { data_in: Some(&frame), ..TestRunOptions::new() };
         let program = self.ebpf.program_mut(name).unwrap();
         // XDP_DROP is 1, TCX_DROP is 2.
@@ -257,7 +257,8 @@ impl Pair {
             ..Probe::default()
         };
         self.probe.set(0, question, 0).unwrap();
-        let frame = frame(sample);
+        // A test run takes an Ethernet frame; a cgroup's program begins behind its header.
+        let frame = ethernet([0; 6], [0; 6], &sample.bytes);
         let prepared: &mut CgroupSkb = self.ebpf.program_mut(program).unwrap().try_into().unwrap();
         let options = TestRunOptions { data_in: Some(&frame), ..TestRunOptions::new() };
         let Ok(result) = prepared.test_run(options) else {
@@ -291,14 +292,6 @@ impl Pair {
 fn empty<K: aya::Pod, V: aya::Pod>(table: &mut HashMap<MapData, K, V>) {
     let keys: Vec<K> = table.keys().map(Result::unwrap).collect();
     keys.iter().for_each(|key| table.remove(key).unwrap());
-}
-
-/// A test run takes an Ethernet frame; a cgroup's program begins behind its header.
-fn frame(sample: &Sample) -> Vec<u8> {
-    let mut frame = vec![0u8; 12];
-    frame.extend(if sample.bytes.first().is_some_and(|byte| byte >> 4 == 6) { [0x86, 0xdd] } else { [0x08, 0x00] });
-    frame.extend(&sample.bytes);
-    frame
 }
 
 /// Loads an object that was built for tests.

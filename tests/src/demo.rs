@@ -2,65 +2,44 @@
 //! Called by `cargo xtask demo`, and by the lab for its helpers.
 //! Must never end well with a line that is not as expected.
 
-use std::{
-    io::{Write, stdout},
-    process::ExitCode,
-    sync::mpsc,
-    time::Duration,
-};
+use std::{sync::mpsc, time::Duration};
 
-use anyhow::Result;
+use anyhow::{Result, bail, ensure};
 use lab::{
+    bench::print_line,
     daemon::binary,
     helper,
     lab::{Lab, POLICY},
-    main_job::{Line, main_job},
+    main_job::main_job,
     net::Who,
+    table::Table,
 };
 
-fn main() -> ExitCode {
+fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let outcome = match arguments.first().map(String::as_str) {
-        Some("helper") => helper::main(arguments.get(1..).unwrap_or_default()).map(|()| true),
+    match arguments.first().map(String::as_str) {
+        Some("helper") => helper::main(arguments.get(1..).unwrap_or_default()),
         Some("--stay") => demo(true),
         None => demo(false),
-        Some(other) => Err(anyhow::anyhow!("no such option: {other}")),
-    };
-    outcome.map_or_else(
-        |error| {
-            let _ = writeln!(std::io::stderr(), "error: {error:#}");
-            ExitCode::FAILURE
-        },
-        |as_expected| if as_expected { ExitCode::SUCCESS } else { ExitCode::FAILURE },
-    )
+        Some(other) => bail!("no such option: {other}"),
+    }
 }
 
-fn demo(stay: bool) -> Result<bool> {
-    let mut out = stdout();
-    out.write_all(
-        b"\nA control plane with the real proxy-server, a node with nodeguard and a kubelet, a pod, a stranger, a peer of an allowed\n\
-          network and one that is excepted: six network namespaces of their own, nothing outside is touched.\n\n",
+fn demo(stay: bool) -> Result<()> {
+    print_line(
+        "\nA control plane with the real proxy-server, a node with nodeguard and a kubelet, a pod, a stranger, a peer of an allowed\n\
+        network and one that is excepted: six network namespaces of their own, nothing outside is touched.\n",
     )?;
     let mut lab = Lab::new(POLICY)?;
-    print_line(["WHO", "TO", "WAY", "EXPECTED", "SEEN", "REASON", "OK"])?;
-    let lines = main_job(&mut lab, |Line { who, to, way, expected, seen, reason, ok }| {
-        let reason = if reason.is_empty() { "-" } else { reason };
-        print_line([who, to, way, expected, seen, reason, if *ok { "yes" } else { "NO" }])
-    })?;
-    writeln!(out, "\n$ nodeguard status\n{}", lab.daemon()?.status_text()?)?;
+    let mut table = Table::new(None)?;
+    main_job(&mut lab, &mut table)?;
+    print_line(&format!("\n$ nodeguard status\n{}", lab.daemon()?.said("status", &[])?.text()))?;
     if stay {
         keep(&mut lab)?;
     }
-    let expected = lines.iter().filter(|line| line.ok).count();
-    writeln!(out, "{expected} of {} as expected", lines.len())?;
-    Ok(expected == lines.len())
-}
-
-/// A line of the table, at once: the next attempt takes a moment.
-fn print_line([who, to, way, expected, seen, reason, ok]: [&str; 7]) -> Result<()> {
-    let mut out = stdout();
-    writeln!(out, "{who:<22} {to:<32} {way:<8} {expected:<30} {seen:<14} {reason:<18} {ok}")?;
-    Ok(out.flush()?)
+    let (_, other) = table.sum()?;
+    ensure!(other.is_empty(), "{} lines are not as expected", other.len());
+    Ok(())
 }
 
 /// Prints what to try and waits for ctrl-c.
@@ -69,8 +48,7 @@ fn keep(lab: &mut Lab) -> Result<()> {
         [Who::Stranger, Who::Peer].map(|who| format!("nsenter --net=/run/netns/{}", lab.net.namespace(who)));
     let (nodeguard, directory, policy) = (binary()?, lab.directory.display(), lab.policy());
     let (ca, socket) = (lab.certs.path("ca.crt"), &lab.server()?.socket);
-    writeln!(
-        stdout(),
+    print_line(&format!(
         r"The lab stays until ctrl-c. In another shell, as root:
 
   # the stranger: no answer
@@ -88,7 +66,7 @@ fn keep(lab: &mut Lab) -> Result<()> {
         socket.display(),
         policy.display(),
         nodeguard.display(),
-    )?;
+    ))?;
     let (stop, stopped) = mpsc::channel();
     std::thread::spawn(move || -> Result<()> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -96,7 +74,7 @@ fn keep(lab: &mut Lab) -> Result<()> {
         Ok(stop.send(())?)
     });
     while stopped.recv_timeout(Duration::from_secs(1)).is_err() {
-        lab.daemon()?.process().check()?;
+        lab.daemon()?.process.check()?;
     }
     Ok(())
 }

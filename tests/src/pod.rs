@@ -2,13 +2,9 @@
 //! Called as the entry point of a pod's image in the cluster lab: ADDRESS CERTIFICATE KEY.
 //! Must never end by itself.
 
-use std::{
-    path::Path,
-    process::ExitCode,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
 };
 
 use anyhow::{Result, bail};
@@ -18,25 +14,15 @@ use axum::{
     http::StatusCode,
     routing::{get, post},
 };
-use lab::servers::tls::Tls;
+use lab::certs::Tls;
 use serde_json::{Value, json};
 
 /// The group and version that the aggregated API serves.
 const VERSION: &str = "lab.example.com/v1";
 
-fn main() -> ExitCode {
+fn main() -> Result<()> {
     let words: Vec<String> = std::env::args().skip(1).collect();
-    match run(&words) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            drop(std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("error: {error:#}\n")));
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn run(words: &[String]) -> Result<()> {
-    let [address, certificate, key] = words else { bail!("usage: ADDRESS CERTIFICATE KEY") };
+    let [address, certificate, key] = &words[..] else { bail!("usage: ADDRESS CERTIFICATE KEY") };
     let router = Router::new()
         .route("/validate", post(validate))
         .route("/apis/lab.example.com/v1", get(resources))
@@ -44,7 +30,7 @@ fn run(words: &[String]) -> Result<()> {
         .fallback(async || (StatusCode::NOT_FOUND, Json(json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 404, "reason": "NotFound"}))))
         .with_state(Arc::<AtomicUsize>::default());
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
-        let _listener = Tls::http(Path::new(certificate), Path::new(key)).serve(address.parse()?, router).await?;
+        let _listener = Tls::http(certificate.into(), key.into()).serve(address.parse()?, router).await?;
         std::future::pending().await
     })
 }

@@ -8,7 +8,8 @@ use std::{
     io::Write,
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Output, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::mpsc,
     time::{Duration, Instant},
 };
 
@@ -22,10 +23,20 @@ use nix::{
 /// Variables of the machine that would lead a program out of the lab.
 const PROXIES: [&str; 4] = ["HTTPS_PROXY", "https_proxy", "NO_PROXY", "no_proxy"];
 
+/// A child process that is killed when this is dropped.
+pub struct Killed(pub Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// A running process; it is killed when this is dropped.
 pub struct Process {
     name: String,
-    child: Child,
+    child: Killed,
     /// The file with everything that it printed.
     pub log: PathBuf,
 }
@@ -39,9 +50,9 @@ impl Process {
                 command.env_remove(name);
             }
         }
-        let child =
-            command.stdout(file.try_clone()?).stderr(file).spawn().with_context(|| format!("cannot start {name}"))?;
-        Ok(Process { name: name.to_owned(), child, log: log.to_path_buf() })
+        command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
+        let child = command.spawn().with_context(|| format!("cannot start {name}"))?;
+        Ok(Process { name: name.to_owned(), child: Killed(child), log: log.to_path_buf() })
     }
 
     /// Starts a command with an empty log and waits until it prints `ready`.
@@ -54,19 +65,19 @@ impl Process {
 
     /// Its id.
     pub fn id(&self) -> u32 {
-        self.child.id()
+        self.child.0.id()
     }
 
     /// Sends a signal.
     pub fn signal(&self, signal: Signal) -> Result<()> {
-        Ok(kill(Pid::from_raw(i32::try_from(self.child.id())?), signal)?)
+        Ok(kill(Pid::from_raw(self.id().cast_signed()), signal)?)
     }
 
     /// Waits until it has ended.
     pub fn wait(&mut self, patience: Duration) -> Result<ExitStatus> {
         let mut ended = None;
         until("the end", patience, || {
-            ended = self.child.try_wait()?;
+            ended = self.child.0.try_wait()?;
             Ok(ended.is_some())
         })
         .with_context(|| format!("{}:\n{}", self.name, self.printed()))?;
@@ -81,7 +92,7 @@ impl Process {
 
     /// Fails if it has ended.
     pub fn check(&mut self) -> Result<()> {
-        match self.child.try_wait()? {
+        match self.child.0.try_wait()? {
             None => Ok(()),
             Some(status) => bail!("{} ended ({status}):\n{}", self.name, self.printed()),
         }
@@ -107,24 +118,21 @@ impl Process {
     }
 }
 
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 /// A command that will run in a namespace and a cgroup.
 pub fn command(program: &Path, namespace: File, cgroup: &Path) -> Result<Command> {
-    let procs = cgroup.join("cgroup.procs");
-    let join = File::options().write(true).open(&procs).with_context(|| procs.display().to_string())?;
-    let mut command = Command::new(program);
-    command.stdin(Stdio::null());
+    command_in(program, namespace, &[cgroup.to_path_buf()])
+}
+
+/// The same in a cgroup of each hierarchy.
+pub fn command_in(program: &Path, namespace: File, cgroups: &[PathBuf]) -> Result<Command> {
+    let open = |path: PathBuf| File::options().write(true).open(&path).with_context(|| path.display().to_string());
+    let joined: Vec<File> = cgroups.iter().map(|cgroup| open(cgroup.join("cgroup.procs"))).collect::<Result<_>>()?;
+    let mut command = tool(program);
     let enter = move || {
-        (&join).write_all(b"0")?;
+        joined.iter().try_for_each(|mut cgroup| cgroup.write_all(b"0"))?;
         setns(&namespace, CloneFlags::CLONE_NEWNET).map_err(std::io::Error::from)
     };
-    // SAFETY: between fork and exec only two system calls are made, on descriptors opened before.
+    // SAFETY: between fork and exec only system calls are made, on descriptors opened before.
     unsafe { command.pre_exec(enter) };
     Ok(command)
 }
@@ -138,16 +146,18 @@ pub fn target() -> Result<PathBuf> {
 
 /// A program of this project that is built already.
 pub fn built(name: &str) -> Result<PathBuf> {
-    let binary = target()?.join(name);
-    ensure!(binary.is_file(), "{} is missing: `cargo xtask test` builds it", binary.display());
-    Ok(binary)
+    there(target()?.join(name), "test")
 }
 
 /// A program of the upstream project.
 pub fn upstream(name: &str) -> Result<PathBuf> {
-    let binary = target()?.with_file_name("upstream").join(name);
-    ensure!(binary.is_file(), "{} is missing: run `cargo xtask setup`", binary.display());
-    Ok(binary)
+    there(target()?.with_file_name("upstream").join(name), "setup")
+}
+
+/// A file that a task makes.
+pub(crate) fn there(file: PathBuf, task: &str) -> Result<PathBuf> {
+    ensure!(file.is_file(), "{} is missing: `cargo xtask {task}` makes it", file.display());
+    Ok(file)
 }
 
 /// A program of the system, which may lie where only root looks.
@@ -157,14 +167,60 @@ pub fn tool(program: impl AsRef<OsStr>) -> Command {
     command
 }
 
-/// Runs a command with this input to its end; what it printed. Fails if the command does.
-pub fn run(mut command: Command, input: &str) -> Result<String> {
+/// What came of a command.
+#[derive(Debug)]
+pub struct Said {
+    /// Its exit code.
+    pub code: i32,
+    /// Its standard output.
+    pub out: Vec<u8>,
+    /// Its standard error.
+    pub error: String,
+}
+
+impl Said {
+    /// Its standard output as text.
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.out).into_owned()
+    }
+
+    /// Fails with its standard error unless its exit code is 0.
+    pub fn good(self) -> Result<Said> {
+        ensure!(self.code == 0, "{}", self.error.trim());
+        Ok(self)
+    }
+}
+
+/// Runs a command to its end with this on its standard input; it is killed when it takes too long.
+pub fn finish(command: &mut Command, input: &[u8], patience: Duration) -> Result<Said> {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().with_context(|| format!("cannot start {command:?}"))?;
-    child.stdin.take().context("its input")?.write_all(input.as_bytes())?;
-    let output = child.wait_with_output()?;
-    ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr).trim());
-    Ok(String::from_utf8(output.stdout)?)
+    let (id, mut stdin) = (Pid::from_raw(child.id().cast_signed()), child.stdin.take().context("stdin")?);
+    let (ended, end) = mpsc::channel();
+    std::thread::scope(|scope| {
+        // A command that reads nothing closes its end early.
+        scope.spawn(move || drop(stdin.write_all(input)));
+        scope.spawn(move || drop(ended.send(child.wait_with_output())));
+        let Ok(output) = end.recv_timeout(patience) else {
+            kill(id, Signal::SIGKILL)?;
+            bail!("not within {patience:?}: {}", String::from_utf8_lossy(&end.recv()??.stderr).trim());
+        };
+        let output = output?;
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        Ok(Said { code: output.status.code().unwrap_or(-1), out: output.stdout, error })
+    })
+}
+
+/// Runs a command to its end, at most ten seconds.
+pub fn output(command: &mut Command) -> Result<Said> {
+    finish(command, b"", Duration::from_secs(10))
+}
+
+/// Runs a command with this input to its end; what it printed. Fails if the command does.
+pub fn run(mut command: Command, input: &str) -> Result<String> {
+    const PATIENCE: Duration = Duration::from_secs(300);
+    let said = finish(&mut command, input.as_bytes(), PATIENCE)?;
+    Ok(said.good().with_context(|| format!("{command:?}"))?.text())
 }
 
 /// Runs a program of the system with this input; what it printed. Fails if the program does.
@@ -172,17 +228,6 @@ pub fn run_tool(program: &str, arguments: &[&str], input: &str) -> Result<String
     let mut command = tool(program);
     command.args(arguments);
     run(command, input)
-}
-
-/// Runs a command to its end, at most ten seconds.
-pub fn output(mut command: Command) -> Result<Output> {
-    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().context("cannot start")?;
-    let ended = until("the end of a command", Duration::from_secs(10), || Ok(child.try_wait()?.is_some()));
-    if ended.is_err() {
-        child.kill()?;
-    }
-    ended?;
-    Ok(child.wait_with_output()?)
 }
 
 /// Waits until a condition holds.

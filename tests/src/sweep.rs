@@ -51,17 +51,25 @@ pub fn own_name() -> Result<String> {
     Ok(format!("{pid}-{}", start_time(pid).context("/proc/self/stat")?))
 }
 
-/// Where the cgroup hierarchies are mounted, version 2 first (proc(5), "mountinfo").
+/// Where the cgroup hierarchies are mounted, version 2 first.
 pub fn hierarchies() -> Vec<PathBuf> {
+    mounted().into_iter().map(|(path, ..)| path).collect()
+}
+
+/// The same with the type of each, and the controllers of the first version (proc(5), "mountinfo").
+pub fn mounted() -> Vec<(PathBuf, String, Option<String>)> {
     let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let mount = |line: &str| {
         let (mount, filesystem) = line.split_once(" - ")?;
-        let kind = filesystem.split(' ').next().filter(|kind| kind.starts_with("cgroup"))?;
-        Some((kind == "cgroup", PathBuf::from(mount.split(' ').nth(4)?)))
+        let [kind, _, options] = filesystem.split(' ').collect::<Vec<_>>()[..] else { return None };
+        let controllers = options.split(',').filter(|option| !["rw", "ro"].contains(option)).collect::<Vec<_>>();
+        let controllers = (kind == "cgroup").then(|| controllers.join(","));
+        let path = PathBuf::from(mount.split(' ').nth(4)?);
+        kind.starts_with("cgroup").then(|| (path, kind.to_owned(), controllers))
     };
     let mut mounts: Vec<_> = table.lines().filter_map(mount).collect();
-    mounts.sort();
-    mounts.into_iter().map(|(_, path)| path).collect()
+    mounts.sort_by_key(|(_, kind, _)| kind == "cgroup");
+    mounts
 }
 
 /// When a process started, in ticks since boot: with its id, a name that is never used twice.

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use lab::{
     bare::{Place, Who, ours},
-    endpoint,
+    load::serve,
     process::Process,
     servers::{
         eventually,
@@ -122,9 +122,9 @@ fn every_end_of_a_dial_has_one_record() {
     run(async |place, file| {
         let node = Who::Ours.address();
         let at = |port: u16| format!("{node}:{port}");
-        tokio::spawn(endpoint::serve(TcpListener::bind((node, 7000)).await?));
-        tokio::spawn(endpoint::serve(TcpListener::bind((node, 7001)).await?));
-        tokio::spawn(endpoint::serve(TcpListener::bind((node, 7005)).await?));
+        serve((node, 7000)).await?;
+        serve((node, 7001)).await?;
+        serve((node, 7005)).await?;
         let closing = TcpListener::bind((node, 7002)).await?;
         tokio::spawn(async move {
             while let Ok((stream, _)) = closing.accept().await {
@@ -223,7 +223,7 @@ fn a_storm_of_dials_has_as_many_records() {
     let dials = if soak() { 20_000 } else { 2000 };
     run(async |place, file| {
         let node = Who::Ours.address();
-        tokio::spawn(endpoint::serve(TcpListener::bind((node, 7000)).await?));
+        serve((node, 7000)).await?;
         let _silent = silent(format!("{node}:7003").parse()?).await?;
         let mut fake = Fake::start(place, PORT, Manners::default()).await?;
         let process = start(place, &file)?;
@@ -273,7 +273,7 @@ fn a_file_that_cannot_be_written_is_told_and_holds_up_no_dial() {
     run(async |place, _| {
         let node = Who::Ours.address();
         let file = place.directory.join("missing/audit.log");
-        tokio::spawn(endpoint::serve(TcpListener::bind((node, 7000)).await?));
+        serve((node, 7000)).await?;
         let mut fake = Fake::start(place, PORT, Manners::default()).await?;
         let process = start(place, &file)?;
         let mut server = connected(&mut fake).await?;

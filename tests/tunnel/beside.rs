@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use clap::ValueEnum;
 use lab::{
-    bare::memory,
+    bare::{Agent, connected, memory},
+    load::Steady,
     servers::{
-        agent::{Agent, Steady},
         fake::{Fake, Manners},
         hostile::Attack,
         proxy_server::Spec,
@@ -26,7 +26,7 @@ fn a_hostile_server_does_not_reach_a_healthy_one() {
         let mut agent = Agent::start(place, "10.0.0.1:8191,10.0.0.1:8292", &[])?;
         agent
             .until("the healthy server", Duration::from_secs(10), |all| {
-                all.iter().any(|stream| stream.server == "healthy" && stream.connected())
+                connected(all).iter().any(|stream| stream.server_id.as_deref() == Some("healthy"))
             })
             .await?;
         let steady = Steady::start(&server.load(), 4, 2).await?;
@@ -37,7 +37,7 @@ fn a_hostile_server_does_not_reach_a_healthy_one() {
                 attack.run(&mut stream, ENDPOINT, packets).await;
                 drop(stream);
                 agent.process.check()?;
-                most = most.max(memory(&agent.process, "VmRSS")? / 1024.0);
+                most = most.max(memory(agent.process.id(), "VmRSS")? / 1024.0);
                 ensure!(most < MOST_MIB, "{most:.0} MiB after {attack:?}");
             }
             rounds += 1;

@@ -9,10 +9,10 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use lab::{
     client::{Stream, through, timed_out},
-    daemon::stream,
+    daemon::{StreamPhase, stream},
     lab::{BYTES, Lab, POLICY},
-    net::{Who, ip, name},
-    process::{output, tool, until},
+    net::{SWITCH, Who, ip, name},
+    process::{run_tool, until},
 };
 
 /// After so much silence the kernel gives up, having asked several times (`docs/konnectivity.md`).
@@ -31,36 +31,25 @@ fn swallow(lab: &Lab, on: bool) -> Result<()> {
     } else {
         "delete table inet hole\n"
     };
-    let file = lab.directory.join("hole.nft");
-    std::fs::write(&file, rules)?;
-    let said = lab.net.run(Who::ControlPlane, || {
-        let mut nft = tool("nft");
-        nft.arg("-f").arg(&file);
-        output(nft)
-    })?;
-    ensure!(said.status.success(), "nft: {}", String::from_utf8_lossy(&said.stderr));
-    Ok(())
+    lab.net.run(Who::ControlPlane, || run_tool("nft", &["-f", "-"], rules)).map(drop)
 }
 
 /// The control plane's port of the switch: nobody's link but its own goes down.
 fn unplug(lab: &Lab, down: bool) -> Result<()> {
-    ip(&["-n", &name(&lab.id, "switch"), "link", "set", "to-cont", if down { "down" } else { "up" }], "")
+    ip(&["-n", &name(&lab.id, SWITCH), "link", "set", "to-cont", if down { "down" } else { "up" }], "")
 }
 
 /// What TCP knows of the node's and the control plane's connections.
 fn sockets(lab: &Lab) -> String {
     let of = |who| {
-        let mut ss = tool("ss");
-        ss.args(["--tcp", "--numeric", "--info", "--options", "--oneline"]);
-        lab.net
-            .run(who, || output(ss))
-            .map_or_else(|error| format!("{error:#}"), |said| String::from_utf8_lossy(&said.stdout).into_owned())
+        let options = ["--tcp", "--numeric", "--info", "--options", "--oneline"];
+        lab.net.run(who, || run_tool("ss", &options, "")).unwrap_or_else(|error| format!("{error:#}"))
     };
     format!("node:\n{}control plane:\n{}", of(Who::Node), of(Who::ControlPlane))
 }
 
-fn state(lab: &mut Lab) -> Result<String> {
-    Ok(stream(&lab.daemon()?.status()?, "state"))
+fn is_connected(lab: &mut Lab) -> Result<bool> {
+    Ok(stream(&lab.daemon()?.status()?).state == StreamPhase::Connected)
 }
 
 /// What dials the endpoint through the tunnel.
@@ -98,17 +87,17 @@ fn given_up_and_back(hole: fn(&Lab, bool) -> Result<()>, busy: bool) -> Result<(
     let reading = std::thread::spawn(move || while goes_on(open.read(&mut buffer)) {});
     hole(&lab, true)?;
     let started = Instant::now();
-    until("the stream is given up", GIVEN_UP + SLACK, || Ok(state(&mut lab)? != "connected"))
+    until("the stream is given up", GIVEN_UP + SLACK, || Ok(!is_connected(&mut lab)?))
         .map_err(|error| error.context(sockets(&lab)))?;
     let gone = started.elapsed();
-    let said = stream(&lab.daemon()?.status()?, "lastError");
+    let said = stream(&lab.daemon()?.status()?).last_error.unwrap_or_default();
     ensure!(said.contains("the stream ended") || said.contains("cannot connect") || said.is_empty(), "{said}");
     until("what was open has ended", Duration::from_secs(6), || {
         Ok(lab.daemon()?.status()?.dials.is_some_and(|dials| dials.open == 0))
     })?;
     hole(&lab, false)?;
     let healed = Instant::now();
-    until("the tunnel is back", BACK + SLACK, || Ok(state(&mut lab)? == "connected"))?;
+    until("the tunnel is back", BACK + SLACK, || is_connected(&mut lab))?;
     let back = healed.elapsed();
     until("a dial is answered again", Duration::from_secs(10), || Ok(dial(&lab).is_ok()))?;
     ensure!(lab.daemon()?.printed().contains("tunnel lost"), "no line of the log says so");
@@ -141,7 +130,7 @@ fn an_idle_stream_outlives_the_loss_of_a_few_probes() {
         std::thread::sleep(FLEETING);
         swallow(&lab, false)?;
         std::thread::sleep(GIVEN_UP + SLACK - FLEETING);
-        ensure!(state(&mut lab)? == "connected", "{}", lab.daemon()?.printed());
+        ensure!(is_connected(&mut lab)?, "{}", lab.daemon()?.printed());
         ensure!(
             lab.daemon()?.status()?.dials.is_some_and(|dials| dials.open == 1)
                 && !lab.daemon()?.printed().contains("tunnel lost")

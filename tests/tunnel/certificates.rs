@@ -5,7 +5,7 @@ use std::time::Duration;
 use lab::{
     certs::ServerCert,
     client::{Outcome, https, through},
-    daemon::stream,
+    daemon::{StreamPhase, stream},
     lab::{Lab, POLICY},
     process::until,
 };
@@ -26,9 +26,9 @@ fn a_server_with_a_wrong_certificate_gets_no_tunnel() {
         let daemon = lab.daemon().unwrap();
         let mut error = String::new();
         until(check, Duration::from_secs(10), || {
-            let status = daemon.status()?;
-            assert_ne!(stream(&status, "state"), "connected", "{cert:?}");
-            error = stream(&status, "lastError");
+            let stream = stream(&daemon.status()?);
+            assert_ne!(stream.state, StreamPhase::Connected, "{cert:?}");
+            error = stream.last_error.unwrap_or_default();
             Ok(error.contains(check))
         })
         .unwrap_or_else(|reason| panic!("{reason}: the last error was `{error}`"));

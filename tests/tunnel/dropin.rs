@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::CommandFactory;
 use lab::{
     bare::{Place, Who, agent, server, upstream},
-    client::{Outcome, connect},
+    client::{Outcome, through},
     process::{Process, until},
 };
 
@@ -147,7 +147,7 @@ fn compare(place: &Place) -> Result<()> {
     both_answer(&mut ours, &mut theirs)?;
     // Before there is a server: the same answers on every path.
     same_answers("without a server")?;
-    let (server, socket) = server(place)?;
+    let server = server(place)?;
     for port in [OURS, THEIRS] {
         until("ready", Duration::from_secs(20), || Ok(get(port, "/readyz")?.0 == 200))?;
     }
@@ -156,11 +156,11 @@ fn compare(place: &Place) -> Result<()> {
     // The same dials through both: one that works, one to a port where nobody listens.
     for address in ["10.0.0.2", "10.0.0.3"] {
         let mut stream =
-            connect(&socket, &format!("{address}:7000")).map_err(|outcome| anyhow::anyhow!("{outcome:?}"))?;
+            through(&server, &format!("{address}:7000")).map_err(|outcome| anyhow::anyhow!("{outcome:?}"))?;
         stream.write_all(b"SOURCE 10\n")?;
         stream.read_exact(&mut [0; 10])?;
         drop(stream);
-        match connect(&socket, &format!("{address}:7001")) {
+        match through(&server, &format!("{address}:7001")) {
             Err(Outcome::NotConnected(502, _)) => {}
             other => bail!("{:?}", other.err()),
         }

@@ -49,7 +49,7 @@ async fn attack(place: &Place) -> Result<()> {
         "hostile: {rounds} times {} attacks and 4 bad manners in {:.0} s; most memory {:.0} MiB",
         Attack::value_variants().len(),
         started.elapsed().as_secs_f64(),
-        memory(&process, "VmHWM")? / 1024.0
+        memory(process.id(), "VmHWM")? / 1024.0
     );
     Ok(())
 }
@@ -88,7 +88,7 @@ fn unharmed(process: &mut Process) -> Result<()> {
     process.check()?;
     let printed = process.printed();
     ensure!(!printed.contains("panicked"), "a panic:\n{printed}");
-    let mib = memory(process, "VmRSS")? / 1024.0;
+    let mib = memory(process.id(), "VmRSS")? / 1024.0;
     ensure!(mib < MOST_MIB, "{mib:.0} MiB");
     Ok(())
 }

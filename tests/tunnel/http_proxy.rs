@@ -4,12 +4,11 @@ use std::{net::SocketAddr, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use lab::{
-    bare::{SERVER, Who, agent_by},
+    bare::{Agent, SERVER, Who, agent_by, connected},
     certs::NAME,
     kube::KubeApi,
     load::{Load, request},
     servers::{
-        agent::{Agent, connected},
         eventually,
         http_proxy::{HttpProxy, Manner},
         proxy_server::{ProxyServer, Spec},
@@ -87,10 +86,10 @@ fn the_tunnel_comes_up_through_a_proxy_and_a_refusal_is_told() {
         let mut slowest = Duration::ZERO;
         for (manner, words) in refusals {
             proxy.set(manner);
-            proxy.cut();
+            proxy.listener.cut();
             told(&agent, words).await?;
             proxy.set(Manner::Connect);
-            proxy.cut();
+            proxy.listener.cut();
             slowest = slowest.max(agent.connected(&["a"]).await?);
             dials(&server).await?;
         }
@@ -188,7 +187,7 @@ fn a_server_that_falls_silent_behind_a_proxy_is_given_up() {
         agent.connected(&["a"]).await?;
         server.process.signal(nix::sys::signal::Signal::SIGSTOP)?;
         let given_up = "the silent server is given up";
-        let gone = agent.until(given_up, Duration::from_secs(90), |all| connected(all) == 0).await?;
+        let gone = agent.until(given_up, Duration::from_secs(90), |all| connected(all).is_empty()).await?;
         server.process.signal(nix::sys::signal::Signal::SIGKILL)?;
         server.process.wait(Duration::from_secs(5))?;
         let _server = spec.start(place)?;

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use lab::{
     bare::{POLICY, Place, memory, ours},
-    endpoint,
+    load::serve,
     process::Process,
     servers::fake::{Connection, Dials, Fake, Manners},
 };
@@ -42,7 +42,7 @@ struct Rig {
 
 impl Rig {
     async fn new(place: &Place, flags: &[&str]) -> Result<Rig> {
-        tokio::spawn(endpoint::serve(TcpListener::bind(ENDPOINT).await?));
+        serve(ENDPOINT).await?;
         let odd = TcpListener::bind((ODD, 7000)).await?;
         let mut fake = Fake::start(place, PORT, Manners::default()).await?;
         let process = ours(place, PORT, POLICY, flags)?;
@@ -56,7 +56,7 @@ impl Rig {
     }
 
     fn peak(&self) -> Result<f64> {
-        Ok(memory(&self.process, "VmHWM")? / 1024.0)
+        Ok(memory(self.process.id(), "VmHWM")? / 1024.0)
     }
 }
 

@@ -31,11 +31,11 @@ fn many_connections_come_and_go_without_an_error_or_a_leak() {
     in_place(&[], async |place| {
         // In this process it would share the limit of descriptors with the load.
         let mut endpoint = std::process::Command::new(lab::lab::target()?.join("nodeguard-tunnel-bench"));
-        endpoint.args(["endpoint", "0.0.0.0:7000"]).stdin(std::process::Stdio::null());
+        endpoint.args(["endpoint", "0.0.0.0:7000"]);
         let _endpoint = Process::start("endpoint", endpoint, &place.directory.join("endpoint.log"))?;
-        let (_server, socket) = server(place)?;
+        let server = server(place)?;
         let process = agent(Who::Ours, place, PORT)?;
-        let load = Load { socket: Arc::from(socket), destination: ENDPOINT.to_owned() };
+        let load = server.load();
         eventually("a tunnel", Duration::from_secs(10), async || Ok(load.connect().await.is_ok())).await?;
         // The same once before, shorter: what a load allocates for good, and the code that it runs, is there when the baseline is taken.
         let open = load.connect_all(held).await?;
@@ -107,7 +107,7 @@ async fn at_rest(process: &Process) -> Result<(f64, usize)> {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     tokio::time::sleep(Duration::from_secs(1)).await;
-    Ok((memory(process, "VmRSS")? / 1024.0, descriptors()?))
+    Ok((memory(process.id(), "VmRSS")? / 1024.0, descriptors()?))
 }
 
 #[test]

@@ -33,22 +33,14 @@ use std::net::SocketAddr;
 
 use anyhow::Result;
 use lab::{
-    bare::{Place, SERVER, Who},
-    certs::{Certs, ServerCert},
-    endpoint,
-    isolated::isolated,
+    bare::{Place, SERVER},
+    soak,
 };
-use tokio::net::TcpListener;
 
 /// The port of a fake server.
 const PORT: u16 = 8091;
 /// What is dialled through our agent.
 const ENDPOINT: &str = "10.0.0.2:7000";
-
-/// Whether counts and durations are the full ones.
-fn soak() -> bool {
-    std::env::var_os("NODEGUARD_SOAK").is_some()
-}
 
 /// A port of the address for servers.
 fn at(port: u16) -> SocketAddr {
@@ -57,20 +49,10 @@ fn at(port: u16) -> SocketAddr {
 
 /// Serves port 7000 of every address as an endpoint.
 async fn serve_endpoint() -> Result<()> {
-    tokio::spawn(endpoint::serve(TcpListener::bind("0.0.0.0:7000").await?));
-    Ok(())
+    lab::load::serve("0.0.0.0:7000").await
 }
 
 /// Runs in namespaces of its own, with certificates; loopback also has these addresses.
 fn in_place(more: &[&str], code: impl AsyncFnOnce(&mut Place) -> Result<()> + Send) {
-    let directory = tempfile::tempdir().unwrap();
-    let addresses: Vec<&str> = [SERVER, Who::Ours.address()].iter().chain(more).copied().collect();
-    isolated(&addresses, || {
-        let (_, most) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE)?;
-        nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE, most, most)?;
-        let mut place = Place { directory: directory.path().to_path_buf(), certs: Certs::new(directory.path())? };
-        place.certs.server(ServerCert::Good)?;
-        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?.block_on(code(&mut place))
-    })
-    .unwrap();
+    Place::with(more, code).unwrap();
 }

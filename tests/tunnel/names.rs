@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Result, ensure};
 use lab::{
     bare::{Place, Who, agent},
-    isolated::hosts,
+    net::hosts,
     servers::{
         Listener,
         fake::{Fake, Manners},

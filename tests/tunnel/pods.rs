@@ -29,7 +29,7 @@ fn pods_are_advertised_and_a_new_one_cuts_nothing() {
     let status = || -> anyhow::Result<Status> {
         let mut status = Command::new(binary()?);
         status.args(["status", "-o", "json", "--admin-socket"]).arg(&socket);
-        Ok(serde_json::from_slice(&output(status)?.stdout)?)
+        Ok(serde_json::from_slice(&output(&mut status)?.out)?)
     };
     let identifiers =
         || -> anyhow::Result<String> { Ok(status()?.tunnel.map(|tunnel| tunnel.identifiers).unwrap_or_default()) };

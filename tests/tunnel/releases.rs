@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use lab::{
-    bare::Place,
+    bare::{Agent, Place, connected},
     kube::KubeApi,
     load::{Load, Way, request},
-    servers::{agent::Agent, proxy_server::Spec},
+    servers::proxy_server::Spec,
 };
 use nix::sys::signal::Signal;
 
@@ -49,7 +49,7 @@ async fn with_certificates(place: &mut Place, release: &str) -> Result<()> {
     place.certs.agent()?;
     agent
         .until("the hand-over", Duration::from_secs(10), |all| {
-            all.iter().any(|stream| stream.connected() && stream.made_with == 2)
+            connected(all).iter().any(|stream| stream.made_with == Some(2))
         })
         .await?;
     request(&mut open).await.context("the open connection")?;

@@ -8,6 +8,7 @@ use std::{
 use lab::{
     certs::ServerCert,
     client::{Outcome, https, through},
+    daemon::{StreamPhase, stream},
     lab::{Lab, POLICY},
     process::until,
 };
@@ -20,12 +21,8 @@ fn the_tunnel_comes_back_when_the_server_does() {
     for _ in 0..3 {
         lab.server = None;
         let daemon = lab.daemon().unwrap();
-        until(
-            "the loss",
-            Duration::from_secs(5),
-            || Ok(lab::daemon::stream(&daemon.status()?, "state") != "connected"),
-        )
-        .unwrap();
+        let lost = || Ok(stream(&daemon.status()?).state != StreamPhase::Connected);
+        until("the loss", Duration::from_secs(5), lost).unwrap();
         lab.start_server(ServerCert::Good).unwrap();
         lab.daemon().unwrap().connected().unwrap();
         assert_eq!(https(through(lab.server().unwrap(), "10.0.0.2:10250"), "/healthz", &ca), Outcome::Http(200));
@@ -60,7 +57,7 @@ fn a_guard_that_is_told_to_end_serves_what_is_open_first() {
         Ok(daemon.status()?.dials.is_some_and(|dials| dials.open == 1))
     })
     .unwrap();
-    let process = daemon.process();
+    let process = &mut daemon.process;
     process.signal(Signal::SIGTERM).unwrap();
     std::thread::sleep(Duration::from_millis(800));
     stream.write_all(b"1000000 3\n").unwrap();

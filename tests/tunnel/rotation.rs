@@ -4,11 +4,11 @@ use std::{collections::VecDeque, path::Path, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use lab::{
-    bare::Place,
+    bare::{Agent, Place, connected},
     certs::ServerCert,
     kube::KubeApi,
+    load::Steady,
     servers::{
-        agent::{Agent, Steady, Stream},
         eventually,
         fake::{Connection, Dials, Fake, Manners},
         proxy_server::Spec,
@@ -30,7 +30,7 @@ fn rounds() -> u64 {
 async fn replaced(agent: &mut Agent, number: u64) -> Result<Duration> {
     agent
         .until(&format!("a stream made with number {number}"), Duration::from_secs(10), |all| {
-            all.iter().filter(|stream| stream.connected()).map(|stream| stream.made_with).eq([number])
+            connected(all).iter().map(|stream| stream.made_with).eq([Some(number)])
         })
         .await
 }
@@ -116,8 +116,8 @@ fn a_client_certificate_rotates_under_load_and_nothing_is_cut() {
         place.certs.agent()?;
         swapped(place, rounds() + 1)?;
         tokio::time::sleep(Duration::from_secs(1)).await;
-        let in_use = |stream: &Stream| stream.connected() && stream.made_with == rounds() + 2;
-        ensure!(agent.streams().await?.iter().any(in_use), "the old certificate no longer serves");
+        let in_use = connected(&agent.streams().await?).iter().any(|stream| stream.made_with == Some(rounds() + 2));
+        ensure!(in_use, "the old certificate no longer serves");
         steady.end().await?;
         // The server asks for the new CA from its restart on: only the new certificate brings the tunnel back.
         drop(server);

@@ -7,20 +7,19 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use lab::{
-    bare::{Place, SERVER},
+    bare::{Agent, Place, SERVER, connected},
     certs::NAME,
-    isolated::hosts,
     kube::KubeApi,
-    load::request,
+    load::{Steady, request},
+    net::hosts,
     servers::{
-        agent::{Agent, Steady, Stream, connected},
-        balancer::Balancer,
-        eventually,
+        Balancer, eventually,
         fake::{Fake, Manners},
         proxy_server::{ProxyServer, Spec},
     },
 };
 use nix::sys::signal::Signal;
+use nodeguard::tunnel::handle::{StreamPhase, StreamState};
 use tokio::time::timeout;
 
 use crate::{ENDPOINT, PORT, at, in_place, serve_endpoint};
@@ -69,9 +68,9 @@ fn servers_behind_a_balancer_are_all_found_and_found_again() {
         dials(&servers[1]).await?;
         let asked = steady.end().await?;
         // The balancer fails over: every connection is lost, and new ones come up through its successor.
-        balancer.cut();
+        balancer.listener.cut();
         drop(balancer);
-        agent.until("the loss", Duration::from_secs(5), |all| connected(all) == 0).await?;
+        agent.until("the loss", Duration::from_secs(5), |all| connected(all).is_empty()).await?;
         tokio::time::sleep(Duration::from_secs(1)).await;
         let successor = Balancer::start(at(PORT), &addresses).await?;
         let failed_over = agent.connected(&["a", "b", "c"]).await?;
@@ -80,9 +79,9 @@ fn servers_behind_a_balancer_are_all_found_and_found_again() {
             dials(server).await?;
         }
         // A failover in one moment: streams end, and the address answers all the time.
-        successor.cut();
+        successor.listener.cut();
         // Until the agent has noticed, it says what was.
-        agent.until("the loss", Duration::from_secs(5), |all| connected(all) < servers.len()).await?;
+        agent.until("the loss", Duration::from_secs(5), |all| connected(all).len() < servers.len()).await?;
         let at_once = agent.connected(&["a", "b", "c"]).await?;
         for server in &servers {
             dials(server).await?;
@@ -180,7 +179,7 @@ fn a_server_that_says_goodbye_is_replaced_at_once_and_serves_what_is_open() {
             fake.go_away();
             dials.drains(Duration::from_secs(5)).await?;
             held.push((dials, connection));
-            agent.until("a new stream", Duration::from_secs(5), |all| connected(all) == 1).await?;
+            agent.until("a new stream", Duration::from_secs(5), |all| connected(all).len() == 1).await?;
             slowest = slowest.max(started.elapsed());
         }
         for (dials, connection) in &mut held {
@@ -212,12 +211,11 @@ fn a_real_server_that_ends_in_good_order_hands_its_agents_over() {
         balancer.set(&[b.agents]);
         servers[0].process.signal(Signal::SIGTERM)?;
         // Its GOAWAY makes the stream a draining one; what is open goes on.
-        let is = |all: &[Stream], server: &str, state: &str| {
-            all.iter().any(|stream| stream.server == server && stream.state == state)
+        let is = |all: &[StreamState], server: &str, state| {
+            all.iter().any(|stream| stream.server_id.as_deref() == Some(server) && stream.state == state)
         };
-        agent
-            .until("a drains", Duration::from_secs(5), |all| is(all, "a", "draining") && is(all, "b", "connected"))
-            .await?;
+        let drains = |all: &[_]| is(all, "a", StreamPhase::Draining) && is(all, "b", StreamPhase::Connected);
+        agent.until("a drains", Duration::from_secs(5), drains).await?;
         for _ in 0..10 {
             timeout(Duration::from_secs(5), request(&mut open)).await.context("a held connection")??;
             tokio::time::sleep(Duration::from_millis(50)).await;

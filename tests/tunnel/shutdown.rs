@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use lab::servers::{
-    agent::Agent,
-    fake::{Fake, Manners},
+use lab::{
+    bare::Agent,
+    servers::fake::{Fake, Manners},
 };
 use nix::sys::signal::Signal;
 

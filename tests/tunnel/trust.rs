@@ -5,17 +5,12 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use guard_policy::pin::Pin;
 use lab::{
-    bare::Place,
-    certs::{NAME, ServerCert},
-    servers::{
-        Listener,
-        agent::{Agent, Steady, connected},
-        eventually,
-        proxy_server::Spec,
-        tls::Tls,
-    },
+    bare::{Agent, Place, connected},
+    certs::{NAME, ServerCert, Tls},
+    daemon::stream,
+    load::Steady,
+    servers::{Listener, eventually, proxy_server::Spec},
 };
-use nodeguard::{report::status::Status, tunnel::handle::StreamState};
 use rustls::pki_types::{CertificateDer, pem::PemObject};
 
 use crate::{at, in_place, serve_endpoint};
@@ -25,21 +20,12 @@ fn agent(place: &Place, more: &[&str]) -> Result<Agent> {
     Agent::start(place, "10.0.0.1:8191", more)
 }
 
-/// The first stream, or the first address that should have one.
-fn first(status: &Status) -> Option<&StreamState> {
-    status.tunnel.as_ref()?.streams.first()
-}
-
 /// Waits for an attempt that fails with this text.
 async fn refused(agent: &mut Agent, why: &str) -> Result<()> {
     let (what, mut last) = (format!("a refusal with `{why}`"), None);
     let refused = eventually(&what, Duration::from_secs(10), async || {
         agent.process.check()?;
-        last = agent
-            .status()
-            .await
-            .ok()
-            .map(|status| first(&status).and_then(|stream| stream.last_error.clone()).unwrap_or_default());
+        last = agent.status().await.ok().map(|status| stream(&status).last_error.unwrap_or_default());
         Ok(last.as_ref().is_some_and(|error| error.contains(why)))
     });
     refused.await.with_context(|| format!("the last error is {last:?}")).map(drop)
@@ -64,13 +50,11 @@ fn a_server_of_the_right_ca_is_refused_without_the_right_key_or_name() {
         let names = format!("--server-san=other.example,DNS:{NAME}");
         let mut right = agent(place, &[&pins, &names, "--tls-min-version=1.3"])?;
         right.connected(&["a"]).await?;
-        let status = right.status().await?;
-        let tls = first(&status).and_then(|stream| stream.tls.as_deref());
-        ensure!(tls.is_some_and(|tls| tls.contains("TLSv1_3")), "{tls:?}");
+        let tls = stream(&right.status().await?).tls;
+        ensure!(tls.as_ref().is_some_and(|tls| tls.contains("TLSv1_3")), "{tls:?}");
         drop((right, server));
         // A server that only speaks TLS 1.2.
-        let (certificate, key) = (place.certs.path("server.crt"), place.certs.path("server.key"));
-        let old = Tls { protocol: None, versions: &[&rustls::version::TLS12], ..Tls::http(&certificate, &key) };
+        let old = Tls { protocol: None, versions: vec![&rustls::version::TLS12], ..Tls::server(&place.certs) };
         let acceptor = old.acceptor()?;
         let _old = Listener::start(at(8191), move |tcp| {
             let accepting = acceptor.accept(tcp);
@@ -123,7 +107,7 @@ fn a_stream_is_replaced_when_it_is_old_and_nothing_is_cut() {
         let asked = steady.end().await?;
         let replaced = agent.process.printed().matches("replaces=true").count();
         ensure!((3..=6).contains(&replaced), "{replaced} replaced in 4 s");
-        ensure!(connected(&streams) == 1, "{streams:?}");
+        ensure!(connected(&streams).len() == 1, "{streams:?}");
         println!("trust: {replaced} streams replaced for their age, {asked} requests, none failed");
         Ok(())
     });

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use lab::{bare::upstream, daemon::binary, isolated::isolated, process::Process};
+use lab::{bare::upstream, daemon::binary, net::isolated, process::Process};
 use nix::{
     sys::signal::{Signal, killpg},
     unistd::Pid,

@@ -55,7 +55,7 @@ impl Pairs {
     }
 
     /// Adds a round: ours and the other.
-    pub fn add(&mut self, ours: f64, other: f64) {
+    pub fn add(&mut self, [ours, other]: [f64; 2]) {
         self.push(0, ours);
         self.push(1, other);
     }
@@ -73,12 +73,7 @@ impl Pairs {
     }
 }
 
-/// Who is first changes with every round or turn: our index and the other's.
-pub fn both(turn: usize) -> [usize; 2] {
-    in_turn(turn)
-}
-
-/// The same for more than two.
+/// Who is first changes with every round or turn: the indices of all, ours being 0.
 pub fn in_turn<const N: usize>(turn: usize) -> [usize; N] {
     std::array::from_fn(|place| (place + turn) % N)
 }
@@ -92,7 +87,7 @@ pub fn round_of(
 ) -> Result<[f64; 2]> {
     let (started, mut rates) = (Instant::now(), [Vec::new(), Vec::new()]);
     for number in 0_usize.. {
-        for side in both(round + number) {
+        for side in in_turn::<2>(round + number) {
             let (more, took) = turn(side)?;
             rates[side].push(more / took.as_secs_f64());
         }

@@ -6,7 +6,7 @@ use std::{
     fs,
     io::{ErrorKind, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
-    os::fd::{AsFd, BorrowedFd},
+    os::fd::AsFd,
     path::Path,
     sync::{Arc, Mutex},
     thread,
@@ -28,16 +28,51 @@ pub const NODE_CPU: usize = 1;
 /// That of everybody else.
 pub const OTHER_CPU: usize = 0;
 
-/// What a client asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Ask {
-    /// Bytes from the node.
-    Get = b'G',
-    /// Bytes to the node, which answers with one when it has them all.
-    Put = b'P',
-    /// Requests of one byte, each answered with one.
-    Transact = b'T',
+/// A kind of traffic.
+pub struct Kind {
+    /// What the server is asked: `P` to take bytes and to answer with one when it has them all, `G` to give bytes, `T` to answer each byte with one.
+    ask: u8,
+    /// How much is asked for in a turn, and how many of the unit that is.
+    count: usize,
+    units: f64,
+    /// Its unit.
+    pub unit: &'static str,
+}
+
+/// Bytes to the node and from it, and requests.
+pub const KINDS: [Kind; 3] = [
+    Kind { ask: b'P', count: 4 << 20, units: 4.0, unit: "MiB/s" },
+    Kind { ask: b'G', count: 4 << 20, units: 4.0, unit: "MiB/s" },
+    Kind { ask: b'T', count: 200, units: 200.0, unit: "1/s" },
+];
+
+impl Kind {
+    /// A turn over a connection, with a buffer that others have, too: how much was done in what time. It is over when all has arrived.
+    pub fn turn(&self, stream: &mut TcpStream, buffer: &mut [u8]) -> Result<(f64, Duration)> {
+        let started = Instant::now();
+        stream.write_all(&[&[self.ask][..], &(self.count as u64).to_be_bytes()].concat())?;
+        match self.ask {
+            b'G' => read_all(stream, buffer, self.count)?,
+            b'P' => {
+                write_all(stream, buffer, self.count)?;
+                stream.read_exact(&mut [0])?;
+            }
+            _ => {
+                for _ in 0..self.count {
+                    stream.write_all(b"?")?;
+                    stream.read_exact(&mut [0])?;
+                }
+            }
+        }
+        Ok((self.units, started.elapsed()))
+    }
+}
+
+/// Connects, in the calling thread's network namespace.
+pub fn connect(to: SocketAddr) -> Result<TcpStream> {
+    let stream = TcpStream::connect_timeout(&to, Duration::from_secs(5)).with_context(|| to.to_string())?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
 }
 
 /// Pins the calling thread, and what it starts, to a processor.
@@ -136,44 +171,4 @@ fn read_all(stream: &mut TcpStream, buffer: &mut [u8], mut left: usize) -> Resul
         left -= count;
     }
     Ok(())
-}
-
-/// A client's conversation.
-pub struct Conversation {
-    stream: TcpStream,
-}
-
-impl AsFd for Conversation {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.stream.as_fd()
-    }
-}
-
-impl Conversation {
-    /// Connects, in the calling thread's network namespace.
-    pub fn open(to: SocketAddr) -> Result<Conversation> {
-        let stream = TcpStream::connect_timeout(&to, Duration::from_secs(5)).with_context(|| to.to_string())?;
-        stream.set_nodelay(true)?;
-        Ok(Conversation { stream })
-    }
-
-    /// Asks once, with a buffer that other conversations have, too, and what it took until all had arrived.
-    pub fn ask(&mut self, ask: Ask, count: usize, buffer: &mut [u8]) -> Result<Duration> {
-        let started = Instant::now();
-        self.stream.write_all(&[&[ask as u8][..], &(count as u64).to_be_bytes()].concat())?;
-        match ask {
-            Ask::Get => read_all(&mut self.stream, buffer, count)?,
-            Ask::Put => {
-                write_all(&mut self.stream, buffer, count)?;
-                self.stream.read_exact(&mut [0])?;
-            }
-            Ask::Transact => {
-                for _ in 0..count {
-                    self.stream.write_all(b"?")?;
-                    self.stream.read_exact(&mut [0])?;
-                }
-            }
-        }
-        Ok(started.elapsed())
-    }
 }

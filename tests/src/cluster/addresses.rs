@@ -44,63 +44,46 @@ pub struct Addresses {
     pub forwarding: &'static str,
 }
 
-const V4: Addresses = Addresses {
-    family: "ip",
-    control: "10.0.0.1",
-    control_direct: "10.0.0.9",
-    node: "10.0.0.2",
-    second: "10.0.0.3",
-    neighbour: "10.0.0.4",
-    scraper: "10.0.8.5",
-    prefix: 16,
-    whole: 32,
-    pods: "10.244.0.0/16",
-    pods_of: ["10.244.1.0/24", "10.244.2.0/24"],
-    services: "10.96.0.0/16",
-    api_service: "10.96.0.1",
-    everything: "0.0.0.0/0",
-    loopback: "127.0.0.1",
-    link_local: "169.254.169.254",
-    forwarding: "ipv4/ip_forward",
-};
-
-const V6: Addresses = Addresses {
-    family: "ip6",
-    control: "fd00::1",
-    control_direct: "fd00::9",
-    node: "fd00::2",
-    second: "fd00::3",
-    neighbour: "fd00::4",
-    scraper: "fd00:0:0:8::5",
-    prefix: 48,
-    whole: 128,
-    pods: "fd00:244::/32",
-    pods_of: ["fd00:244:1::/64", "fd00:244:2::/64"],
-    services: "fd00:96::/112",
-    api_service: "fd00:96::1",
-    everything: "::/0",
-    loopback: "::1",
-    link_local: "fe80::a9fe:a9fe",
-    forwarding: "ipv6/conf/all/forwarding",
-};
-
-static V6_ALONE: OnceLock<bool> = OnceLock::new();
-
-/// Chooses the family, once.
-pub fn choose(v6: bool) -> Result<()> {
-    V6_ALONE.set(v6).ok().context("the family is chosen already")
-}
-
-/// The cluster's addresses.
-pub fn at() -> &'static Addresses {
-    if V6_ALONE.get() == Some(&true) { &V6 } else { &V4 }
-}
-
 impl Addresses {
+    fn new(v6: bool) -> Addresses {
+        let of = |v4, of_v6| if v6 { of_v6 } else { v4 };
+        Addresses {
+            family: of("ip", "ip6"),
+            control: of("10.0.0.1", "fd00::1"),
+            control_direct: of("10.0.0.9", "fd00::9"),
+            node: of("10.0.0.2", "fd00::2"),
+            second: of("10.0.0.3", "fd00::3"),
+            neighbour: of("10.0.0.4", "fd00::4"),
+            scraper: of("10.0.8.5", "fd00:0:0:8::5"),
+            prefix: if v6 { 48 } else { 16 },
+            whole: if v6 { 128 } else { 32 },
+            pods: of("10.244.0.0/16", "fd00:244::/32"),
+            pods_of: [of("10.244.1.0/24", "fd00:244:1::/64"), of("10.244.2.0/24", "fd00:244:2::/64")],
+            services: of("10.96.0.0/16", "fd00:96::/112"),
+            api_service: of("10.96.0.1", "fd00:96::1"),
+            everything: of("0.0.0.0/0", "::/0"),
+            loopback: of("127.0.0.1", "::1"),
+            link_local: of("169.254.169.254", "fe80::a9fe:a9fe"),
+            forwarding: of("ipv4/ip_forward", "ipv6/conf/all/forwarding"),
+        }
+    }
+
     /// Whether the cluster has IPv6 alone.
     pub fn v6(&self) -> bool {
         self.family == "ip6"
     }
+}
+
+static CHOSEN: OnceLock<Addresses> = OnceLock::new();
+
+/// Chooses the family, once.
+pub fn choose(v6: bool) -> Result<()> {
+    CHOSEN.set(Addresses::new(v6)).ok().context("the family is chosen already")
+}
+
+/// The cluster's addresses: of IPv4 unless the other family was chosen.
+pub fn at() -> &'static Addresses {
+    CHOSEN.get_or_init(|| Addresses::new(false))
 }
 
 /// A port at an address.

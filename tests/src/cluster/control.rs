@@ -8,16 +8,16 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 
 use super::{
     addresses::filled,
     eventually,
-    kubectl::Kubectl,
+    kubectl::Call,
     pki::Pki,
     place::{Place, Where},
 };
-use crate::process::{Process, target};
+use crate::process::{Process, target, there};
 
 /// The protocol between kube-apiserver and proxy-server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -160,10 +160,10 @@ impl Control {
 
     /// Waits until the API server is ready.
     fn ready(&mut self) -> Result<()> {
-        let kubectl = Kubectl::new(&self.place, &self.pki)?;
+        binary("kubectl")?;
         eventually("kube-apiserver is ready", || {
             self.check()?;
-            Ok(kubectl.call("get --raw /readyz").run().is_ok())
+            Ok(Call::new(&self.place, "get --raw /readyz").run().is_ok())
         })
     }
 
@@ -210,7 +210,5 @@ pub(super) fn programs() -> &'static str {
 /// A built program.
 pub fn binary(program: &str) -> Result<PathBuf> {
     let below = if program == "proxy-server" { "upstream" } else { programs() };
-    let binary = target()?.with_file_name(below).join(program);
-    ensure!(binary.is_file(), "{} is missing: `cargo xtask test cluster` builds it", binary.display());
-    Ok(binary)
+    there(target()?.with_file_name(below).join(program), "test cluster")
 }

@@ -19,8 +19,8 @@ use super::{
     place::Where,
 };
 use crate::{
-    client::Digest,
-    process::{target, until},
+    client::sum,
+    process::{target, there, until},
 };
 
 /// The name that `cargo xtask image` gives the image.
@@ -38,11 +38,8 @@ pub fn policy() -> String {
 pub fn images(more: &[&str]) -> Result<Vec<PathBuf>> {
     let target = target()?;
     let pods = ["pause.tar", "busybox.tar"].iter().chain(more).map(|file| target.with_file_name("cluster").join(file));
-    let images: Vec<PathBuf> = [target.with_file_name("image").join("nodeguard.tar")].into_iter().chain(pods).collect();
-    for image in &images {
-        ensure!(image.is_file(), "{} is missing: `cargo xtask test cluster` makes it", image.display());
-    }
-    Ok(images)
+    let images = [target.with_file_name("image").join("nodeguard.tar")].into_iter().chain(pods);
+    images.map(|image| there(image, "test cluster")).collect()
 }
 
 /// The path of a file of deploy/.
@@ -91,12 +88,12 @@ impl Cluster {
 
     /// What `nodeguard status` says inside the pod: through the tunnel, as an operator asks.
     pub fn status(&self) -> Result<Status> {
-        Ok(serde_json::from_value(self.status_of("daemonset/nodeguard")?)?)
+        self.status_of("daemonset/nodeguard")
     }
 
     /// The status of the guard in a pod.
-    pub fn status_of(&self, pod: &str) -> Result<Value> {
-        self.system(&format!("exec {pod} -- nodeguard status -o json")).json()
+    pub fn status_of(&self, pod: &str) -> Result<Status> {
+        Ok(serde_json::from_str(&self.system(&format!("exec {pod} -- nodeguard status -o json")).run()?)?)
     }
 
     /// The number of the ruleset in force.
@@ -186,13 +183,6 @@ impl Cluster {
     pub fn kubelet_answers(&self, source: &str) -> Result<bool> {
         self.connects(Where::Neighbour, source, (at().node, 10250))
     }
-}
-
-/// The SHA-256 of bytes, in hexadecimal.
-pub fn sum(bytes: &[u8]) -> String {
-    let mut digest = Digest::default();
-    digest.update(bytes);
-    digest.finish().split(' ').nth(1).unwrap_or_default().to_owned()
 }
 
 /// Kubelet's port of the first node.

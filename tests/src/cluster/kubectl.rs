@@ -3,47 +3,19 @@
 //! Must never wait without a bound.
 
 use std::{
-    io::{BufRead, BufReader, Lines, Read, Write},
-    path::PathBuf,
-    process::{Child, ChildStdout, Command, Stdio},
-    sync::{Arc, mpsc},
+    io::{BufRead, BufReader, Lines, Read},
+    process::{ChildStdout, Command, Stdio},
     time::Duration,
 };
 
-use anyhow::{Context, Result, bail, ensure};
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
+use anyhow::{Context, Result};
 use serde_json::Value;
 
 use super::{
     control::binary,
-    pki::Pki,
     place::{Place, Where},
 };
-
-/// kubectl as the cluster's administrator.
-pub(crate) struct Kubectl {
-    place: Arc<Place>,
-    program: PathBuf,
-    kubeconfig: PathBuf,
-}
-
-impl Kubectl {
-    /// For the cluster at a place.
-    pub(crate) fn new(place: &Arc<Place>, pki: &Pki) -> Result<Kubectl> {
-        let kubeconfig = pki.path("admin.kubeconfig");
-        Ok(Kubectl { place: Arc::clone(place), program: binary("kubectl")?, kubeconfig })
-    }
-
-    /// A call, its words separated by spaces.
-    pub(crate) fn call(&self, words: &str) -> Call<'_> {
-        let words = words.split_whitespace().map(str::to_owned).collect();
-        let patience = Duration::from_secs(60);
-        Call { kubectl: self, words, stream: Stream::WebSocket, input: Vec::new(), patience }
-    }
-}
+use crate::process::{Killed, Said, finish};
 
 /// The protocol of exec, attach and port-forward: kubectl offers both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,14 +39,21 @@ impl Stream {
 /// A call of kubectl that is not made yet.
 #[must_use]
 pub struct Call<'a> {
-    kubectl: &'a Kubectl,
+    place: &'a Place,
     words: Vec<String>,
     stream: Stream,
     input: Vec<u8>,
     patience: Duration,
 }
 
-impl Call<'_> {
+impl<'a> Call<'a> {
+    /// A call as the administrator of the cluster at a place, its words separated by spaces.
+    pub(crate) fn new(place: &'a Place, words: &str) -> Call<'a> {
+        let words = words.split_whitespace().map(str::to_owned).collect();
+        let patience = Duration::from_secs(60);
+        Call { place, words, stream: Stream::WebSocket, input: Vec::new(), patience }
+    }
+
     /// One more word, which may hold spaces.
     pub fn word(mut self, word: impl Into<String>) -> Self {
         self.words.push(word.into());
@@ -108,16 +87,16 @@ impl Call<'_> {
     pub fn open(self) -> Result<Reading> {
         let mut child = self.command()?.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
         let lines = BufReader::new(child.stdout.take().context("stdout")?).lines();
-        Ok(Reading { child, lines })
+        Ok(Reading { child: Killed(child), lines })
     }
 
     fn command(&self) -> Result<Command> {
-        let mut command = self.kubectl.place.command(&self.kubectl.program, Where::Control)?;
+        let mut command = self.place.command(&binary("kubectl")?, Where::Control)?;
         for name in ["KUBECTL_REMOTE_COMMAND_WEBSOCKETS", "KUBECTL_PORT_FORWARD_WEBSOCKETS"] {
             command.env(name, (self.stream == Stream::WebSocket).to_string());
         }
-        command.env("KUBECONFIG", &self.kubectl.kubeconfig).env("HOME", &self.kubectl.place.directory);
-        command.args(&self.words);
+        let directory = &self.place.directory;
+        command.env("KUBECONFIG", directory.join("pki/admin.kubeconfig")).env("HOME", directory).args(&self.words);
         Ok(command)
     }
 
@@ -144,7 +123,7 @@ impl Call<'_> {
 
 /// A kubectl whose lines are read while it runs; it is killed when this is dropped.
 pub struct Reading {
-    child: Child,
+    child: Killed,
     /// Its standard output. What is not read stays in the pipe, which holds minutes of it.
     pub lines: Lines<BufReader<ChildStdout>>,
 }
@@ -152,8 +131,8 @@ pub struct Reading {
 impl Reading {
     /// Ends it; says whether it went on until now, or how it ended before.
     pub fn end(mut self) -> Result<String> {
-        let mut error = self.child.stderr.take().context("stderr")?;
-        let ended = self.child.try_wait()?;
+        let mut error = self.child.0.stderr.take().context("stderr")?;
+        let ended = self.child.0.try_wait()?;
         drop(self);
         let mut text = String::new();
         error.read_to_string(&mut text)?;
@@ -164,54 +143,4 @@ impl Reading {
             Some(status) => format!("ended with an error ({status}, {text:?})"),
         })
     }
-}
-
-impl Drop for Reading {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// What came of a command.
-#[derive(Debug)]
-pub struct Said {
-    /// Its exit code.
-    pub code: i32,
-    /// Its standard output.
-    pub out: Vec<u8>,
-    /// Its standard error.
-    pub error: String,
-}
-
-impl Said {
-    /// Its standard output as text.
-    pub fn text(&self) -> String {
-        String::from_utf8_lossy(&self.out).into_owned()
-    }
-
-    /// Fails with its standard error unless its exit code is 0.
-    pub fn good(self) -> Result<Said> {
-        ensure!(self.code == 0, "{}", self.error.trim());
-        Ok(self)
-    }
-}
-
-/// Runs a command to its end with this on its standard input; it is killed when it takes too long.
-pub fn finish(command: &mut Command, input: &[u8], patience: Duration) -> Result<Said> {
-    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
-    let (id, mut stdin) = (Pid::from_raw(child.id().cast_signed()), child.stdin.take().context("stdin")?);
-    let (ended, end) = mpsc::channel();
-    std::thread::scope(|scope| {
-        // A command that reads nothing closes its end early.
-        scope.spawn(move || drop(stdin.write_all(input)));
-        scope.spawn(move || drop(ended.send(child.wait_with_output())));
-        let Ok(output) = end.recv_timeout(patience) else {
-            kill(id, Signal::SIGKILL)?;
-            bail!("not within {patience:?}: {}", String::from_utf8_lossy(&end.recv()??.stderr).trim());
-        };
-        let output = output?;
-        let error = String::from_utf8_lossy(&output.stderr).into_owned();
-        Ok(Said { code: output.status.code().unwrap_or(-1), out: output.stdout, error })
-    })
 }

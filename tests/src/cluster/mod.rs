@@ -3,7 +3,7 @@
 //! Must never use anything of the machine that is not the cluster's own, nor leave anything behind.
 //!
 //! Reading order: `addresses`, `place` (namespaces, cgroups, the packet filter) -> `pki`, `control`, `node` (Kubernetes) -> `kubectl`, `guard`
-//! (the files of deploy/, policies, the guard's status and log) -> `table` (expected and seen) -> `bench` (what the guard costs).
+//! (the files of deploy/, policies, the guard's status and log) -> `bench` (what the guard costs).
 
 mod addresses;
 mod bench;
@@ -13,26 +13,29 @@ mod kubectl;
 mod node;
 mod pki;
 mod place;
-mod table;
 
 use std::{fs, path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
 
-use self::{addresses::socket, kubectl::Kubectl};
+use self::addresses::socket;
 pub use self::{
     addresses::{Addresses, at, choose as choose_family, filled},
     bench::{bench, converse, serve},
     control::{Control, Egress, Front, binary, choose as choose_programs},
-    guard::{IMAGE, LABEL, daemonset, deployed, images, kubelet, policy, sum, time},
-    kubectl::{Call, Reading, Said, Stream, finish},
+    guard::{IMAGE, LABEL, daemonset, deployed, images, kubelet, policy, time},
+    kubectl::{Call, Reading, Stream},
     node::{NAME, Node, SECOND_NAME, inside as run_node},
     pki::{Pki, text},
     place::{Place, Where},
+};
+use crate::process::{target, until};
+pub use crate::{
+    bench::print_line as say,
+    client::sum,
+    process::{Said, finish},
     table::Table,
 };
-pub use crate::bench::print_line as say;
-use crate::process::{target, until};
 
 /// How long a program may take to start, and a change to take effect, on a machine that others use too.
 pub const PATIENCE: Duration = Duration::from_secs(120);
@@ -43,8 +46,6 @@ pub struct Cluster {
     pub node: Node,
     /// The control plane.
     pub control: Control,
-    /// Its administrator.
-    kubectl: Kubectl,
     /// Its certificates.
     pub pki: Arc<Pki>,
     /// Where it stands.
@@ -55,10 +56,9 @@ impl Cluster {
     /// Starts a control plane and a node, and waits until the node takes pods. The node has the images of [`images`], and these.
     pub fn start(place: &Arc<Place>, images: &[&str]) -> Result<Cluster> {
         let pki = Arc::new(Pki::new(place)?);
-        let kubectl = Kubectl::new(place, &pki)?;
         let control = Control::start(place, &pki, Front::own(Egress::Grpc))?;
         let node = Node::start(place, &pki, Where::Node, &guard::images(images)?)?;
-        let mut cluster = Cluster { node, control, kubectl, pki, place: Arc::clone(place) };
+        let mut cluster = Cluster { node, control, pki, place: Arc::clone(place) };
         cluster.apply(include_str!("files/access.yaml"))?;
         cluster.node_ready(node::NAME)?;
         cluster.check()?;
@@ -67,12 +67,12 @@ impl Cluster {
 
     /// A call of kubectl, its words separated by spaces.
     pub fn kubectl(&self, words: &str) -> Call<'_> {
-        self.kubectl.call(words)
+        Call::new(&self.place, words)
     }
 
     /// The same in the namespace kube-system.
     pub fn system(&self, words: &str) -> Call<'_> {
-        self.kubectl.call(&format!("-n kube-system {words}"))
+        Call::new(&self.place, &format!("-n kube-system {words}"))
     }
 
     /// Applies a manifest.
@@ -128,7 +128,7 @@ impl Cluster {
     /// Fails if a part has ended.
     pub fn check(&mut self) -> Result<()> {
         self.control.check()?;
-        self.node.check()
+        self.node.process.check()
     }
 }
 

@@ -25,7 +25,10 @@ use super::{
     place::{Place, Where},
     say,
 };
-use crate::process::{Process, run, tool};
+use crate::{
+    process::{Process, run, tool},
+    sweep,
+};
 
 /// The first node's name in the cluster.
 pub const NAME: &str = "worker-1";
@@ -65,7 +68,8 @@ const CONTAINERD: [&str; 2] = ["--address", "/run/containerd/containerd.sock"];
 
 /// A running node: everything in it ends with this process.
 pub struct Node {
-    process: Process,
+    /// The process that is in the node's namespaces.
+    pub process: Process,
     directory: PathBuf,
 }
 
@@ -105,16 +109,6 @@ impl Node {
         let mut node = Node { process, directory };
         node.process.until("kubelet runs", PATIENCE, |process| Ok(process.printed().contains("kubelet runs")))?;
         Ok(node)
-    }
-
-    /// Fails if a part of it has ended.
-    pub fn check(&mut self) -> Result<()> {
-        self.process.check()
-    }
-
-    /// The process that is in the node's namespaces.
-    pub fn id(&self) -> u32 {
-        self.process.id()
     }
 
     /// A directory as the node's own processes see it.
@@ -170,19 +164,23 @@ pub fn inside(name: &str, address: &str, lab: &Path, images: &[String]) -> Resul
 /// The node's own view: fresh /proc, /sys, bpffs and cgroup trees whose roots are the node's cgroups, and nothing of the machine to write to.
 fn mounts(lab: &Path, directory: &Path) -> Result<()> {
     let none: Option<&str> = None;
+    let bind = |from: &Path, to: &Path| {
+        mount(Some(from), to, none, MsFlags::MS_BIND, none).with_context(|| to.display().to_string())
+    };
     let on = |kind: &str, path: &str, flags: MsFlags, data: Option<&str>| {
-        fs::create_dir_all(path)?;
+        fs::create_dir_all(path).with_context(|| path.to_owned())?;
         mount(Some(kind), path, Some(kind), flags, data).with_context(|| format!("mount -t {kind} {path}"))
     };
     let safe = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-    let hierarchies = hierarchies()?;
+    let hierarchies = sweep::mounted();
+    ensure!(!hierarchies.is_empty(), "this machine has no cgroups mounted");
 
     // The lab's directory stands below /run, which becomes the node's own: it is held open and put back where it was.
     let own = File::open(lab)?;
     on("tmpfs", "/run", MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some("mode=755"))?;
     fs::create_dir_all(lab)?;
     let held = PathBuf::from(format!("/proc/self/fd/{}", own.as_raw_fd()));
-    mount(Some(&held), lab, none, MsFlags::MS_BIND, none).context("the lab's directory")?;
+    bind(&held, lab)?;
     // Containers are mounted below it, and volumes with propagation ask for a shared mount.
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SHARED, none).context("shared mounts")?;
 
@@ -192,42 +190,19 @@ fn mounts(lab: &Path, directory: &Path) -> Result<()> {
         let (setting, file) = (Path::new("/proc/sys").join(name), settings.join(name.replace('/', "-")));
         fs::create_dir_all(&settings)?;
         fs::write(&file, fs::read(&setting)?)?;
-        mount(Some(&file), &setting, none, MsFlags::MS_BIND, none).with_context(|| setting.display().to_string())?;
+        bind(&file, &setting)?;
     }
 
     umount2("/sys", MntFlags::MNT_DETACH).context("umount /sys")?;
     on("sysfs", "/sys", safe, None)?;
-    mount(Some("tmpfs"), "/sys/fs/cgroup", Some("tmpfs"), safe, Some("mode=755")).context("/sys/fs/cgroup")?;
+    on("tmpfs", "/sys/fs/cgroup", safe, Some("mode=755"))?;
     for (path, kind, options) in hierarchies {
-        fs::create_dir_all(&path)?;
-        mount(Some(kind.as_str()), &path, Some(kind.as_str()), safe, options.as_deref())
-            .with_context(|| format!("mount -t {kind} {}", path.display()))?;
+        on(&kind, path.to_str().context("a path in UTF-8")?, safe, options.as_deref())?;
     }
-    mount(Some("bpf"), "/sys/fs/bpf", Some("bpf"), MsFlags::empty(), None::<&str>).context("bpffs")?;
-    mount(Some(&directory.join("hosts")), "/etc/hosts", none, MsFlags::MS_BIND, none).context("/etc/hosts")?;
+    on("bpf", "/sys/fs/bpf", MsFlags::empty(), None)?;
+    bind(&directory.join("hosts"), Path::new("/etc/hosts"))?;
     for path in ["/var/log", "/var/lib/cni"] {
         on("tmpfs", path, MsFlags::MS_NOSUID, None)?;
     }
     Ok(())
-}
-
-/// Every cgroup hierarchy of the machine: where it is mounted, of which type, with which controllers.
-fn hierarchies() -> Result<Vec<(PathBuf, String, Option<String>)>> {
-    let table = fs::read_to_string("/proc/self/mountinfo")?;
-    let mut found = Vec::new();
-    for line in table.lines() {
-        let Some((mount, filesystem)) = line.split_once(" - ") else { continue };
-        let [kind, _, options] = filesystem.split(' ').collect::<Vec<_>>()[..] else { continue };
-        if !kind.starts_with("cgroup") {
-            continue;
-        }
-        let path = PathBuf::from(mount.split(' ').nth(4).context("mountinfo has a mount point")?);
-        let controllers = (kind == "cgroup").then(|| {
-            let of_super_block = options.split(',').filter(|option| !["rw", "ro"].contains(option));
-            of_super_block.collect::<Vec<_>>().join(",")
-        });
-        found.push((path, kind.to_owned(), controllers));
-    }
-    ensure!(!found.is_empty(), "this machine has no cgroups mounted");
-    Ok(found)
 }

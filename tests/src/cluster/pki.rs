@@ -8,21 +8,22 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use rcgen::{
-    CertificateParams, DnType, ExtendedKeyUsagePurpose, Issuer, KeyPair, KeyUsagePurpose, SanType, date_time_ymd,
-};
+use rcgen::{DnType, ExtendedKeyUsagePurpose, KeyUsagePurpose};
 use serde_json::json;
 
 use super::{
     addresses::{at, socket},
     place::Place,
 };
-use crate::{certs::authority, kube::kubeconfig};
+use crate::{
+    certs::{Authority, authority, issue, named},
+    kube::kubeconfig,
+};
 
 /// A CA and what it signed.
 pub struct Pki {
     directory: PathBuf,
-    ca: Issuer<'static, KeyPair>,
+    ca: Authority,
 }
 
 /// Who has a kubeconfig: the file's name, the user, the group.
@@ -69,33 +70,15 @@ impl Pki {
         self.directory.join(name)
     }
 
-    /// A server's certificate for these names.
-    pub fn serving(&self, file: &str, names: &[&str]) -> Result<()> {
-        self.sign(file, file, "", names)
-    }
-
-    fn sign(&self, file: &str, user: &str, group: &str, names: &[&str]) -> Result<()> {
-        let key = KeyPair::generate()?;
-        let mut params = CertificateParams::default();
-        params.distinguished_name.push(DnType::CommonName, user);
+    /// A certificate of a user in a group (`""`: in none), also a server's for these names.
+    pub fn sign(&self, file: &str, user: &str, group: &str, names: &[&str]) -> Result<()> {
+        let mut params = named(user, names)?;
         if !group.is_empty() {
             params.distinguished_name.push(DnType::OrganizationName, group);
         }
-        let name = |name: &&str| match name.parse() {
-            Ok(address) => Ok(SanType::IpAddress(address)),
-            Err(_) => Ok(SanType::DnsName((*name).try_into()?)),
-        };
-        params.subject_alt_names = names.iter().map(name).collect::<Result<_>>()?;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-        (params.not_before, params.not_after) = (date_time_ymd(2019, 1, 1), date_time_ymd(4096, 1, 1));
-        fs::write(self.path(&format!("{file}.crt")), params.signed_by(&key, &self.ca)?.pem())?;
-        Ok(fs::write(self.path(&format!("{file}.key")), key.serialize_pem())?)
-    }
-
-    /// A file's path as text.
-    pub fn text(&self, name: &str) -> Result<String> {
-        text(&self.path(name))
+        issue(&self.path(file), &params, &self.ca)
     }
 }
 

@@ -4,22 +4,18 @@
 
 use std::{
     fs::{self, File},
-    io::Write,
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::Command,
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use nix::{
-    sched::{CloneFlags, setns},
-    sys::{prctl::set_pdeathsig, signal::Signal},
-};
+use nix::sys::{prctl::set_pdeathsig, signal::Signal};
 
 use super::addresses::{at, filled};
 use crate::{
-    net::{inside, ip, name},
-    process::{run, tool},
+    net::{self, inside},
+    process::{command_in, run},
     sweep,
 };
 
@@ -87,18 +83,8 @@ impl Place {
     }
 
     fn wire(&self) -> Result<()> {
-        let switch = name(&self.id, "switch");
-        ip(&["netns", "add", &switch], "")?;
-        let mut wires = "link add br0 type bridge mcast_snooping 0\nlink set br0 up\n".to_owned();
+        net::wire(&self.id, Where::ALL.into_iter().map(Where::name))?;
         for place in Where::ALL {
-            let (port, namespace) = (format!("to-{}", place.name()), self.namespace(place));
-            ip(&["netns", "add", &namespace], "")?;
-            wires += &format!("link add {port} type veth peer name eth0 netns {namespace}\n");
-            wires += &format!("link set {port} master br0 up\n");
-        }
-        ip(&["-n", &switch, "-batch", "-"], &wires)?;
-        for place in Where::ALL {
-            self.run(place, || Ok(fs::write("/proc/sys/net/ipv6/conf/default/accept_dad", "0")?))?;
             self.ip(place, &addresses(place))?;
             self.ip(place, &routes(place))?;
         }
@@ -112,7 +98,7 @@ impl Place {
     /// Runs commands of `ip` in a namespace.
     fn ip(&self, place: Where, lines: &str) -> Result<()> {
         let family = if at().v6() { "-6" } else { "-4" };
-        ip(&[family, "-n", &self.namespace(place), "-batch", "-"], lines)
+        net::ip(&[family, "-n", &self.namespace(place), "-batch", "-"], lines)
     }
 
     /// How many packets of new connections of the control plane were dropped.
@@ -134,7 +120,7 @@ impl Place {
     }
 
     fn namespace(&self, place: Where) -> String {
-        name(&self.id, place.name())
+        net::name(&self.id, place.name())
     }
 
     /// How to enter a network namespace by hand.
@@ -167,26 +153,16 @@ impl Place {
 
     /// A descriptor of a network namespace.
     pub fn open(&self, place: Where) -> Result<File> {
-        let path = PathBuf::from("/run/netns").join(self.namespace(place));
-        File::open(&path).with_context(|| path.display().to_string())
+        net::open(&self.id, place.name())
     }
 
     /// A command in a namespace: the node's in the node's cgroups, the others' in one that is not guarded. It ends with this process.
     pub fn command(&self, program: &Path, place: Where) -> Result<Command> {
-        let own = self.cgroup(place).join("cgroup.procs");
-        let open = |path: PathBuf| File::options().write(true).open(&path).with_context(|| path.display().to_string());
-        let cgroups: Vec<File> =
-            sweep::hierarchies().into_iter().map(|root| open(root.join(&own))).collect::<Result<_>>()?;
-        let namespace = self.open(place)?;
-        let mut command = tool(program);
-        command.stdin(Stdio::null());
-        let enter = move || {
-            set_pdeathsig(Signal::SIGKILL)?;
-            cgroups.iter().try_for_each(|mut cgroup| cgroup.write_all(b"0"))?;
-            setns(&namespace, CloneFlags::CLONE_NEWNET).map_err(std::io::Error::from)
-        };
-        // SAFETY: between fork and exec only system calls are made, on descriptors opened before.
-        unsafe { command.pre_exec(enter) };
+        let own = self.cgroup(place);
+        let cgroups: Vec<PathBuf> = sweep::hierarchies().into_iter().map(|root| root.join(&own)).collect();
+        let mut command = command_in(program, self.open(place)?, &cgroups)?;
+        // SAFETY: between fork and exec only a system call is made.
+        unsafe { command.pre_exec(|| Ok(set_pdeathsig(Signal::SIGKILL)?)) };
         Ok(command)
     }
 

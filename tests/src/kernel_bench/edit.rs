@@ -49,7 +49,7 @@ fn edit(size: usize, amount: Amount) -> Result<Vec<Row>> {
         let took = apply.took();
         // Planning comes before the store; the sweep after it, when the ruleset is in force.
         let total = started.elapsed() - took.sweep;
-        beside.add(ms(total), rival.map_or(f64::NAN, ms));
+        beside.add([ms(total), rival.map_or(f64::NAN, ms)]);
         compile.push(ms(is_compiled));
         write.push(ms(total - is_compiled - took.flip));
         flip.push(ms(took.flip));

@@ -20,6 +20,7 @@ use lab::{
     lab::Lab,
     net::Who,
     process::{Process, until},
+    traffic::{OTHER_CPU, pin},
     wire::hardware,
 };
 use nix::unistd::Pid;
@@ -30,10 +31,9 @@ use crate::{
     precedence,
     prefixes::{PORT, document, prefixes},
     rivals::Rival,
-    traffic::{OTHER_CPU, connection, pin},
     undisturbed,
     uplink::Uplink,
-    wire::{FREE_PORT, lab_with},
+    wire::{FREE_PORT, connection, lab_with},
 };
 
 /// How many prefixes everybody allows.
@@ -94,21 +94,49 @@ impl Subject {
             let attached = links.iter().any(|link| link.attached && link.hook == "xdp");
             Ok(if has_edge { attached } else { links.is_empty() })
         })?;
-        let rival = self.rival().map(|rival| lab.net.run(Who::Node, || rival.install(FREE_PORT + 1, nets)));
-        rival.unwrap_or(Ok(()))
+        self.rival().map_or(Ok(()), |rival| lab.net.run(Who::Node, || rival.install(FREE_PORT + 1, nets)))
     }
-}
 
-/// One turn of a subject.
-struct Measured {
-    /// Connections a second beside the flood.
-    allowed: f64,
-    /// How many were not answered in time.
-    given_up: u64,
-    /// Packets of the flood a second, beside the clients.
-    sent: f64,
-    /// What a packet of the flood costs the node alone, in nanoseconds.
-    cost: f64,
+    /// One turn: what a packet costs the node alone, then how many connections the clients open beside the flood, and how many were not
+    /// answered in time.
+    fn turn(&mut self, node: &mut Node, time: Duration) -> Result<()> {
+        let Node { lab, uplink, generator, .. } = node;
+        let (lab, address) = (&*lab, Who::Node.at(false, self.port()));
+        let frame = generator.frame(lab.net.run(Who::Node, || hardware("eth0"))?.1, self.port());
+        let mut flood = |pace, time| lab.net.run(Who::Stranger, || generator.flood(&frame, pace, time));
+        let before = uplink.done(lab)?;
+        flood(Duration::ZERO, time / 2)?;
+        let after = uplink.done(lab)?;
+        let cost = (after.nanoseconds - before.nanoseconds) as f64 / (after.packets - before.packets) as f64;
+        let client = || {
+            lab.net.run(Who::Peer, || {
+                pin(OTHER_CPU)?;
+                // Otherwise the flood takes the clients' processor.
+                precedence(Pid::from_raw(0), 2)?;
+                let (started, mut counts) = (Instant::now(), [0, 0]);
+                while started.elapsed() < time {
+                    counts[usize::from(!connection(address))] += 1;
+                }
+                Ok(counts)
+            })
+        };
+        let (sent, counts) = thread::scope(|scope| {
+            let flood = scope.spawn(move || flood(PACE, time + Duration::from_millis(200)));
+            thread::sleep(Duration::from_millis(100));
+            let clients: Vec<_> = (0..CLIENTS).map(|_| scope.spawn(client)).collect();
+            let counts = clients.into_iter().map(|client| client.join().ok().context("a client")?);
+            let counts = counts.collect::<Result<Vec<[u64; 2]>>>()?;
+            anyhow::Ok((flood.join().ok().context("the flood")??, counts))
+        })?;
+        let [answered, given_up] = [0, 1].map(|which| counts.iter().map(|counts| counts[which]).sum::<u64>());
+        let (name, allowed) = (self.name, answered as f64 / time.as_secs_f64());
+        progress(&format!(
+            "  {name:<22} {allowed:>6.0} connections/s, {given_up} given up, beside {sent:>7.0} SYNs/s; {cost:>5.0} ns"
+        ));
+        self.allowed.push(allowed);
+        self.packet.push(cost);
+        Ok(())
+    }
 }
 
 /// A node to flood.
@@ -156,61 +184,16 @@ pub(crate) fn measure(amount: Amount) -> Result<Vec<Row>> {
             subject.place(&node.lab, &nets)?;
             // This thread has the highest priority: otherwise the clients start when the flood is over.
             precedence(Pid::from_raw(0), 3)?;
-            let measured = one(node, subject.port(), Duration::from_secs_f64(amount.seconds));
+            let measured = subject.turn(node, Duration::from_secs_f64(amount.seconds));
             undisturbed(false)?;
             if let Some(rival) = subject.rival() {
                 node.lab.net.run(Who::Node, || rival.remove())?;
             }
-            let Measured { allowed, given_up, sent, cost } = measured?;
-            progress(&format!(
-                "  {:<22} {allowed:>6.0} connections/s, {given_up} given up, beside {sent:>7.0} SYNs/s; {cost:>5.0} ns",
-                subject.name
-            ));
-            subject.allowed.push(allowed);
-            subject.packet.push(cost);
+            measured?;
         }
         subjects.rotate_right(first);
     }
     Ok(rows(&subjects))
-}
-
-fn one(node: &mut Node, port: u16, time: Duration) -> Result<Measured> {
-    let Node { lab, uplink, generator, .. } = node;
-    let (lab, uplink) = (&*lab, &*uplink);
-    let to = lab.net.run(Who::Node, || hardware("eth0"))?.1;
-    let frame = generator.frame(to, port);
-    let address = Who::Node.at(false, port);
-    thread::scope(|scope| {
-        let flood =
-            |generator: &mut Generator, pace, time| lab.net.run(Who::Stranger, || generator.flood(&frame, pace, time));
-        let before = uplink.done(lab)?;
-        flood(generator, Duration::ZERO, time / 2)?;
-        let after = uplink.done(lab)?;
-        let cost = after.nanoseconds.saturating_sub(before.nanoseconds) as f64
-            / after.packets.saturating_sub(before.packets) as f64;
-        let flood = scope.spawn(move || flood(generator, PACE, time + Duration::from_millis(200)));
-        thread::sleep(Duration::from_millis(100));
-        let client = || {
-            lab.net.run(Who::Peer, || {
-                pin(OTHER_CPU)?;
-                // Otherwise the flood takes the clients' processor.
-                precedence(Pid::from_raw(0), 2)?;
-                let (started, mut counts) = (Instant::now(), [0, 0]);
-                while started.elapsed() < time {
-                    counts[usize::from(!connection(address))] += 1;
-                }
-                Ok(counts)
-            })
-        };
-        let clients: Vec<_> = (0..CLIENTS).map(|_| scope.spawn(client)).collect();
-        let mut counts = [0, 0];
-        for client in clients {
-            let [answered, given_up] = client.join().ok().context("a client")??;
-            counts = [counts[0] + answered, counts[1] + given_up];
-        }
-        let sent = flood.join().ok().context("the flood")??;
-        Ok(Measured { allowed: counts[0] as f64 / time.as_secs_f64(), given_up: counts[1], sent, cost })
-    })
 }
 
 fn rows(subjects: &[Subject]) -> Vec<Row> {

@@ -25,17 +25,14 @@ use lab::{
     agree::load,
     net::Who,
     packets::{Flow, ethernet, ip, syn, wire::hardware},
+    traffic::{OTHER_CPU, pin},
 };
 use nix::{
     sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction},
     unistd::{Pid, gettid},
 };
 
-use crate::{
-    object, precedence,
-    traffic::{OTHER_CPU, pin},
-    undisturbed,
-};
+use crate::{object, precedence, undisturbed};
 
 /// Frames that a test run hands over at a time.
 const BATCH: u32 = 64;

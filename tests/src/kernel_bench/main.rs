@@ -11,7 +11,6 @@ mod generator;
 mod paths;
 mod prefixes;
 mod rivals;
-mod traffic;
 mod uplink;
 mod wire;
 
@@ -42,10 +41,9 @@ fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let (amount, parts) = match words[..] {
-        ["serve", address, guarded, free, work, beside] => {
+        ["serve", work, beside] => {
             undisturbed(true)?;
-            let work = Duration::from_micros(work.parse()?);
-            return traffic::serve(address.parse()?, [guarded.parse()?, free.parse()?], work, Path::new(beside));
+            return wire::serve(Duration::from_micros(work.parse()?), Path::new(beside));
         }
         ["--quick", ref parts @ ..] => (QUICK, parts.to_vec()),
         ref parts => (FULL, parts.to_vec()),

@@ -26,7 +26,7 @@ use guard_common::{
 use ipnet::IpNet;
 use lab::{
     agree::load,
-    bench::{Goal, Pairs, Row, both, progress},
+    bench::{Goal, Pairs, Row, in_turn, progress},
     net::Who,
     packets::{Flow, ethernet, ip, syn},
 };
@@ -125,7 +125,7 @@ impl Bench {
                 empty += self.run("bench_empty", &frame, 1)?;
                 guard += self.run("guard_ingress", &frame, 1)?;
             }
-            pairs.add(guard / SOURCES as f64, empty / SOURCES as f64);
+            pairs.add([guard, empty].map(|sum: f64| sum / SOURCES as f64));
         }
         Ok(pairs.row("early exit | empty program, both gross", "ns", None))
     }
@@ -147,12 +147,11 @@ impl Bench {
             let mut sums = [0.0; 2];
             for (turn, frame) in frames.iter().enumerate() {
                 let empty = self.run("bench_empty", frame, 1)?;
-                for side in both(round + turn) {
+                for side in in_turn::<2>(round + turn) {
                     sums[side] += self.run(["bench_guard", floor][side], frame, verdict)? - empty;
                 }
             }
-            let [ours, other] = sums.map(|sum| sum / SOURCES as f64);
-            pairs.add(ours, other);
+            pairs.add(sums.map(|sum| sum / SOURCES as f64));
         }
         Ok(pairs.row(what, "ns", goal))
     }

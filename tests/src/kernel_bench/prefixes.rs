@@ -4,7 +4,6 @@
 
 use std::{
     collections::BTreeSet,
-    fmt::Write,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::PathBuf,
 };
@@ -54,15 +53,11 @@ pub(crate) fn outside(nets: &[IpNet], v6: bool, count: usize) -> Vec<IpAddr> {
 
 /// The document that admits these prefixes, and the tunnel, to [`PORT`].
 pub(crate) fn document<'a>(nets: impl IntoIterator<Item = &'a IpNet>) -> String {
-    let mut text = format!(
-        "apiVersion: nodeguard.dev/v1alpha1\nkind: NodeGuardPolicy\nmetadata: {{name: bench}}\nspec:\n  mode: Enforce\n  guard:\n    - name: kubelet\n      node: {{ports: ['{PORT}-{}']}}\n      allow:\n        - tunnel: {{}}\n",
+    let allowed: String = nets.into_iter().map(|net| format!("        - ipBlock: {{cidr: '{net}'}}\n")).collect();
+    format!(
+        "apiVersion: nodeguard.dev/v1alpha1\nkind: NodeGuardPolicy\nmetadata: {{name: bench}}\nspec:\n  mode: Enforce\n  guard:\n    - name: kubelet\n      node: {{ports: ['{PORT}-{}']}}\n      allow:\n        - tunnel: {{}}\n{allowed}  tunnel: {{dial: []}}\n",
         PORT + 1
-    );
-    for net in nets {
-        // Writing into a string cannot fail.
-        let _ = writeln!(text, "        - ipBlock: {{cidr: '{net}'}}");
-    }
-    text + "  tunnel: {dial: []}\n"
+    )
 }
 
 /// Compiles a document by the product's own way.

@@ -3,7 +3,6 @@
 //! Must never be set up worse than their own documents say: no connection tracking, the port matched first, one look-up in a set of intervals.
 
 use std::{
-    fmt::Write,
     path::Path,
     time::{Duration, Instant},
 };
@@ -11,7 +10,7 @@ use std::{
 use anyhow::Result;
 use ipnet::IpNet;
 use lab::{
-    isolated::isolated,
+    net::isolated,
     process::{run_tool, until},
 };
 
@@ -37,16 +36,11 @@ impl Rival {
     /// Guards a port of the calling thread's network namespace; the prefixes must not overlap.
     pub(crate) fn install(self, port: u16, nets: &[IpNet]) -> Result<()> {
         match self {
-            Rival::NftSet => nft_table(
-                &format!("set allowed {{ type ipv4_addr; flags interval; elements = {{ {} }}; }}", list(nets, "")),
-                &format!("tcp dport {port} ip saddr @allowed accept\ntcp dport {port} counter drop"),
-            ),
+            Rival::NftSet => nft_table(&elements("set allowed { type ipv4_addr", nets, ""), port, "@allowed accept"),
             Rival::NftMap => nft_table(
-                &format!(
-                    "map verdicts {{ type ipv4_addr : verdict; flags interval; elements = {{ {} }}; }}",
-                    list(nets, " : accept")
-                ),
-                &format!("tcp dport {port} ip saddr vmap @verdicts\ntcp dport {port} counter drop"),
+                &elements("map verdicts { type ipv4_addr : verdict", nets, " : accept"),
+                port,
+                "vmap @verdicts",
             ),
             Rival::Ipset => {
                 run_tool("ipset", &["restore"], &ipset_text(nets))?;
@@ -66,20 +60,14 @@ impl Rival {
         }
         run_tool(iptables(), &["-w", "-F", "INPUT"], "")?;
         // A rule that was removed holds its set a moment longer.
-        until(
-            "the ipset is free",
-            Duration::from_secs(5),
-            || Ok(run_tool("ipset", &["destroy", "allowed"], "").is_ok()),
-        )
+        let destroyed = || Ok(run_tool("ipset", &["destroy", "allowed"], "").is_ok());
+        until("the ipset is free", Duration::from_secs(5), destroyed)
     }
 }
 
 /// What loading the prefixes into a set of nftables takes; `None` where there is no `nft` or the kernel has no such sets.
 pub(crate) fn load_set(nets: &[IpNet]) -> Result<Option<Duration>> {
-    let text = format!(
-        "table ip bench {{\nset allowed {{ type ipv4_addr; flags interval; auto-merge; elements = {{ {} }}; }}\n}}\n",
-        list(nets, "")
-    );
+    let text = format!("table ip bench {{\n{}\n}}\n", elements("set allowed { type ipv4_addr; auto-merge", nets, ""));
     isolated(&[], || {
         if nft("table ip probe {\nset s { type ipv4_addr; flags interval; }\n}\n").is_err() {
             return Ok(None);
@@ -101,17 +89,15 @@ pub(crate) fn ipset_bytes(nets: &[IpNet]) -> Result<Option<f64>> {
     })
 }
 
-fn list(nets: &[IpNet], behind: &str) -> String {
-    nets.iter().map(|net| format!("{net}{behind}")).collect::<Vec<_>>().join(", ")
+/// A set or map of intervals, with something behind each prefix.
+fn elements(of: &str, nets: &[IpNet], behind: &str) -> String {
+    let all: Vec<String> = nets.iter().map(|net| format!("{net}{behind}")).collect();
+    format!("{of}; flags interval; elements = {{ {} }}; }}", all.join(", "))
 }
 
 fn ipset_text(nets: &[IpNet]) -> String {
-    let mut text = format!("create allowed hash:net family inet maxelem {}\n", nets.len().max(65_536));
-    for net in nets {
-        // Writing into a string cannot fail.
-        let _ = writeln!(text, "add allowed {net}");
-    }
-    text
+    let added: String = nets.iter().map(|net| format!("add allowed {net}\n")).collect();
+    format!("create allowed hash:net family inet maxelem {}\n{added}", nets.len().max(65_536))
 }
 
 /// The classic one where it is there: its match calls ipset without a layer between.
@@ -120,7 +106,8 @@ fn iptables() -> &'static str {
 }
 
 /// A table with a set or a map, and a chain on the way in.
-fn nft_table(set: &str, rules: &str) -> Result<()> {
+fn nft_table(set: &str, port: u16, by: &str) -> Result<()> {
+    let rules = format!("tcp dport {port} ip saddr {by}\ntcp dport {port} counter drop");
     let hook = "type filter hook input priority filter; policy accept;";
     nft(&format!("table ip bench {{\n{set}\nchain input {{ {hook}\n{rules}\n}}\n}}\n"))
 }

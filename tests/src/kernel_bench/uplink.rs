@@ -6,17 +6,14 @@ use std::{fs, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use lab::{
-    isolated::with_sysfs,
     lab::Lab,
-    net::Who,
+    net::{Who, with_sysfs},
     process::{Process, tool, until},
+    traffic::{NODE_CPU, pin_thread},
 };
 use nix::unistd::Pid;
 
-use crate::{
-    precedence,
-    traffic::{NODE_CPU, pin_thread},
-};
+use crate::precedence;
 
 /// `ETHTOOL_STSO` and `ETHTOOL_SGRO`.
 const SET_TSO: u32 = 0x1f;

@@ -8,16 +8,20 @@ use std::{
     net::{SocketAddr, TcpStream},
     os::unix::net::UnixStream,
     path::Path,
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
-use rustls::{ClientConnection, StreamOwned, pki_types::ServerName};
+use rand::{RngCore, SeedableRng, rngs::SmallRng};
+use rustls::{ClientConfig, ClientConnection, StreamOwned, pki_types::ServerName};
 use serde::{Deserialize, Serialize};
 
 use super::net::inside;
-use crate::servers::{proxy_server::ProxyServer, tls::client};
+use crate::{certs::client, servers::proxy_server::ProxyServer};
 
 /// How long a direct attempt waits for a SYN-ACK: in a lab one comes within a millisecond.
 const SYN_ACK: Duration = Duration::from_millis(600);
@@ -67,17 +71,12 @@ pub fn tcp(address: SocketAddr) -> Result<Box<dyn Stream>, Outcome> {
 
 /// A connection through the proxy-server, as the API server makes it.
 pub fn through(server: &ProxyServer, destination: &str) -> Result<Box<dyn Stream>, Outcome> {
-    connect(&server.socket, destination)
-}
-
-/// The same by the socket of the proxy-server's frontend.
-pub fn connect(socket: &Path, destination: &str) -> Result<Box<dyn Stream>, Outcome> {
-    let mut stream = UnixStream::connect(socket).context("the proxy-server's socket")?;
+    let mut stream = UnixStream::connect(&server.socket).context("the proxy-server's socket")?;
     stream.set_read_timeout(Some(Duration::from_secs(20)))?;
     stream.set_write_timeout(Some(Duration::from_secs(20)))?;
     let asked = write!(stream, "CONNECT {destination} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n");
     asked.context("cannot send CONNECT")?;
-    let head = read_head(&mut stream)?;
+    let head = read_until(&mut stream, HEAD)?;
     let code = status_code(&head)?;
     if code == 200 {
         return Ok(Box::new(stream));
@@ -89,13 +88,16 @@ pub fn connect(socket: &Path, destination: &str) -> Result<Box<dyn Stream>, Outc
     Err(Outcome::NotConnected(code, String::from_utf8_lossy(&body).trim().to_owned()))
 }
 
-/// Reads the head of an HTTP answer byte by byte: what follows it belongs to the connection.
-fn read_head(stream: &mut impl Read) -> Result<String> {
-    let (mut head, mut byte) = (Vec::new(), [0; 1]);
-    while !head.ends_with(b"\r\n\r\n") && stream.read(&mut byte)? == 1 {
-        head.push(byte[0]);
+/// How the head of an HTTP message ends.
+const HEAD: &[u8] = b"\r\n\r\n";
+
+/// Reads until these bytes came, or to the end, byte by byte: what follows belongs to somebody else.
+pub fn read_until(stream: &mut impl Read, end: &[u8]) -> Result<String> {
+    let (mut said, mut byte) = (Vec::new(), [0; 1]);
+    while !said.ends_with(end) && stream.read(&mut byte)? == 1 {
+        said.push(byte[0]);
     }
-    Ok(String::from_utf8_lossy(&head).into_owned())
+    Ok(String::from_utf8_lossy(&said).into_owned())
 }
 
 fn status_code(answer: &str) -> Result<u16> {
@@ -135,9 +137,16 @@ pub fn http(stream: Result<Box<dyn Stream>, Outcome>, path: &str) -> Outcome {
 }
 
 /// TLS on a stream, the server being `node`.
-pub fn tls(stream: Box<dyn Stream>, ca: &Path) -> Result<StreamOwned<ClientConnection, Box<dyn Stream>>> {
-    let config = client(ca, None, None)?;
-    Ok(StreamOwned::new(ClientConnection::new(config, ServerName::try_from("node")?)?, stream))
+pub fn tls(stream: Box<dyn Stream>, ca: &Path) -> Result<TlsStream> {
+    tls_to(stream, client(ca, None, None)?, "node")
+}
+
+/// TLS on a stream.
+pub type TlsStream = StreamOwned<ClientConnection, Box<dyn Stream>>;
+
+/// The same by any configuration, to any server.
+pub fn tls_to(stream: Box<dyn Stream>, config: Arc<ClientConfig>, server: &'static str) -> Result<TlsStream> {
+    Ok(StreamOwned::new(ClientConnection::new(config, ServerName::try_from(server)?)?, stream))
 }
 
 fn get(stream: &mut impl Stream, path: &str) -> Result<Outcome> {
@@ -177,7 +186,7 @@ pub fn follow_log(stream: Box<dyn Stream>, ca: &Path) -> Result<(usize, Duration
 pub fn upgraded_echo(stream: Box<dyn Stream>, ca: &Path) -> Result<usize> {
     let mut stream = tls(stream, ca)?;
     write!(stream, "GET /exec/default/web/app HTTP/1.1\r\nHost: node\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n")?;
-    let head = read_head(&mut stream)?;
+    let head = read_until(&mut stream, HEAD)?;
     ensure!(head.starts_with("HTTP/1.1 101"), "{head}");
     let mut total = 0;
     for (round, size) in [1, 1000, 60_000, 7].into_iter().enumerate() {
@@ -191,42 +200,15 @@ pub fn upgraded_echo(stream: Box<dyn Stream>, ca: &Path) -> Result<usize> {
     Ok(total)
 }
 
-/// Bytes that look random and are the same for the same seed (xorshift64*).
+/// Bytes that look random and are the same for the same seed.
 pub fn pattern(seed: u64, length: usize) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut bytes = Vec::with_capacity(length + 8);
-    while bytes.len() < length {
-        state ^= state >> 12;
-        state ^= state << 25;
-        state ^= state >> 27;
-        bytes.extend_from_slice(&state.wrapping_mul(0x2545_f491_4f6c_dd1d).to_le_bytes());
-    }
-    bytes.truncate(length);
+    let mut bytes = vec![0; length];
+    SmallRng::seed_from_u64(seed).fill_bytes(&mut bytes);
     bytes
 }
 
-/// How many bytes, and their SHA-256.
-pub struct Digest {
-    count: u64,
-    sum: aws_lc_rs::digest::Context,
-}
-
-impl Default for Digest {
-    fn default() -> Digest {
-        Digest { count: 0, sum: aws_lc_rs::digest::Context::new(&aws_lc_rs::digest::SHA256) }
-    }
-}
-
-impl Digest {
-    /// More bytes.
-    pub fn update(&mut self, bytes: &[u8]) {
-        self.count += bytes.len() as u64;
-        self.sum.update(bytes);
-    }
-
-    /// In words.
-    pub fn finish(self) -> String {
-        let sum: String = self.sum.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
-        format!("{} {sum}", self.count)
-    }
+/// The SHA-256 of bytes, in hexadecimal.
+pub fn sum(bytes: &[u8]) -> String {
+    let sum = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes);
+    sum.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -10,20 +10,21 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
 use nodeguard::report::status::Status;
+pub use nodeguard::tunnel::handle::{StreamPhase, StreamState};
 
-use super::net::{Net, Who};
+use super::{Lab, net::Who};
 use crate::{
-    certs::Certs,
-    process::{Process, built, command, output, until},
+    process::{Process, Said, built, command, output, until},
     servers::proxy_server::AGENT_PORT,
 };
 
 /// A running guard.
 pub struct Daemon {
-    process: Process,
+    /// Its process.
+    pub process: Process,
     directory: PathBuf,
 }
 
@@ -91,9 +92,10 @@ impl Build {
     }
 }
 
-impl Daemon {
-    /// The command that starts one: it runs in this cgroup and attaches to it, and its files are in this directory.
-    pub fn command(net: &Net, certs: &Certs, cgroup: &Path, directory: &Path, setup: &Setup) -> Result<Command> {
+impl Lab {
+    /// The command that starts the guard: it runs in the node's cgroup and attaches to it.
+    pub fn daemon_command(&self) -> Result<Command> {
+        let Lab { net, certs, directory, setup, guarded: cgroup, .. } = self;
         let binary = built(if setup.build == Build::Own { "nodeguard" } else { "nodeguard-other-abi" })?;
         let namespace = net.open(Who::Node)?;
         let mut run = if setup.rights == Rights::Root {
@@ -104,22 +106,21 @@ impl Daemon {
             run.args(THREE).arg(binary);
             run
         };
-        run.arg("run").arg("--cgroup").arg(cgroup);
-        for (option, file) in
-            [("--policy", "policy/policy.yaml"), ("--bpffs", "bpf/nodeguard"), ("--admin-socket", "admin.sock")]
-        {
-            run.arg(option).arg(directory.join(file));
-        }
+        run.arg("run").arg("--cgroup").arg(cgroup).arg("--policy").arg(directory.join("policy/policy.yaml"));
+        run.arg("--bpffs").arg(directory.join("bpf/nodeguard"));
+        run.arg("--admin-socket").arg(directory.join("admin.sock"));
         run.args(["--node-name=node", "--health-server-host=127.0.0.1", "--drain-timeout=3s"]);
         run.args(["--sync-interval=100ms", "--sync-interval-cap=500ms"]);
         run.arg(format!("--proxy-server-host={}", Who::ControlPlane.v4()));
         run.arg(format!("--proxy-server-port={}", setup.agent_port.unwrap_or(AGENT_PORT)));
-        certs.give_to_agent(&mut run);
+        run.args(certs.of_agent());
         run.env("RUST_BACKTRACE", "1").env_remove("RUST_LOG").envs(setup.variables.iter().copied());
         run.args(&setup.options);
         Ok(run)
     }
+}
 
+impl Daemon {
     /// Starts one and waits until its policy is in force.
     pub fn start(command: Command, directory: &Path) -> Result<Daemon> {
         let process = Process::start("nodeguard", command, &directory.join("nodeguard.log"))?;
@@ -135,29 +136,22 @@ impl Daemon {
     pub fn connected(&mut self) -> Result<()> {
         until("the tunnel is connected", Duration::from_secs(20), || {
             self.process.check()?;
-            Ok(stream(&self.status()?, "state") == "connected")
+            Ok(stream(&self.status()?).state == StreamPhase::Connected)
         })
         .with_context(|| self.process.printed())
     }
 
     /// What `nodeguard status -o json` says.
     pub fn status(&self) -> Result<Status> {
-        let said = output(self.command_of("status", &["-o", "json"])?)?;
-        ensure!(said.status.success(), "nodeguard status: {}", String::from_utf8_lossy(&said.stderr));
-        Ok(serde_json::from_slice(&said.stdout)?)
+        let said = self.said("status", &["-o", "json"])?.good().context("nodeguard status")?;
+        Ok(serde_json::from_slice(&said.out)?)
     }
 
-    /// What `nodeguard status` prints.
-    pub fn status_text(&self) -> Result<String> {
-        Ok(String::from_utf8(output(self.command_of("status", &[])?)?.stdout)?)
-    }
-
-    /// A command line about this guard.
-    pub fn command_of(&self, name: &str, more: &[&str]) -> Result<Command> {
+    /// What a command of `nodeguard` about this guard says.
+    pub fn said(&self, name: &str, more: &[&str]) -> Result<Said> {
         let mut command = Command::new(binary()?);
         command.arg(name).arg("--bpffs").arg(self.directory.join("bpf/nodeguard"));
-        command.arg("--admin-socket").arg(self.directory.join("admin.sock")).args(more);
-        Ok(command)
+        output(command.arg("--admin-socket").arg(self.directory.join("admin.sock")).args(more))
     }
 
     /// Waits until a policy of a later epoch than this one is in force.
@@ -168,11 +162,6 @@ impl Daemon {
     /// What it printed.
     pub fn printed(&self) -> String {
         self.process.printed()
-    }
-
-    /// Its process.
-    pub fn process(&mut self) -> &mut Process {
-        &mut self.process
     }
 
     /// `kill -9`.
@@ -193,11 +182,9 @@ pub fn packets_of(status: &Status, rule: Option<&str>, reason: &str) -> u64 {
     counters.filter(|counter| rule.is_none_or(|rule| rule == counter.rule)).map(|counter| counter.packets).sum()
 }
 
-/// A field of the first stream.
-pub fn stream(status: &Status, field: &str) -> String {
-    let stream = status.tunnel.as_ref().and_then(|tunnel| tunnel.streams.first());
-    let json = serde_json::to_value(stream).unwrap_or_default();
-    json.get(field).and_then(|value| value.as_str()).unwrap_or_default().to_owned()
+/// The first stream, or the first address that should have one.
+pub fn stream(status: &Status) -> StreamState {
+    status.tunnel.as_ref().and_then(|tunnel| tunnel.streams.first()).cloned().unwrap_or_default()
 }
 
 /// The guard's binary.

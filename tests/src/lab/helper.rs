@@ -1,36 +1,45 @@
-//! Owns what runs in the node and in pods: a kubelet stand-in, servers, and clients that try one thing.
+//! Owns what runs in the node and in pods: a kubelet stand-in, servers, and clients that try one thing, once or again and again.
 //! Called as `nodeguard-demo helper ...`, in a namespace and in the lab's guarded cgroup: a socket belongs to the cgroup of its maker.
-//! Must never end by itself, but for the clients.
+//! Must never end by itself, but for the clients, nor send a second packet in one attempt: what is denied is counted packet by packet.
 
-use std::{convert::Infallible, io, net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    future::pending,
+    io::{ErrorKind, Read, Write},
+    net::{SocketAddr, UdpSocket},
+    path::Path,
+    time::Duration,
+};
 
 use anyhow::{Context, Result, bail};
-use bytes::Bytes;
-use http_body_util::{BodyExt, Full, StreamBody, combinators::BoxBody};
-use hyper::{
-    Request, Response, StatusCode,
-    body::{Frame, Incoming},
-    header,
-    service::service_fn,
+use axum::{
+    Router,
+    body::Body,
+    extract::Request,
+    http::{StatusCode, header},
+    response::IntoResponse,
+    routing::get,
 };
 use hyper_util::rt::TokioIo;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use serde::{Deserialize, Serialize};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::{
     io::AsyncReadExt,
     net::{TcpListener, TcpStream},
 };
-use tokio_rustls::TlsAcceptor;
+use tokio_stream::StreamExt;
 
 use super::{
     attacks,
     client::{self, timed_out},
-    tries,
 };
-use crate::{bench::print_line, endpoint, servers::http_proxy::HttpProxy};
-
-type Body = BoxBody<Bytes, Infallible>;
+use crate::{
+    bare::runtime,
+    bench::print_line,
+    certs::Tls,
+    load,
+    servers::{Listener, http_proxy::HttpProxy},
+};
 
 /// How many lines the log endpoint streams, and how far apart.
 pub const LOG_LINES: usize = 5;
@@ -44,42 +53,48 @@ pub fn main(arguments: &[String]) -> Result<()> {
         ["once", "tcp", to] => print_json(&tcp_once(to.parse()?)?),
         ["once", "udp", to] => print_json(&udp_once(to.parse()?)?),
         // From a given port, as the socket's owner: what comes back was asked for.
-        ["send-first", from, to] => print_json(&exchange(&std::net::UdpSocket::bind(from)?, to.parse()?)?),
+        ["send-first", from, to] => print_json(&exchange(&UdpSocket::bind(from)?, to.parse()?, ONCE)?),
         ["tries", how, to, patience, stop] => {
             print_line("ready")?;
             let patience = Duration::from_millis(patience.parse()?);
-            print_json(&tries::keep_on(how, to.parse()?, patience, Path::new(stop))?)
+            print_json(&keep_on(how, to.parse()?, patience, Path::new(stop))?)
         }
         ["attack", ref words @ ..] => attacks::main(words),
         ["mptcp", address] => mptcp(address.parse()?),
         ["meet", from, to] => meet(from.parse()?, to.parse()?),
-        _ => {
-            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-            runtime.block_on(serve(&words))
-        }
+        _ => runtime()?.block_on(serve(&words)),
     }
 }
 
 async fn serve(words: &[&str]) -> Result<()> {
     match *words {
-        ["kubelet", address, certificate, key] => kubelet(address, Path::new(certificate), Path::new(key)).await,
+        ["kubelet", address, certificate, key] => {
+            let tls = Tls { protocol: None, ..Tls::http(certificate.into(), key.into()) };
+            hold(tls.serve(address.parse()?, pages()).await?).await
+        }
         // Plain HTTP, as pods have it.
-        ["pod", address] => each(address, |stream| http(TokioIo::new(stream))).await,
+        ["pod", address] => {
+            let serving = axum::serve(TcpListener::bind(address).await?, pages());
+            print_line("ready")?;
+            Ok(serving.await?)
+        }
         // Connects for each connection that it takes: what it dials is dialled from where it runs.
         ["relay", to, address] => {
             let to: SocketAddr = to.parse()?;
-            each(address, |taken| relay(taken, to)).await
+            hold(Listener::start(address.parse()?, move |taken| relay(taken, to)).await?).await
         }
-        ["bytes", address] => endpoint::serve(listen(address).await?).await,
+        ["http-proxy", address] => hold(HttpProxy::start(address.parse()?, &[]).await?).await,
+        ["bytes", address] => hold(load::serve(address).await?).await,
         ["echo", address] => echo(address).await,
-        ["hold", address] => hold(address).await,
-        ["http-proxy", address] => {
-            let _proxy = HttpProxy::start(address.parse()?, &[]).await?;
-            print_line("ready")?;
-            std::future::pending().await
-        }
+        ["hold", address] => connection(address).await,
         _ => bail!("no such helper: {}", words.join(" ")),
     }
+}
+
+/// Says that a server is there, and keeps it.
+async fn hold(_server: impl Send) -> Result<()> {
+    print_line("ready")?;
+    pending().await
 }
 
 async fn relay(mut taken: TcpStream, to: SocketAddr) -> Result<()> {
@@ -87,74 +102,26 @@ async fn relay(mut taken: TcpStream, to: SocketAddr) -> Result<()> {
     Ok(tokio::io::copy_bidirectional(&mut taken, &mut dialled).await.map(drop)?)
 }
 
-async fn listen(address: &str) -> Result<TcpListener> {
-    let listener = TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
-    print_line("ready")?;
-    Ok(listener)
+/// What kubelet has: /healthz, a log that streams, an upgraded connection that echoes.
+fn pages() -> Router {
+    let router = Router::new().route("/", get("ok")).route("/healthz", get("ok"));
+    router.route("/containerLogs/default/web/app", get(log)).route("/exec/default/web/app", get(exec))
 }
 
-/// Serves each connection to an address by itself.
-async fn each<F: Future<Output = Result<()>> + Send + 'static>(
-    address: &str,
-    serve: impl Fn(TcpStream) -> F,
-) -> Result<()> {
-    let listener = listen(address).await?;
-    loop {
-        tokio::spawn(serve(listener.accept().await?.0));
-    }
+async fn log() -> Body {
+    let line = |number| async move {
+        tokio::time::sleep(LOG_PAUSE).await;
+        Ok::<_, Infallible>(format!("line {number}\n"))
+    };
+    Body::from_stream(tokio_stream::iter(0..LOG_LINES).then(line))
 }
 
-/// HTTPS as kubelet has it: /healthz, a log that streams, an upgraded connection that echoes.
-async fn kubelet(address: &str, certificate: &Path, key: &Path) -> Result<()> {
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let chain = CertificateDer::pem_file_iter(certificate)?.collect::<Result<Vec<_>, _>>()?;
-    let config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .with_no_client_auth()
-        .with_single_cert(chain, PrivateKeyDer::from_pem_file(key)?)?;
-    let acceptor = TlsAcceptor::from(Arc::new(config));
-    each(address, move |stream| {
-        let acceptor = acceptor.clone();
-        async move { http(TokioIo::new(acceptor.accept(stream).await?)).await }
-    })
-    .await
-}
-
-async fn http<S: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static>(stream: S) -> Result<()> {
-    let connection = hyper::server::conn::http1::Builder::new().serve_connection(stream, service_fn(answer));
-    Ok(connection.with_upgrades().await?)
-}
-
-async fn answer(request: Request<Incoming>) -> Result<Response<Body>> {
-    let body = |text: &'static str| Full::new(Bytes::from_static(text.as_bytes())).boxed();
-    let response = Response::builder();
-    Ok(match request.uri().path() {
-        "/healthz" | "/" => response.body(body("ok"))?,
-        "/containerLogs/default/web/app" => response.body(log())?,
-        "/exec/default/web/app" => {
-            tokio::spawn(async move {
-                let (mut read, mut write) = tokio::io::split(TokioIo::new(hyper::upgrade::on(request).await?));
-                anyhow::Ok(tokio::io::copy(&mut read, &mut write).await?)
-            });
-            let response = response.status(StatusCode::SWITCHING_PROTOCOLS);
-            response.header(header::UPGRADE, "echo").header(header::CONNECTION, "upgrade").body(body(""))?
-        }
-        _ => response.status(StatusCode::NOT_FOUND).body(body("not found"))?,
-    })
-}
-
-fn log() -> Body {
-    let (sender, lines) = tokio::sync::mpsc::channel(1);
+async fn exec(request: Request) -> impl IntoResponse {
     tokio::spawn(async move {
-        for number in 0..LOG_LINES {
-            let line = Bytes::from(format!("line {number}\n"));
-            if sender.send(Ok::<_, Infallible>(Frame::data(line))).await.is_err() {
-                return;
-            }
-            tokio::time::sleep(LOG_PAUSE).await;
-        }
+        let (mut read, mut write) = tokio::io::split(TokioIo::new(hyper::upgrade::on(request).await?));
+        anyhow::Ok(tokio::io::copy(&mut read, &mut write).await?)
     });
-    BodyExt::boxed(StreamBody::new(tokio_stream::wrappers::ReceiverStream::new(lines)))
+    (StatusCode::SWITCHING_PROTOCOLS, [(header::UPGRADE, "echo"), (header::CONNECTION, "upgrade")])
 }
 
 /// Answers every datagram with itself.
@@ -170,12 +137,12 @@ async fn echo(address: &str) -> Result<()> {
 }
 
 /// Connects, says so, and says when the other end or somebody else has ended it.
-async fn hold(address: &str) -> Result<()> {
+async fn connection(address: &str) -> Result<()> {
     let mut stream = TcpStream::connect(address).await?;
     print_line("ready")?;
     let ended = stream.read(&mut [0; 1]).await;
     print_line(&format!("ended: {ended:?}"))?;
-    std::future::pending::<Result<()>>().await
+    pending().await
 }
 
 /// Takes connections over MPTCP and holds them.
@@ -202,7 +169,7 @@ fn meet(from: SocketAddr, to: SocketAddr) -> Result<()> {
 }
 
 /// How long an attempt waits: in a lab an answer comes within a millisecond.
-const ONCE: Duration = Duration::from_millis(400);
+pub const ONCE: Duration = Duration::from_millis(400);
 
 /// How an attempt ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -219,10 +186,10 @@ pub enum Answer {
 
 impl Answer {
     /// What an error of a socket says; an error itself where it says nothing of the kind.
-    fn of(error: io::Error) -> Result<Answer> {
-        if error.kind() == io::ErrorKind::PermissionDenied {
+    fn of(error: std::io::Error) -> Result<Answer> {
+        if error.kind() == ErrorKind::PermissionDenied {
             Ok(Answer::NotPermitted)
-        } else if error.kind() == io::ErrorKind::ConnectionRefused {
+        } else if error.kind() == ErrorKind::ConnectionRefused {
             Ok(Answer::Refused)
         } else if timed_out(&error) {
             Ok(Answer::NoAnswer)
@@ -239,18 +206,67 @@ fn tcp_once(to: SocketAddr) -> Result<Answer> {
 
 /// Sends a datagram from a socket of its own, unconnected, and waits for the answer.
 pub fn udp_once(to: SocketAddr) -> Result<Answer> {
-    exchange(&std::net::UdpSocket::bind(if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" })?, to)
+    exchange(&unconnected(to)?, to, ONCE)
 }
 
-/// The same from a socket that is there.
-pub fn exchange(socket: &std::net::UdpSocket, to: SocketAddr) -> Result<Answer> {
-    socket.set_read_timeout(Some(ONCE))?;
+fn unconnected(to: SocketAddr) -> Result<UdpSocket> {
+    Ok(UdpSocket::bind(if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" })?)
+}
+
+/// Sends a datagram from a socket that is there, and waits so long for the answer.
+pub fn exchange(socket: &UdpSocket, to: SocketAddr, patience: Duration) -> Result<Answer> {
+    socket.set_read_timeout(Some(patience))?;
     let mut buffer = [0; 16];
     match socket.send_to(b"hello", to).and_then(|_| socket.recv_from(&mut buffer)) {
         Ok((5, _)) => Ok(Answer::Reached),
         Ok(_) => bail!("an answer of another length"),
         Err(error) => Answer::of(error),
     }
+}
+
+/// How long to pause between two attempts: what changes meanwhile needs some of the processor too.
+pub const PAUSE: Duration = Duration::from_millis(2);
+
+/// Makes one attempt, and says whether it was answered.
+pub type Attempt = fn(SocketAddr, Duration) -> bool;
+
+/// A whole exchange: the handshake, a request, an answer.
+pub fn tcp(to: SocketAddr, patience: Duration) -> bool {
+    let exchange = || -> std::io::Result<()> {
+        let mut stream = std::net::TcpStream::connect_timeout(&to, patience)?;
+        // Closed with a RST: no port waits for the next attempt.
+        SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
+        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        stream.write_all(b"GET / HTTP/1.1\r\nHost: node\r\n\r\n")?;
+        stream.read_exact(&mut [0; 12])
+    };
+    exchange().is_ok()
+}
+
+/// One datagram and its answer. Whatever fails but the wait for the answer ends the process: it is no denial.
+#[expect(clippy::panic, reason = "an attempt that cannot be made ends the test")]
+pub fn udp(to: SocketAddr, patience: Duration) -> bool {
+    match unconnected(to).and_then(|socket| exchange(&socket, to, patience)) {
+        Ok(Answer::Reached) => true,
+        Ok(Answer::NoAnswer) => false,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Tries until the file `stop` exists; how many attempts were made and how many of them were answered.
+fn keep_on(how: &str, to: SocketAddr, patience: Duration, stop: &Path) -> Result<[usize; 2]> {
+    let attempt: Attempt = match how {
+        "tcp" => tcp,
+        "udp" => udp,
+        _ => bail!("no such attempt: {how}"),
+    };
+    let [mut made, mut answered] = [0; 2];
+    while !stop.exists() {
+        made += 1;
+        answered += usize::from(attempt(to, patience));
+        std::thread::sleep(PAUSE);
+    }
+    Ok([made, answered])
 }
 
 fn print_json(value: &impl Serialize) -> Result<()> {

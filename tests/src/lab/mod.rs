@@ -8,7 +8,6 @@ pub mod daemon;
 pub mod helper;
 pub mod main_job;
 pub mod net;
-pub mod tries;
 
 use std::{
     fs::{self, File},
@@ -37,8 +36,8 @@ use self::{
 pub use crate::process::target;
 use crate::{
     certs::{Certs, ServerCert},
-    process::{Process, built, command, output, until},
-    servers::proxy_server::ProxyServer,
+    process::{Process, built, command, output, until, upstream},
+    servers::proxy_server::{ProxyServer, Spec},
     sweep,
 };
 
@@ -94,8 +93,9 @@ pub struct Lab {
     pub daemon: Option<Daemon>,
     /// How the next guard is started.
     pub setup: Setup,
-    cgroup: PathBuf,
-    node_cgroup: PathBuf,
+    /// The cgroup whose sockets are guarded: those of the node and of the pod.
+    pub guarded: PathBuf,
+    elsewhere: PathBuf,
     helpers: Vec<Process>,
 }
 
@@ -136,9 +136,9 @@ impl Lab {
         mount(Some("bpf"), &directory.join("bpf"), Some("bpf"), MsFlags::empty(), None::<&str>)
             .context("mount -t bpf")?;
         let cgroup = sweep::cgroup(&v2_root()?, id);
-        let node_cgroup = cgroup.join("node");
-        fs::create_dir_all(&node_cgroup)?;
-        fs::create_dir_all(cgroup.join("elsewhere"))?;
+        let [guarded, elsewhere] = ["node", "elsewhere"].map(|part| cgroup.join(part));
+        fs::create_dir_all(&guarded)?;
+        fs::create_dir_all(&elsewhere)?;
         let mut lab = Lab {
             id: id.to_owned(),
             net: Net::new(id)?,
@@ -147,8 +147,8 @@ impl Lab {
             server: None,
             daemon: None,
             setup: Setup::default(),
-            cgroup,
-            node_cgroup,
+            guarded,
+            elsewhere,
             helpers: Vec::new(),
         };
         let [certificate, key] = ["kubelet.crt", "kubelet.key"].map(|file| lab.certs.path(file).display().to_string());
@@ -174,8 +174,10 @@ impl Lab {
     /// Starts the proxy-server with such a certificate.
     pub fn start_server(&mut self, cert: ServerCert) -> Result<()> {
         self.server = None;
-        let cgroup = self.cgroup.join("elsewhere");
-        self.server = Some(ProxyServer::start(&self.net, &self.certs, cert, &cgroup, &self.directory)?);
+        self.certs.server(cert)?;
+        let (spec, namespace) = (Spec::alone(), self.net.open(Who::ControlPlane)?);
+        let program = command(&upstream(spec.binary)?, namespace, &self.elsewhere)?;
+        self.server = Some(spec.run(program, &self.certs, &self.directory)?);
         Ok(())
     }
 
@@ -183,11 +185,6 @@ impl Lab {
     pub fn start_daemon(&mut self) -> Result<&mut Daemon> {
         let daemon = Daemon::start(self.daemon_command()?, &self.directory)?;
         Ok(self.daemon.insert(daemon))
-    }
-
-    /// The command that starts the guard.
-    pub fn daemon_command(&self) -> Result<Command> {
-        Daemon::command(&self.net, &self.certs, &self.node_cgroup, &self.directory, &self.setup)
     }
 
     /// Starts the guard and waits for nothing.
@@ -203,11 +200,6 @@ impl Lab {
     /// The proxy-server.
     pub fn server(&self) -> Result<&ProxyServer> {
         self.server.as_ref().context("no proxy-server runs")
-    }
-
-    /// The cgroup whose sockets are guarded: those of the node and of the pod.
-    pub fn guarded(&self) -> &Path {
-        &self.node_cgroup
     }
 
     /// Where the guard pins its programs and maps.
@@ -228,9 +220,8 @@ impl Lab {
 
     /// Runs a helper to its end in a cgroup below the guarded one (`""`: in it); what it found.
     pub fn ask<T: DeserializeOwned>(&self, who: Who, cgroup: &str, arguments: &[&str]) -> Result<T> {
-        let said = output(self.helper(who, cgroup, arguments)?)?;
-        serde_json::from_slice(&said.stdout)
-            .with_context(|| format!("helper {arguments:?}: {}", String::from_utf8_lossy(&said.stderr)))
+        let said = output(&mut self.helper(who, cgroup, arguments)?)?;
+        serde_json::from_slice(&said.out).with_context(|| format!("helper {arguments:?}: {}", said.error))
     }
 
     /// One attempt from a cgroup below the guarded one, and how it ended.
@@ -240,37 +231,28 @@ impl Lab {
 
     /// Makes a cgroup below the guarded one.
     pub fn make_cgroup(&self, cgroup: &str) -> Result<()> {
-        Ok(fs::create_dir_all(self.node_cgroup.join(cgroup))?)
+        Ok(fs::create_dir_all(self.guarded.join(cgroup))?)
     }
 
     /// Removes an empty cgroup below the guarded one.
     pub fn remove_cgroup(&self, cgroup: &str) -> Result<()> {
-        let path = self.node_cgroup.join(cgroup);
+        let path = self.guarded.join(cgroup);
         until("the cgroup is empty", Duration::from_secs(5), || Ok(fs::remove_dir(&path).is_ok()))
     }
 
     /// A helper's command line, in a cgroup below the guarded one.
     pub fn helper(&self, who: Who, cgroup: &str, arguments: &[&str]) -> Result<Command> {
-        helper_command(self.net.open(who)?, &self.node_cgroup.join(cgroup), arguments)
+        helper_command(self.net.open(who)?, &self.guarded.join(cgroup), arguments)
     }
 
-    /// Starts a helper that lasts as long as the lab, in a cgroup below the guarded one; its log.
+    /// Starts a helper that lasts as long as the lab, in a cgroup below the guarded one, and waits until it is ready; its log.
     pub fn start_in(&mut self, who: Who, cgroup: &str, arguments: &[&str]) -> Result<PathBuf> {
-        self.keep(arguments, self.helper(who, cgroup, arguments)?)
+        self.start_at(self.net.open(who)?, cgroup, arguments)
     }
 
-    /// The same in another network namespace.
-    pub fn start_at(&mut self, namespace: File, arguments: &[&str]) -> Result<PathBuf> {
-        self.keep(arguments, helper_command(namespace, &self.node_cgroup, arguments)?)
-    }
-
-    /// The same outside the guarded cgroup: what it does is another machine's.
-    pub fn start_elsewhere(&mut self, who: Who, arguments: &[&str]) -> Result<PathBuf> {
-        self.keep(arguments, helper_command(self.net.open(who)?, &self.cgroup.join("elsewhere"), arguments)?)
-    }
-
-    /// Starts a helper and waits until it is ready; its log.
-    fn keep(&mut self, arguments: &[&str], helper: Command) -> Result<PathBuf> {
+    /// The same in any network namespace. What a cgroup beside the guarded one holds (`../elsewhere`) is another machine's.
+    pub fn start_at(&mut self, namespace: File, cgroup: &str, arguments: &[&str]) -> Result<PathBuf> {
+        let helper = helper_command(namespace, &self.guarded.join(cgroup), arguments)?;
         let what = arguments.first().unwrap_or(&"helper");
         let log = self.directory.join(format!("{what}-{}.log", self.helpers.len()));
         self.helpers.push(Process::start_ready(what, helper, &log)?);

@@ -1,15 +1,19 @@
-//! Owns network namespaces: makes them, wires them to one switch, runs code in them.
-//! Called by the lab, and by all that need a namespace of their own.
-//! Must never touch the machine's own namespace.
+//! Owns network namespaces: makes them, wires them to one switch, runs code in them; and the small one with nothing but loopback.
+//! Called by the labs, and by tests and benches that need a namespace of their own.
+//! Must never touch the machine's own namespace, nor resolve a name outside: the resolver of an isolated thread reads files only.
 
 use std::{
     fs::{self, File},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result};
-use nix::sched::{CloneFlags, setns};
+use anyhow::{Context, Result, ensure};
+use nix::{
+    mount::{MntFlags, MsFlags, mount, umount2},
+    sched::{CloneFlags, setns, unshare},
+};
+use tempfile::NamedTempFile;
 
 use crate::process::run_tool;
 
@@ -81,30 +85,18 @@ impl Net {
     /// Makes the namespaces and wires them: everybody on one switch, the pod behind the node.
     pub fn new(id: &str) -> Result<Net> {
         let net = Net { id: id.to_owned() };
-        let namespaces: Vec<String> =
-            Who::ALL.map(|who| net.namespace(who)).into_iter().chain([net.switch()]).collect();
-        let added: String = namespaces.iter().map(|namespace| format!("netns add {namespace}\n")).collect();
-        ip(&["-batch", "-"], &added)?;
-        for namespace in &namespaces {
-            // No duplicate address detection: an address is usable at once.
-            inside(&open(namespace)?, || Ok(fs::write("/proc/sys/net/ipv6/conf/default/accept_dad", "0")?))?;
-        }
-        let mut switch = "link set lo up\nlink add br0 type bridge mcast_snooping 0\nlink set br0 up\n".to_owned();
-        for who in Who::ALL.into_iter().filter(|who| *who != Who::Pod) {
-            let (port, namespace) = (Net::port(who), net.namespace(who));
-            switch += &format!("link add {port} type veth peer name eth0 netns {namespace}\n");
-            switch += &format!("link set {port} master br0 up\n");
-        }
-        ip(&["-n", &net.switch(), "-batch", "-"], &switch)?;
+        let on_switch = Who::ALL.into_iter().filter(|who| *who != Who::Pod);
+        wire(id, on_switch.clone().map(Who::name))?;
+        let pod = namespace(id, Who::Pod.name())?;
         let (node, v6) = (Who::Node.v4(), Who::Node.v6());
         let to_pods = format!("route add 10.244.1.0/24 via {node}\nroute add fd01:244:1::/64 via {v6}\n");
-        for who in Who::ALL.into_iter().filter(|who| *who != Who::Pod) {
+        for who in on_switch {
             net.addresses(who, "eth0", [&format!("{}/16", who.v4()), &format!("{}/16", who.v6())])?;
             if who != Who::Node {
                 net.batch(who, &to_pods)?;
             }
         }
-        net.batch(Who::Node, &format!("link add pod0 type veth peer name eth0 netns {}\n", net.namespace(Who::Pod)))?;
+        net.batch(Who::Node, &format!("link add pod0 type veth peer name eth0 netns {pod}\n"))?;
         net.addresses(Who::Node, "pod0", ["10.244.1.1/24", "fd01:244:1::1/64"])?;
         net.addresses(Who::Pod, "eth0", [&format!("{}/24", Who::Pod.v4()), &format!("{}/64", Who::Pod.v6())])?;
         net.batch(Who::Pod, "route add default via 10.244.1.1\nroute add default via fd01:244:1::1\n")?;
@@ -129,24 +121,14 @@ impl Net {
         ip(&["-n", &self.namespace(who), "-batch", "-"], lines)
     }
 
-    /// The name of the switch's port that leads to somebody.
-    pub fn port(who: Who) -> String {
-        format!("to-{}", who.name().get(..4).unwrap_or(who.name()))
-    }
-
     /// The name that `ip netns` knows.
     pub fn namespace(&self, who: Who) -> String {
         name(&self.id, who.name())
     }
 
-    /// The same of the switch, where the other ends of everybody's wires are.
-    pub fn switch(&self) -> String {
-        name(&self.id, "switch")
-    }
-
     /// A descriptor of a namespace.
     pub fn open(&self, who: Who) -> Result<File> {
-        open(&self.namespace(who))
+        open(&self.id, who.name())
     }
 
     /// Runs `ip` in a namespace.
@@ -161,12 +143,42 @@ impl Net {
 
     /// The same in the switch's namespace.
     pub fn run_on_switch<T: Send>(&self, code: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-        inside(&open(&self.switch())?, code)
+        inside(&open(&self.id, SWITCH)?, code)
     }
 }
 
-fn open(namespace: &str) -> Result<File> {
-    let path = PathBuf::from("/run/netns").join(namespace);
+/// The place where the other ends of everybody's wires are.
+pub const SWITCH: &str = "switch";
+
+/// Makes a namespace for each of these places of a lab, with `eth0` on one switch.
+pub fn wire(id: &str, places: impl Iterator<Item = &'static str>) -> Result<()> {
+    let switch = namespace(id, SWITCH)?;
+    let mut wires = "link set lo up\nlink add br0 type bridge mcast_snooping 0\nlink set br0 up\n".to_owned();
+    for place in places {
+        let (port, namespace) = (port(place), namespace(id, place)?);
+        wires += &format!("link add {port} type veth peer name eth0 netns {namespace}\n");
+        wires += &format!("link set {port} master br0 up\n");
+    }
+    ip(&["-n", &switch, "-batch", "-"], &wires)
+}
+
+/// The name of the switch's port that leads to a place.
+pub fn port(place: &str) -> String {
+    format!("to-{}", place.get(..4).unwrap_or(place))
+}
+
+/// Makes a namespace of a lab; its name.
+fn namespace(id: &str, place: &str) -> Result<String> {
+    let namespace = name(id, place);
+    ip(&["netns", "add", &namespace], "")?;
+    // No duplicate address detection: an address is usable at once.
+    inside(&open(id, place)?, || Ok(fs::write("/proc/sys/net/ipv6/conf/default/accept_dad", "0")?))?;
+    Ok(namespace)
+}
+
+/// A descriptor of the namespace of a place of a lab.
+pub fn open(id: &str, place: &str) -> Result<File> {
+    let path = PathBuf::from("/run/netns").join(name(id, place));
     File::open(&path).with_context(|| path.display().to_string())
 }
 
@@ -201,4 +213,66 @@ pub fn name(id: &str, place: &str) -> String {
 /// Runs `ip` with this input.
 pub fn ip(arguments: &[&str], input: &str) -> Result<()> {
     run_tool("ip", arguments, input).context("ip (package iproute2)").map(drop)
+}
+
+/// Runs code on a thread of its own, in namespaces of its own (network, mounts); loopback also has these addresses.
+pub fn isolated<T: Send>(addresses: &[&str], code: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    ensure!(nix::unistd::geteuid().is_root(), "a network namespace of its own needs root");
+    on_a_thread(|| {
+        unshare(CloneFlags::CLONE_NEWNET).context("unshare")?;
+        own_mounts()?;
+        if Path::new("/etc/nsswitch.conf").is_file() {
+            replace("/etc/nsswitch.conf", "hosts: files\n")?;
+        }
+        // All agents dial one endpoint: the ports of connections that ended a moment ago are needed again.
+        fs::write("/proc/sys/net/ipv4/ip_local_port_range", "10000 65000")?;
+        fs::write("/proc/sys/net/ipv4/tcp_tw_reuse", "1")?;
+        let added = addresses.iter().map(|address| {
+            let bits = if address.contains(':') { 128 } else { 32 };
+            format!("address add {address}/{bits} dev lo\n")
+        });
+        ip(&["-batch", "-"], &("link set lo up\n".to_owned() + &added.collect::<String>()))?;
+        code()
+    })
+}
+
+/// Inside [`isolated`]: from now on names are what this file says.
+pub fn hosts(text: &str) -> Result<NamedTempFile> {
+    replace("/etc/hosts", text)
+}
+
+/// Puts a file with this text over another one; the mount keeps it when the returned name is gone.
+fn replace(path: &str, text: &str) -> Result<NamedTempFile> {
+    let file = NamedTempFile::new()?;
+    fs::write(file.path(), text)?;
+    mount(Some(file.path()), path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+        .with_context(|| format!("mount over {path}"))?;
+    Ok(file)
+}
+
+fn own_mounts() -> Result<()> {
+    unshare(CloneFlags::CLONE_NEWNS).context("unshare")?;
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
+        .context("a mount namespace")
+}
+
+/// Inside [`isolated`]: sets a congestion control without pacing and returns its name. The timers of BBR cost an agent a third of its work in
+/// a virtual machine. CUBIC is used if a namespace may have it, otherwise Reno.
+pub fn without_pacing() -> Result<String> {
+    let control = Path::new("/proc/sys/net/ipv4/tcp_congestion_control");
+    let may_be = ["cubic", "reno"].into_iter().find(|name| fs::write(control, name).is_ok());
+    may_be.map(str::to_owned).with_context(|| format!("neither CUBIC nor Reno can be set: {}", control.display()))
+}
+
+/// Runs code with the sysfs of the calling thread's network namespace, which no mount of the machine shows.
+pub fn with_sysfs<T: Send>(code: impl FnOnce(&Path) -> Result<T> + Send) -> Result<T> {
+    on_a_thread(|| {
+        own_mounts()?;
+        let directory = tempfile::tempdir()?;
+        mount(Some("sysfs"), directory.path(), Some("sysfs"), MsFlags::empty(), None::<&str>)
+            .context("mount -t sysfs")?;
+        let result = code(directory.path());
+        umount2(directory.path(), MntFlags::MNT_DETACH)?;
+        result
+    })
 }

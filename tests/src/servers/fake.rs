@@ -7,13 +7,13 @@ use std::{
     convert::Infallible,
     net::SocketAddr,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicI64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use bytes::Bytes;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -39,10 +39,11 @@ use tokio_util::{either::Either, sync::CancellationToken};
 use tonic::{Request, Response, Status, Streaming};
 use tonic_prost::ProstCodec;
 
-use super::{Listener, tls::Tls};
+use super::Listener;
 use crate::{
     bare::{Place, SERVER},
-    certs::Certs,
+    certs::{Certs, Tls},
+    lock,
 };
 
 /// How a server behaves before any packet.
@@ -110,9 +111,9 @@ impl Fake {
         let tls = Arc::new(Mutex::new(acceptor(&place.certs)?));
         let server = Server { tls, manners, connected, goaway: Arc::default(), accepted: Arc::default() };
         let serving = server.clone();
-        let listener =
-            Listener::start(SocketAddr::new(SERVER.parse()?, port), move |tcp| serving.clone().serve(tcp)).await?;
-        Ok(Fake { server, agents, _listener: listener })
+        let at = SocketAddr::new(SERVER.parse()?, port);
+        let _listener = Listener::start(at, move |tcp| serving.clone().serve(tcp)).await?;
+        Ok(Fake { server, agents, _listener })
     }
 
     /// How many connections it has accepted.
@@ -122,7 +123,7 @@ impl Fake {
 
     /// Reads the certificates again; they are used from the next connection on.
     pub fn renew(&self, certs: &Certs) -> Result<()> {
-        *self.server.tls.lock().unwrap_or_else(PoisonError::into_inner) = acceptor(certs)?;
+        *lock(&self.server.tls) = acceptor(certs)?;
         Ok(())
     }
 
@@ -144,8 +145,7 @@ impl Fake {
 }
 
 fn acceptor(certs: &Certs) -> Result<TlsAcceptor> {
-    let (certificate, key, ca) = (certs.path("server.crt"), certs.path("server.key"), certs.path("ca.crt"));
-    Tls { clients: Some(&ca), protocol: Some("h2"), ..Tls::http(&certificate, &key) }.acceptor()
+    Tls { clients: Some(certs.path("ca.crt")), protocol: Some("h2"), ..Tls::server(certs) }.acceptor()
 }
 
 /// What every connection is served with.
@@ -162,7 +162,7 @@ impl Server {
     async fn serve(self, tcp: TcpStream) -> Result<()> {
         self.accepted.fetch_add(1, Ordering::Relaxed);
         tcp.set_nodelay(true)?;
-        let acceptor = self.tls.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let acceptor = lock(&self.tls).clone();
         let mut tls = acceptor.accept(BufReader::with_capacity(READ_AHEAD, tcp)).await?;
         tls.get_mut().1.set_buffer_limit(Some(GATHERED));
         let shown = tls.get_ref().1.peer_certificates().and_then(<[_]>::first);
@@ -247,12 +247,11 @@ pub fn close_dial(random: i64) -> Packet {
     Packet { kind: 5, payload: Some(Payload::CloseDial(CloseDial { random })) }
 }
 
-/// Where the answer to a dial goes, and then its bytes.
-type Dialling = (oneshot::Sender<Result<i64, String>>, mpsc::Sender<Bytes>);
-
 #[derive(Default)]
 struct Table {
-    dialling: HashMap<i64, Dialling>,
+    /// Where the answer to a dial goes.
+    dialling: HashMap<i64, oneshot::Sender<Result<Connection, String>>>,
+    /// Where the bytes of a connection go.
     open: HashMap<i64, mpsc::Sender<Bytes>>,
 }
 
@@ -288,32 +287,34 @@ impl Dials {
         let table: Arc<Mutex<Table>> = Arc::default();
         let shared = Arc::clone(&table);
         let (drained, ended) = (CancellationToken::new(), CancellationToken::new());
-        let (drain, end) = (drained.clone(), ended.clone());
+        let (drain, end, to_agent) = (drained.clone(), ended.clone(), outbound.clone());
         let task = tokio::spawn(async move {
-            let table = || shared.lock().unwrap_or_else(PoisonError::into_inner);
             while let Ok(Some(packet)) = inbound.message().await {
                 match packet.payload {
                     Some(Payload::DialResponse(DialResponse { error, connect_id, random })) => {
-                        let mut table = table();
-                        let Some((answer, bytes)) = table.dialling.remove(&random) else { continue };
-                        if error.is_empty() {
+                        let mut table = lock(&shared);
+                        let Some(answer) = table.dialling.remove(&random) else { continue };
+                        let _ = answer.send(if error.is_empty() {
+                            let (bytes, inbound) = mpsc::channel(64);
                             table.open.insert(connect_id, bytes);
-                        }
-                        let _ = answer.send(if error.is_empty() { Ok(connect_id) } else { Err(error) });
+                            Ok(Connection { id: connect_id, outbound: to_agent.clone(), inbound })
+                        } else {
+                            Err(error)
+                        });
                     }
                     Some(Payload::Data(Data { connect_id, data, .. })) => {
-                        let to = table().open.get(&connect_id).cloned();
+                        let to = lock(&shared).open.get(&connect_id).cloned();
                         if let Some(to) = to {
                             let _ = to.send(data).await;
                         }
                     }
-                    Some(Payload::CloseResponse(close)) => drop(table().open.remove(&close.connect_id)),
+                    Some(Payload::CloseResponse(close)) => drop(lock(&shared).open.remove(&close.connect_id)),
                     Some(Payload::Drain(_)) => drain.cancel(),
                     Some(Payload::DialRequest(_) | Payload::CloseRequest(_) | Payload::CloseDial(_)) | None => {}
                 }
             }
             // Whoever waits for an answer or for bytes learns that there are none.
-            *table() = Table::default();
+            *lock(&shared) = Table::default();
             end.cancel();
         });
         Dials { drained, ended, outbound, table, next: AtomicI64::new(1), task }
@@ -322,13 +323,10 @@ impl Dials {
     /// Dials, and waits for the answer.
     pub async fn dial(&self, address: &str) -> Result<Connection> {
         let random = self.next.fetch_add(1, Ordering::Relaxed);
-        let ((answer, answered), (bytes, inbound)) = (oneshot::channel(), mpsc::channel(64));
-        self.table.lock().unwrap_or_else(PoisonError::into_inner).dialling.insert(random, (answer, bytes));
+        let (answer, answered) = oneshot::channel();
+        lock(&self.table).dialling.insert(random, answer);
         self.outbound.send(Ok(dial(address, random))).await?;
-        match answered.await.context("the stream ended")? {
-            Ok(id) => Ok(Connection { id, outbound: self.outbound.clone(), inbound }),
-            Err(error) => bail!("{error}"),
-        }
+        answered.await.context("the stream ended")?.map_err(anyhow::Error::msg)
     }
 
     /// Waits until the agent asks for no more dials.
@@ -357,11 +355,13 @@ impl Connection {
     pub async fn fetch(&mut self, count: usize) -> Result<()> {
         self.send(Bytes::from(format!("SOURCE {count}\n"))).await?;
         let mut got = 0;
-        while got < count {
-            let bytes = timeout(Duration::from_secs(10), self.receive()).await.context("no answer")?;
-            got += bytes.context("the connection was cut")?.len();
-        }
-        Ok(())
+        let fetched = async {
+            while got < count {
+                got += self.receive().await.context("the connection was cut")?.len();
+            }
+            Ok(())
+        };
+        timeout(Duration::from_secs(10), fetched).await.context("no answer")?
     }
 
     /// Whether the agent has ended it.

@@ -5,16 +5,14 @@
 use std::{
     collections::HashMap,
     net::SocketAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
 };
 
-use anyhow::{Context, Result, bail, ensure};
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
-};
+use anyhow::{Context, Result, bail};
+use tokio::{io::AsyncWriteExt, net::TcpStream};
 
-use super::Listener;
+use super::{Listener, read_head};
+use crate::lock;
 
 /// How the proxy answers a CONNECT.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -38,11 +36,8 @@ struct State {
 /// A running proxy.
 pub struct HttpProxy {
     state: Arc<Mutex<State>>,
-    listener: Listener,
-}
-
-fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
-    state.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Its connections.
+    pub listener: Listener,
 }
 
 impl HttpProxy {
@@ -64,21 +59,11 @@ impl HttpProxy {
     pub fn asked(&self) -> Vec<(String, Option<String>)> {
         std::mem::take(&mut lock(&self.state).asked)
     }
-
-    /// Ends every connection.
-    pub fn cut(&self) {
-        self.listener.cut();
-    }
 }
 
 async fn serve(mut near: TcpStream, state: Arc<Mutex<State>>) -> Result<()> {
-    let mut request = Vec::new();
-    while !request.ends_with(b"\r\n\r\n") {
-        ensure!(request.len() < 8 << 10, "a long request");
-        ensure!(near.read_buf(&mut request).await? > 0, "hung up");
-    }
-    let text = String::from_utf8(request)?;
-    let mut lines = text.lines();
+    let request = read_head(&mut near).await?;
+    let mut lines = request.lines();
     let line = lines.next().unwrap_or_default();
     let target = line.strip_prefix("CONNECT ").and_then(|rest| rest.strip_suffix(" HTTP/1.1"));
     let target = target.with_context(|| format!("not a CONNECT: {line}"))?;

@@ -6,7 +6,7 @@ use std::{
     net::{Ipv4Addr, SocketAddr},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::Command,
     sync::Arc,
     time::Duration,
 };
@@ -15,10 +15,10 @@ use anyhow::Result;
 
 use crate::{
     bare::{Place, Who as Agents, upstream},
-    certs::{Certs, ServerCert},
+    certs::Certs,
     load::Load,
-    net::{Net, Who},
-    process::{Process, command, until},
+    net::Who,
+    process::Process,
 };
 
 /// The port for agents in a lab.
@@ -51,19 +51,22 @@ impl<'a> Spec<'a> {
         Spec { id, agents, count, index, binary: "proxy-server", client_ca: "ca.crt", kubeconfig: None, more: &[] }
     }
 
+    /// The only one, at the port for agents in a lab.
+    pub fn alone() -> Spec<'a> {
+        let agents = SocketAddr::from((Who::ControlPlane.v4(), AGENT_PORT));
+        Spec { agents, ..Spec::new("proxy-server", 0, 1) }
+    }
+
     /// Starts it in this network namespace, and waits until it listens.
     pub fn start(&self, place: &Place) -> Result<ProxyServer> {
-        let mut command = Command::new(upstream(self.binary)?);
-        command.stdin(Stdio::null());
-        let mut server = self.run(command, &place.certs, &place.directory)?;
-        until("the proxy-server takes agents", Duration::from_secs(20), || {
-            server.process.check()?;
-            Ok(std::net::TcpStream::connect(self.agents).is_ok())
-        })?;
+        let mut server = self.run(Command::new(upstream(self.binary)?), &place.certs, &place.directory)?;
+        let listens = |_: &Process| Ok(std::net::TcpStream::connect(self.agents).is_ok());
+        server.process.until("it takes agents", Duration::from_secs(20), listens)?;
         Ok(server)
     }
 
-    fn run(&self, mut command: Command, certs: &Certs, directory: &Path) -> Result<ProxyServer> {
+    /// Starts it by such a command, and waits until its frontend listens.
+    pub fn run(&self, mut command: Command, certs: &Certs, directory: &Path) -> Result<ProxyServer> {
         let socket = directory.join(format!("{}.sock", self.id));
         if socket.exists() {
             std::fs::remove_file(&socket)?;
@@ -78,11 +81,10 @@ impl<'a> Spec<'a> {
             format!("--health-port={}", 8300 + 2 * self.index),
             format!("--admin-bind-address={}", Ipv4Addr::LOCALHOST),
             format!("--admin-port={}", 8301 + 2 * self.index),
-            format!("--cluster-cert={}", certs.path("server.crt").display()),
-            format!("--cluster-key={}", certs.path("server.key").display()),
         ]);
+        command.args(certs.options([("cluster-cert", "server.crt"), ("cluster-key", "server.key")]));
         match &self.kubeconfig {
-            None => command.arg(format!("--cluster-ca-cert={}", certs.path(self.client_ca).display())),
+            None => command.args(certs.options([("cluster-ca-cert", self.client_ca)])),
             Some(path) => command.arg(format!("--kubeconfig={}", path.display())).args([
                 "--agent-namespace=kube-system",
                 "--agent-service-account=konnectivity-agent",
@@ -93,10 +95,7 @@ impl<'a> Spec<'a> {
         };
         command.args(self.more);
         let mut process = Process::start(self.id, command, &directory.join(format!("{}.log", self.id)))?;
-        until("the proxy-server listens", Duration::from_secs(20), || {
-            process.check()?;
-            Ok(UnixStream::connect(&socket).is_ok())
-        })?;
+        process.until("it listens", Duration::from_secs(20), |_| Ok(UnixStream::connect(&socket).is_ok()))?;
         Ok(ProxyServer { process, socket })
     }
 }
@@ -110,21 +109,13 @@ pub struct ProxyServer {
 }
 
 impl ProxyServer {
-    /// Starts the proxy-server of a lab in its namespace and cgroup, and waits until it listens.
-    pub fn start(net: &Net, certs: &Certs, cert: ServerCert, cgroup: &Path, directory: &Path) -> Result<ProxyServer> {
-        certs.server(cert)?;
-        let spec =
-            Spec { agents: SocketAddr::from((Who::ControlPlane.v4(), AGENT_PORT)), ..Spec::new("proxy-server", 0, 1) };
-        spec.run(command(&upstream(spec.binary)?, net.open(Who::ControlPlane)?, cgroup)?, certs, directory)
-    }
-
-    /// Everything that it printed.
-    pub fn printed(&self) -> String {
-        self.process.printed()
-    }
-
     /// The way to our agent's endpoint through it.
     pub fn load(&self) -> Load {
-        Load { socket: Arc::from(self.socket.as_path()), destination: format!("{}:7000", Agents::Ours.address()) }
+        self.load_at(Agents::Ours.address())
+    }
+
+    /// The way to the endpoint of the agent that advertises an address.
+    pub fn load_at(&self, address: &str) -> Load {
+        Load { socket: Arc::from(self.socket.as_path()), destination: format!("{address}:7000") }
     }
 }

@@ -3,22 +3,22 @@
 //! Must never compare figures of different runs.
 
 mod null;
-mod own;
 mod throughput;
 
-use std::{path::Path, process::Command, sync::Arc, time::Duration};
+use std::{process::Command, time::Duration};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use lab::{
-    bare::{Place, SERVER, Who, agent, memory, server},
-    bench::{self, Goal, Pairs, Row, both, in_turn, print_line, progress},
-    certs::{Certs, ServerCert},
-    endpoint,
-    isolated::{isolated, without_pacing},
-    load::{Latency, Load, latency, request},
+    bare::{Place, Who, agent, memory, runtime, server},
+    bench::{self, Goal, Pairs, Row, in_turn, print_line, progress},
+    load::{self, Latency, Load, latency, request},
+    net::without_pacing,
     process::Process,
+    servers::{
+        eventually,
+        proxy_server::{AGENT_PORT, ProxyServer},
+    },
 };
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 /// How much is done.
 #[derive(Clone, Copy)]
@@ -56,9 +56,9 @@ fn main() -> Result<()> {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match words[..] {
         ["endpoint", address] => runtime()?.block_on(async {
-            let listener = tokio::net::TcpListener::bind(address).await?;
+            load::serve(address).await?;
             print_line("ready")?;
-            endpoint::serve(listener).await
+            std::future::pending().await
         }),
         ["null", server, certs] => {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -74,28 +74,17 @@ fn main() -> Result<()> {
     }
 }
 
-fn runtime() -> Result<tokio::runtime::Runtime> {
-    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
-    Ok(tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?)
-}
-
 fn run(amount: Amount, only: Option<&str>) -> Result<()> {
-    let directory = tempfile::tempdir()?;
-    let addresses = [SERVER, Who::Ours.address(), Who::Theirs.address()];
-    let rows = isolated(&addresses, || {
+    let rows = Place::with(&[Who::Theirs.address()], async |place| {
         progress(&format!("TCP's congestion control: {}", without_pacing()?));
-        let place = Place { directory: directory.path().to_path_buf(), certs: Certs::new(directory.path())? };
-        place.certs.server(ServerCert::Good)?;
         let log = place.directory.join("endpoint.log");
         let _endpoint = Process::start_ready("endpoint", again(&["endpoint", "0.0.0.0:7000"])?, &log)?;
-        let runtime = runtime()?;
         let mut rows = Vec::new();
         if only != Some("own") {
-            rows.extend(runtime.block_on(with_server(&place, amount, only))?);
+            rows.extend(with_server(place, amount, only).await?);
         }
         if only.is_none_or(|only| only == "own") {
-            rows.extend(runtime.block_on(own::without_server(&place, amount))?);
+            rows.extend(throughput::without_server(place, amount).await?);
         }
         Ok(rows)
     })?;
@@ -105,7 +94,7 @@ fn run(amount: Amount, only: Option<&str>) -> Result<()> {
 /// This program again, as another part of the bench.
 fn again(words: &[&str]) -> Result<Command> {
     let mut command = Command::new(std::env::current_exe()?);
-    command.args(words).stdin(std::process::Stdio::null());
+    command.args(words);
     Ok(command)
 }
 
@@ -118,17 +107,17 @@ struct Subject {
 /// Everything that the real server lets us see, or a part of it.
 async fn with_server(place: &Place, amount: Amount, only: Option<&str>) -> Result<Vec<Row>> {
     let wanted = |part: &str| only.is_none_or(|only| only == part);
-    let (server, socket) = server(place)?;
+    let server = server(place)?;
     let mut rows = Vec::new();
     if wanted("memory") {
-        rows.extend(memory_rows(place, &socket, amount).await?);
+        rows.extend(memory_rows(place, &server, amount).await?);
     }
-    let subjects = [subject(Who::Ours, place, &socket).await?, subject(Who::Theirs, place, &socket).await?];
-    let null = ready(null::start(place)?, null::ADDRESS, &socket).await?;
+    let subjects = [subject(Who::Ours, place, &server).await?, subject(Who::Theirs, place, &server).await?];
+    let null = ready(null::start(place)?, null::ADDRESS, &server).await?;
     let [ours, theirs] = &subjects;
     let all = [ours, theirs, &null];
     if wanted("throughput") || wanted("single") {
-        rows.extend(throughput::measure(all, &server, amount, only == Some("single")).await?);
+        rows.extend(throughput::measure(all, &server.process, amount, only == Some("single")).await?);
     }
     if wanted("requests") || wanted("dials") {
         rows.extend(dial_rows(all, amount).await?);
@@ -140,7 +129,7 @@ async fn with_server(place: &Place, amount: Amount, only: Option<&str>) -> Resul
         progress("beside an endpoint that never reads");
         rows.extend(stalled_rows(&subjects, amount).await?);
     }
-    let [ours, theirs] = subjects.map(|subject| memory(&subject.process, "VmHWM"));
+    let [ours, theirs] = subjects.map(|subject| memory(subject.process.id(), "VmHWM"));
     rows.push(Row::beside("most memory in all of this", "MiB", ours? / 1024.0, theirs? / 1024.0, None));
     Ok(rows)
 }
@@ -178,7 +167,7 @@ async fn request_rows(subjects: &[Subject; 2], amount: Amount) -> Result<Vec<Row
     progress("requests and dials at once");
     let mut figures: [Pairs; 3] = Default::default();
     for round in 0..amount.rounds {
-        for side in both(round) {
+        for side in in_turn::<2>(round) {
             let load = &subjects[side].load;
             let requests = load.requests(8, Duration::from_secs(amount.seconds)).await?;
             let rate = load.dial_rate(amount.dials_at_once).await?;
@@ -208,7 +197,7 @@ async fn stalled_rows(subjects: &[Subject; 2], amount: Amount) -> Result<Vec<Row
         let [mut throughput, mut p99]: [Pairs; 2] = Default::default();
         for round in 0..rounds {
             // Side 0 is beside an endpoint that never reads, side 1 without one, which is first in the first round.
-            for side in both(round + 1) {
+            for side in in_turn::<2>(round + 1) {
                 let beside = subject.load.beside(side == 0, time).await?;
                 throughput.push(side, beside.throughput);
                 p99.push(side, beside.latency.p99);
@@ -221,14 +210,14 @@ async fn stalled_rows(subjects: &[Subject; 2], amount: Amount) -> Result<Vec<Row
 }
 
 /// Fresh agents: their memory at rest, and with many connections that rest.
-async fn memory_rows(place: &Place, socket: &Path, amount: Amount) -> Result<Vec<Row>> {
+async fn memory_rows(place: &Place, server: &ProxyServer, amount: Amount) -> Result<Vec<Row>> {
     let [mut idle, mut each, mut later]: [Pairs; 3] = Default::default();
     for (side, who) in Who::BOTH.into_iter().enumerate() {
         progress(&format!("memory with {} idle connections: {who:?}", amount.idle));
-        let subject = subject(who, place, socket).await?;
+        let subject = subject(who, place, server).await?;
         let resident = async |wait: u64| {
             tokio::time::sleep(Duration::from_secs(wait)).await;
-            memory(&subject.process, "VmRSS")
+            memory(subject.process.id(), "VmRSS")
         };
         let before = resident(1).await?;
         let mut open = subject.load.connect_all(amount.idle).await?;
@@ -250,19 +239,17 @@ async fn memory_rows(place: &Place, socket: &Path, amount: Amount) -> Result<Vec
 }
 
 /// Starts an agent and waits until a dial comes through it.
-async fn subject(who: Who, place: &Place, socket: &Path) -> Result<Subject> {
-    ready(agent(who, place, 8091)?, who.address(), socket).await
+async fn subject(who: Who, place: &Place, server: &ProxyServer) -> Result<Subject> {
+    ready(agent(who, place, AGENT_PORT)?, who.address(), server).await
 }
 
 /// Waits until a dial comes through an agent.
-async fn ready(mut process: Process, address: &str, socket: &Path) -> Result<Subject> {
-    let load = Load { socket: Arc::from(socket), destination: format!("{address}:7000") };
-    for _ in 0..100 {
+async fn ready(mut process: Process, address: &str, server: &ProxyServer) -> Result<Subject> {
+    let load = server.load_at(address);
+    let dialled = eventually(address, Duration::from_secs(20), async || {
         process.check()?;
-        if load.connect().await.is_ok() {
-            return Ok(Subject { process, load });
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    bail!("no dial comes through {address}\n{}", process.printed())
+        Ok(load.connect().await.is_ok())
+    });
+    dialled.await.with_context(|| format!("no dial comes through\n{}", process.printed()))?;
+    Ok(Subject { process, load })
 }

@@ -8,8 +8,8 @@ use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use lab::{
     bare::{Place, SERVER},
+    certs::client,
     process::Process,
-    servers::tls::client,
 };
 use nodeguard::{
     tunnel::stream::{

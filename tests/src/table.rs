@@ -1,25 +1,28 @@
 //! Owns the table of checks: each line says who, what, by which way, expected, seen.
-//! Called by the checks of the cluster lab.
+//! Called by the main job of the lab, and by the checks of the cluster lab.
 //! Must never count a line as expected that was not run.
 
 use std::fmt::Display;
 
 use anyhow::Result;
 
-use super::say;
+use crate::bench::print_line as say;
 
 /// The lines so far.
+#[derive(Default)]
 pub struct Table {
     filter: Option<String>,
+    shown: bool,
     expected: usize,
     other: Vec<String>,
 }
 
 impl Table {
-    /// An empty table; only lines that hold the filter are run.
+    /// An empty table that is shown; only lines that hold the filter are run. The default one is not shown and runs all.
     pub fn new(filter: Option<&str>) -> Result<Table> {
-        line("WHO", "WHAT", "BY", "EXPECTED", "SEEN", "OK")?;
-        Ok(Table { filter: filter.map(str::to_owned), expected: 0, other: Vec::new() })
+        let table = Table { filter: filter.map(str::to_owned), shown: true, ..Table::default() };
+        table.line("WHO", "WHAT", "BY", "EXPECTED", "SEEN", "OK")?;
+        Ok(table)
     }
 
     /// Whether the filter may want a line of somebody: what only those lines need is not built otherwise.
@@ -43,7 +46,7 @@ impl Table {
         let seen = check().map_or_else(|error| format!("error: {error:#}"), Into::into);
         let seen = seen.trim().replace('\n', " ");
         let good = seen == expected || seen.starts_with(&format!("{expected} ("));
-        line(who, what, &by, expected, &seen, if good { "yes" } else { "NO" })?;
+        self.line(who, what, &by, expected, &seen, if good { "yes" } else { "NO" })?;
         if good {
             self.expected += 1;
         } else {
@@ -64,14 +67,15 @@ impl Table {
         self.check(who, what, by, expected, || check().map(|()| expected))
     }
 
-    /// Prints the lines that were not as expected once more; returns how many were as expected and how many were not.
-    pub fn sum(&self) -> Result<(usize, usize)> {
-        say(&format!("\n{} of {} as expected", self.expected, self.expected + self.other.len()))?;
+    /// Prints how many lines were as expected, and the others once more; returns how many were as expected, and the others.
+    pub fn sum(&self) -> Result<(usize, &[String])> {
         self.other.iter().try_for_each(|other| say(&format!("  not as expected: {other}")))?;
-        Ok((self.expected, self.other.len()))
+        say(&format!("\n{} of {} as expected", self.expected, self.expected + self.other.len()))?;
+        Ok((self.expected, &self.other))
     }
-}
 
-fn line(who: &str, what: &str, by: &str, expected: &str, seen: &str, good: &str) -> Result<()> {
-    say(&format!("{who:<22} {what:<44} {by:<24} {expected:<24} {good:<4} {seen}"))
+    fn line(&self, who: &str, what: &str, by: &str, expected: &str, seen: &str, good: &str) -> Result<()> {
+        let line = || say(&format!("{who:<22} {what:<44} {by:<24} {expected:<24} {good:<4} {seen}"));
+        if self.shown { line() } else { Ok(()) }
+    }
 }
