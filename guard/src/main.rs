@@ -31,13 +31,13 @@ const UNREACHABLE: u8 = 3;
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Run(args) => {
-            init_log(args.log_format);
+            init_log(args.half.log_format);
             config::resolve(*args)
                 .map_err(Into::into)
                 .and_then(|config| daemon(run::run(config, coloured(&io::stderr()))))
         }
         Command::Agent(args) => {
-            init_log(args.log_format);
+            init_log(args.half.log_format);
             config::resolve_agent(*args)
                 .map_err(Into::into)
                 .and_then(|config| daemon(agent::run(config, coloured(&io::stderr()))))
