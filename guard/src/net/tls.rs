@@ -16,7 +16,10 @@ use rustls::{
 };
 use tonic::metadata::AsciiMetadataValue;
 
-use crate::net::verify::{CertificateConstraints, ConstrainedVerifier};
+use crate::net::{
+    server_verifier::ServerVerifier,
+    verify::{CertificateConstraints, ConstrainedChain},
+};
 
 /// The files that hold whom this process trusts and who it is.
 #[derive(Clone, Debug, Default)]
@@ -154,13 +157,14 @@ impl CredentialBytes {
             chain = chain.with_crls(lists).enforce_revocation_expiration();
         }
         let chain = chain.build().map_err(TlsError::Verifier)?;
-        let verifier = ConstrainedVerifier { chain, constraints: options.constraints.clone() };
+        let judge = ConstrainedChain { chain, constraints: options.constraints.clone() };
+        let verifier = ServerVerifier::new(judge, &provider);
         let versions = if options.only_tls13 { &[&rustls::version::TLS13][..] } else { rustls::DEFAULT_VERSIONS };
         let builder = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(versions)
             .map_err(TlsError::Versions)?
             .dangerous()
-            .with_custom_certificate_verifier(Arc::new(verifier));
+            .with_custom_certificate_verifier(verifier);
         let mut client = match &self.identity {
             None => builder.with_no_client_auth(),
             Some((certificate, key)) => {

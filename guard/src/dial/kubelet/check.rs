@@ -241,7 +241,7 @@ async fn handshake(stream: TcpStream, address: SocketAddr, demand: &CertificateD
         Ok(_stream) => None,
         Err(error) => Some(explain(&error, demand, address)),
     };
-    Shown { sha256: verifier.seen(), refusal }
+    Shown { sha256: verifier.judge.seen(), refusal }
 }
 
 /// Logs what changed since the last check, once.
