@@ -18,7 +18,7 @@ use tokio::{net::TcpListener, sync::mpsc};
 use crate::{
     cli::config::AgentConfig,
     daemon::{
-        edit::{InForceAt, take},
+        edit::{InForceAt, NothingInForce, take},
         parts::{Listeners, Parts, TunnelHalf},
         policy_watch as watch,
         state::{Current, connected, services_read},
@@ -105,7 +105,7 @@ impl Served for Agent {
 }
 
 /// Runs until SIGTERM or SIGINT, then drains.
-pub async fn run(config: AgentConfig, colour: bool) -> anyhow::Result<()> {
+pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     let AgentConfig { policy, admin_socket, health, admin_port, half } = config;
     let node = half.node.clone();
     let first = match &policy {
@@ -113,7 +113,7 @@ pub async fn run(config: AgentConfig, colour: bool) -> anyhow::Result<()> {
         None => anything(&node),
     };
     if let Err(rejected) = &first {
-        anyhow::bail!("the policy is rejected, and there is none in force:\n{}", rejected.render(colour));
+        return Err(NothingInForce(rejected.clone()).into());
     }
     if policy.is_none() {
         tracing::error!("{WEAK}; name its destinations in a policy and use --policy instead");

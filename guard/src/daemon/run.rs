@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use crate::{
     cli::config::Config,
     daemon::{
-        edit::{InForceAt, cut, follow, hold_edge, take},
+        edit::{InForceAt, NothingInForce, cut, follow, hold_edge, take},
         hold::hold,
         parts::{Listeners, Parts, TunnelHalf},
         policy_watch as watch,
@@ -30,7 +30,7 @@ use crate::{
 };
 
 /// Runs until SIGTERM or SIGINT, then drains.
-pub async fn run(config: Config, colour: bool) -> anyhow::Result<()> {
+pub async fn run(config: Config) -> anyhow::Result<()> {
     let Config { policy, location, program_stats, admin_socket, health, half } = config;
     let node = half.node.clone();
     let listeners = Listeners::bind(Some(admin_socket), health).await?;
@@ -45,9 +45,7 @@ pub async fn run(config: Config, colour: bool) -> anyhow::Result<()> {
             apply.apply(&loaded.ruleset)?;
             current.took(loaded);
         }
-        Err(rejected) if apply.in_force().epoch == 0 => {
-            anyhow::bail!("the policy is rejected, and there is none in force:\n{}", rejected.render(colour))
-        }
+        Err(rejected) if apply.in_force().epoch == 0 => return Err(NothingInForce(rejected.clone()).into()),
         Err(rejected) => {
             let epoch = apply.in_force().epoch;
             tracing::error!(
