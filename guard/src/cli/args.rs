@@ -122,8 +122,8 @@ pub struct AgentArgs {
     /// The policy file, of which only `tunnel.dial` is used. Edits come into force without a restart.
     #[arg(long, required_unless_present = "dial_anything")]
     pub policy: Option<PathBuf>,
-    /// Dials any address, including loopback, as the upstream agent does; only link-local addresses (cloud metadata) and multicast addresses are
-    /// refused. Replaces --policy. This weakens protection, so the log reports it at every start, and `status` shows it.
+    /// Dials any address, including loopback, as the upstream agent does; only link-local addresses, those of cloud metadata, and multicast
+    /// addresses are refused. Replaces --policy. This weakens protection, so the log reports it at every start, and `status` shows it.
     #[arg(long, conflicts_with_all = ["policy", "advertise_pod_addresses"])]
     pub dial_anything: bool,
     /// The socket for `nodeguard status` [default: none].
