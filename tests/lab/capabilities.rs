@@ -34,8 +34,10 @@ fn the_main_job_needs_no_more() {
     let wrong: Vec<String> = lines.iter().filter(|line| !line.ok).map(ToString::to_string).collect();
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     let weakened = lab.daemon().unwrap().status().unwrap().weakened;
-    assert_eq!(weakened.len(), 1, "{weakened:?}");
-    assert!(weakened[0].message.contains("CAP_SYS_ADMIN and CAP_SYS_PTRACE"), "{weakened:?}");
+    // A lab is not the machine's network namespace, and it takes no capability to see that.
+    assert_eq!(weakened.len(), 2, "{weakened:?}");
+    assert!(weakened[0].message.contains("another network namespace"), "{weakened:?}");
+    assert!(weakened[1].message.contains("CAP_SYS_ADMIN and CAP_SYS_PTRACE"), "{weakened:?}");
     println!("three capabilities: {0} of {0} attempts of the main job as expected", lines.len());
 }
 

@@ -22,6 +22,7 @@ mod hub;
 mod kill;
 mod main_job;
 mod paths;
+mod place;
 mod shapes;
 mod sweep;
 mod udp;

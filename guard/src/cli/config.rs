@@ -48,6 +48,8 @@ pub struct Config {
     pub policy: PathBuf,
     /// Where the kernel half is attached and pinned.
     pub location: Location,
+    /// Whether the whole node is meant, because no cgroup was named.
+    pub whole_node: bool,
     /// Whether the kernel measures the run time of its programs.
     pub program_stats: bool,
     /// The admin socket, which `nodeguard status` asks.
@@ -125,6 +127,7 @@ pub struct AgentConfig {
 /// Resolves the arguments of `run`. What they leave open is read from the machine.
 pub fn resolve(args: RunArgs) -> Result<Config, ConfigError> {
     let (health, half) = resolve_half(args.half)?;
+    let whole_node = args.cgroup.is_none();
     let cgroup = match args.cgroup {
         Some(cgroup) => cgroup,
         None => root::v2_root()?,
@@ -132,6 +135,7 @@ pub fn resolve(args: RunArgs) -> Result<Config, ConfigError> {
     Ok(Config {
         policy: args.policy,
         location: Location { cgroup, bpffs: args.bpffs },
+        whole_node,
         program_stats: args.program_stats,
         admin_socket: args.admin_socket,
         health,

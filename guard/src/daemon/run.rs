@@ -19,7 +19,7 @@ use crate::{
         hold::hold,
         parts::{Listeners, Parts, TunnelHalf},
         policy_watch as watch,
-        state::{Current, Guard},
+        state::{Current, Guard, misplaced},
     },
     kernel::{
         links::{programs, programs::KernelHalf},
@@ -27,11 +27,12 @@ use crate::{
         pinholes::KernelPinholes,
         tables::apply::Apply,
     },
+    sys::place::Place,
 };
 
 /// Runs until SIGTERM or SIGINT, then drains.
 pub async fn run(config: Config) -> anyhow::Result<()> {
-    let Config { policy, location, program_stats, admin_socket, health, half } = config;
+    let Config { policy, location, whole_node, program_stats, admin_socket, health, half } = config;
     let node = half.node.clone();
     let listeners = Listeners::bind(Some(admin_socket), health).await?;
 
@@ -65,6 +66,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         before.remove()?;
     }
     let in_force = apply.in_force();
+    let misplaced = misplaced(Place::read(&location.cgroup), whole_node);
+    misplaced.iter().for_each(|weakness| tracing::error!("{}", weakness.message));
     tracing::info!(policy = %policy.display(), epoch = in_force.epoch, cgroup = %location.cgroup.display(), "in force");
 
     // The tunnel half.
@@ -77,6 +80,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         cut: AtomicU64::new(0),
         uncut: AtomicBool::new(false),
         blind: AtomicBool::new(false),
+        misplaced,
         netns_helper: programs.netns_helper,
         programs: Mutex::new(programs),
         mended: AtomicU64::new(0),
