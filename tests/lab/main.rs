@@ -25,6 +25,7 @@ mod paths;
 mod place;
 mod shapes;
 mod sweep;
+mod translated;
 mod udp;
 mod unpin;
 mod upgrade;
