@@ -23,12 +23,12 @@ struct ReachablePorts<'a> {
     cidr: IpNet,
     protocol: u8,
     ports: &'a [RangeInclusive<u16>],
-    kind: Kind,
+    kind: PrefixKind,
 }
 
 /// What a prefix means, which decides about the addresses inside it that are set apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+enum PrefixKind {
     /// Everything inside it: a server of the companion, the control plane.
     Server,
     /// An address of this node, which is no special one.
@@ -53,7 +53,8 @@ struct SetApart {
 pub(crate) fn destinations(tables: &mut RulesetTables, document: &CheckedDocument<'_>, node: &NodeFacts) {
     let mut sets = BTreeMap::new();
     if let Some(hub) = &document.control_plane {
-        let reach = |cidr: &IpNet| ReachablePorts { cidr: *cidr, protocol: TCP, ports: &hub.ports, kind: Kind::Server };
+        let reach =
+            |cidr: &IpNet| ReachablePorts { cidr: *cidr, protocol: TCP, ports: &hub.ports, kind: PrefixKind::Server };
         let all: Vec<ReachablePorts<'_>> = hub.addresses.iter().map(reach).collect();
         add(tables, &mut sets, DestinationKey::CONTROL_PLANE, &all, &SetApart::default());
     }
@@ -65,14 +66,14 @@ pub(crate) fn destinations(tables: &mut RulesetTables, document: &CheckedDocumen
                 cidr: *cidr,
                 protocol: *protocol,
                 ports,
-                kind: Kind::Server,
+                kind: PrefixKind::Server,
             })
             .collect();
         for rule in document.dial {
             let (kind, cidrs) = match &rule.target {
-                DialTarget::Node => (Kind::Node, node.addresses.iter().copied().map(IpNet::from).collect()),
-                DialTarget::Pods(cidrs) => (Kind::Pods, cidrs.clone()),
-                DialTarget::Services(cidrs) => (Kind::Services, cidrs.clone()),
+                DialTarget::Node => (PrefixKind::Node, node.addresses.iter().copied().map(IpNet::from).collect()),
+                DialTarget::Pods(cidrs) => (PrefixKind::Pods, cidrs.clone()),
+                DialTarget::Services(cidrs) => (PrefixKind::Services, cidrs.clone()),
             };
             let reach = |cidr| ReachablePorts { cidr, protocol: TCP, ports: &rule.ports, kind };
             all.extend(cidrs.into_iter().map(reach));
@@ -112,10 +113,10 @@ fn add(
         let holds = |reach: &&ReachablePorts<'_>| {
             reach.cidr.contains(&cidr)
                 && match reach.kind {
-                    Kind::Server => true,
-                    Kind::Node => !is_special,
-                    Kind::Services => !is_special && !is_own,
-                    Kind::Pods => {
+                    PrefixKind::Server => true,
+                    PrefixKind::Node => !is_special,
+                    PrefixKind::Services => !is_special && !is_own,
+                    PrefixKind::Pods => {
                         (!is_special && !is_own || named_exactly(reach.cidr, cidr))
                             && !(of_services && services.is_cut_out(reach.cidr, cidr.addr()))
                     }

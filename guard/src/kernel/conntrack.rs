@@ -43,15 +43,15 @@ pub(crate) fn destination(local: SocketAddr, remote: SocketAddr) -> io::Result<O
     // The kernel answers within the call that sends: there is something to read, or there never will be.
     socket.recv(&mut answer, libc::MSG_DONTWAIT)?;
     match parse(&answer)? {
-        Answer::Entry(goes_to) => Ok(Some(goes_to)),
-        Answer::Error(libc::ENOENT) => Ok(None),
-        Answer::Error(code) => Err(io::Error::from_raw_os_error(code)),
+        TrackAnswer::Entry(goes_to) => Ok(Some(goes_to)),
+        TrackAnswer::Error(libc::ENOENT) => Ok(None),
+        TrackAnswer::Error(code) => Err(io::Error::from_raw_os_error(code)),
     }
 }
 
 /// What the kernel answers.
 #[derive(Debug, PartialEq, Eq)]
-enum Answer {
+enum TrackAnswer {
     /// Where replies of the connection come from.
     Entry(SocketAddr),
     /// An error number.
@@ -90,12 +90,12 @@ fn request(local: SocketAddr, remote: SocketAddr) -> Vec<u8> {
     bytes
 }
 
-fn parse(answer: &[u8]) -> io::Result<Answer> {
+fn parse(answer: &[u8]) -> io::Result<TrackAnswer> {
     let truncated = || io::Error::other("an answer of conntrack that ends early");
     let kind = answer.get(4..6).and_then(|kind| kind.try_into().ok()).map(u16::from_ne_bytes).ok_or_else(truncated)?;
     if kind == NLMSG_ERROR {
         let code = answer.get(16..20).and_then(|code| code.try_into().ok()).map(i32::from_ne_bytes);
-        return Ok(Answer::Error(-code.ok_or_else(truncated)?));
+        return Ok(TrackAnswer::Error(-code.ok_or_else(truncated)?));
     }
     if kind != CT_NEW {
         return Err(io::Error::other("unexpected message of conntrack"));
@@ -112,7 +112,7 @@ fn parse(answer: &[u8]) -> io::Result<Answer> {
             || Some(Ipv6Addr::from(<[u8; 16]>::try_from(attribute(addresses.value(), CTA_IP_V6_SRC)?.value()).ok()?));
         Some(SocketAddr::new(v4().map(IpAddr::V4).or_else(|| v6().map(IpAddr::V6))?, port))
     };
-    entry().map(Answer::Entry).ok_or_else(truncated)
+    entry().map(TrackAnswer::Entry).ok_or_else(truncated)
 }
 
 /// The attribute of a kind.
@@ -146,7 +146,7 @@ mod tests {
         fn an_entry_says_where_replies_come_from(from in any::<SocketAddr>(), to in any::<SocketAddr>()) {
             prop_assume!(from.is_ipv4() == to.is_ipv4());
             let parsed = parse(&entry(request(from, to))).unwrap();
-            prop_assert_eq!(parsed, Answer::Entry(SocketAddr::new(from.ip(), from.port())));
+            prop_assert_eq!(parsed, TrackAnswer::Entry(SocketAddr::new(from.ip(), from.port())));
         }
 
         #[test]
@@ -166,6 +166,6 @@ mod tests {
         let mut answer = vec![0; 36];
         answer[4..6].copy_from_slice(&NLMSG_ERROR.to_ne_bytes());
         answer[16..20].copy_from_slice(&(-libc::ENOENT).to_ne_bytes());
-        assert_eq!(parse(&answer).unwrap(), Answer::Error(libc::ENOENT));
+        assert_eq!(parse(&answer).unwrap(), TrackAnswer::Error(libc::ENOENT));
     }
 }
