@@ -71,7 +71,7 @@ pub fn decide<B: PacketBytes + ?Sized, L: Lookups>(
     let is_node = matches!(listener.namespace, Namespace::Node);
     // The node's own port is found without reading the packet.
     let mut found = match listener.namespace {
-        Namespace::Node | Namespace::Unknown => guarded(listener, in_force, lookups, |_, _| Some(ScopeValue::NODE)),
+        Namespace::Node | Namespace::Unknown => guarded(Whose::Node, listener, &[0; 16], in_force, lookups),
         Namespace::Pod => Guarded::NOT,
     };
     let mut flow = unread(listener.port);
@@ -117,8 +117,7 @@ pub fn decide<B: PacketBytes + ?Sized, L: Lookups>(
             break;
         }
         may_be_a_pods = false;
-        let scope = |generation, of: Tables| pod_scope(listener, &flow.destination, in_pods, generation, of, lookups);
-        found = guarded(listener, in_force, lookups, scope);
+        found = guarded(Whose::Pod { in_pods }, listener, &flow.destination, in_force, lookups);
     }
     outcome.decision(flow, in_force)
 }
@@ -238,18 +237,29 @@ enum Tables {
     Copy,
 }
 
-/// What guards the listener's port in a scope. A port counts as not guarded only if the copies of the tables agree: removing an entry from
+/// As whose a listener is judged.
+#[derive(Clone, Copy)]
+enum Whose {
+    Node,
+    Pod {
+        /// Whether it counts as inside the pods' cgroup.
+        in_pods: bool,
+    },
+}
+
+/// What guards the listener's port. A port counts as not guarded only if the copies of the tables agree: removing an entry from
 /// the tables opens nothing.
 #[inline(always)]
 fn guarded<L: Lookups>(
+    whose: Whose,
     listener: Listener,
+    destination: &Address,
     in_force: &RulesetInForce,
     lookups: &L,
-    scope: impl Fn(u8, Tables) -> Option<u32>,
 ) -> Guarded {
-    let Listener { port, protocol, .. } = listener;
+    let Listener { port, protocol, netns, .. } = listener;
     if let Some(generation) = in_force.generation
-        && let Some(scope) = scope(generation, Tables::First)
+        && let Some(scope) = scope(whose, netns, destination, generation, Tables::First, lookups)
         && let Some(port) = lookups.port(&PortKey { scope, port, protocol, generation })
     {
         return Guarded { port, generation, by: By::Tables };
@@ -261,7 +271,7 @@ fn guarded<L: Lookups>(
     let mut generation = first;
     while generation <= last {
         if lookups.is_guarded_number(generation, port)
-            && let Some(scope) = scope(generation, Tables::Copy)
+            && let Some(scope) = scope(whose, netns, destination, generation, Tables::Copy, lookups)
             && let Some(port) = lookups.port_copy(&PortKey { scope, port, protocol, generation })
         {
             return Guarded { port, generation, by: By::CopiesAlone };
@@ -271,18 +281,19 @@ fn guarded<L: Lookups>(
     Guarded::NOT
 }
 
-/// The scope of a pod's listener: that of its network namespace, if its addresses are known; then it does not matter to which of them the
+/// The scope of a listener. A pod's is that of its network namespace, if its addresses are known; then it does not matter to which of them the
 /// packet came. Otherwise that of the destination, and at an address in no prefix the one that only admits what every rule for pods admits.
 #[inline(always)]
-fn pod_scope<L: Lookups>(
-    listener: Listener,
+fn scope<L: Lookups>(
+    whose: Whose,
+    netns: u64,
     destination: &Address,
-    in_pods: bool,
     generation: u8,
     tables: Tables,
     lookups: &L,
 ) -> Option<u32> {
-    let key = NamespaceKey { netns: listener.netns, generation: u64::from(generation) };
+    let Whose::Pod { in_pods } = whose else { return Some(ScopeValue::NODE) };
+    let key = NamespaceKey { netns, generation: u64::from(generation) };
     let known = lookups.namespace_scope(&key).map(|NamespaceValue { scope }| scope);
     if let Some(scope) = known
         && scope != ScopeValue::ALL_PODS

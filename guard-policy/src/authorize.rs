@@ -4,6 +4,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use ipnet::IpNet;
+
 use crate::{
     node_facts::NodeFacts,
     refusal::Refusal,
@@ -17,6 +19,8 @@ pub struct Permit {
     address: SocketAddr,
     rule: String,
     demands: DialDemands,
+    own: bool,
+    to_service: bool,
 }
 
 impl Permit {
@@ -34,6 +38,16 @@ impl Permit {
     pub fn demands(&self) -> &DialDemands {
         &self.demands
     }
+
+    /// Whether the address is one of the node's own.
+    pub fn own(&self) -> bool {
+        self.own
+    }
+
+    /// Whether an entry names the address as a Service's. Then it is meant to be translated.
+    pub fn to_service(&self) -> bool {
+        self.to_service
+    }
 }
 
 /// Judges a dial to one address. Without a ruleset every dial is refused.
@@ -46,17 +60,22 @@ pub fn authorize(ruleset: Option<&Ruleset>, node: &NodeFacts, address: SocketAdd
     let address = SocketAddr::new(address.ip().to_canonical(), address.port());
     let special = special(address.ip());
     let address = SocketAddr::new(meant(address.ip()), address.port());
-    let mut refusal = Refusal::AddressNotNamed;
+    let own = node.owns(address.ip());
+    let (mut refusal, mut withheld) = (Refusal::AddressNotNamed, false);
     let mut permit: Option<Permit> = None;
     for rule in &ruleset.dial {
-        let names = match &rule.target {
-            DialTarget::Node => special.is_none() && node.addresses.contains(&address.ip()),
-            DialTarget::Pods(cidrs) if special.is_none() => cidrs
-                .iter()
-                .any(|cidr| cidr.contains(&address.ip()) && !ruleset.services.is_cut_out(*cidr, address.ip())),
-            DialTarget::Services(cidrs) => special.is_none() && cidrs.iter().any(|cidr| cidr.contains(&address.ip())),
-            DialTarget::Pods(_) => rule.names_exactly(address.ip()),
+        let of_service = |pods: IpNet| ruleset.services.is_cut_out(pods, address.ip());
+        let (around, exactly) = match &rule.target {
+            DialTarget::Node => (false, special.is_none() && node.addresses.contains(&address.ip())),
+            DialTarget::Pods(cidrs) => (
+                cidrs.iter().any(|cidr| cidr.contains(&address.ip()) && !of_service(*cidr)),
+                rule.names_exactly(address.ip()) && !of_service(address.ip().into()),
+            ),
+            DialTarget::Services(cidrs) => (cidrs.iter().any(|cidr| cidr.contains(&address.ip())), false),
         };
+        // No wider prefix means a special address, nor an address of this node.
+        let names = exactly || (around && special.is_none() && !own);
+        withheld |= around && !names && rule.has_port(address.port());
         if names && rule.has_port(address.port()) {
             match special {
                 Some(never @ Refusal::Multicast) => return Err(never),
@@ -67,8 +86,11 @@ pub fn authorize(ruleset: Option<&Ruleset>, node: &NodeFacts, address: SocketAdd
                 address,
                 rule: rule.name.clone(),
                 demands: DialDemands::default(),
+                own,
+                to_service: false,
             });
             permit.demands.join(&rule.demands);
+            permit.to_service |= matches!(rule.target, DialTarget::Services(_));
         } else if names {
             refusal = Refusal::PortNotNamed;
         }
@@ -77,7 +99,9 @@ pub fn authorize(ruleset: Option<&Ruleset>, node: &NodeFacts, address: SocketAdd
         return Ok(permit);
     }
     let for_the_node = |rule: &DialRule| rule.target == DialTarget::Node && rule.has_port(address.port());
-    if refusal == Refusal::AddressNotNamed {
+    if own && withheld {
+        refusal = Refusal::OwnAddress;
+    } else if refusal == Refusal::AddressNotNamed {
         // The loop above has admitted the node's own addresses at this port, so this is not one of them.
         let another_node = ruleset.dial.iter().any(for_the_node);
         if ruleset.services.is_declared(address.ip()) || (ruleset.services.may_hold(address.ip()) && !another_node) {
@@ -100,11 +124,14 @@ fn meant(address: IpAddr) -> IpAddr {
 
 #[cfg(test)]
 mod tests {
-    use ipnet::IpNet;
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{compile::compile, diagnostic::Source};
+    use crate::{
+        compile::compile,
+        diagnostic::Source,
+        special::{forms, special_prefixes},
+    };
 
     fn ruleset(dial: &str) -> Ruleset {
         let text = format!(
@@ -169,10 +196,39 @@ mod tests {
             "[fe80::1]:1",
             "[ff02::1]:1",
             "[::ffff:169.254.169.254]:80",
+            "168.63.129.16:80",
+            "[fd00:ec2::254]:80",
+            "[64:ff9b::169.254.169.254]:80",
+            "[64:ff9b:1::1]:80",
+            "[2002:a9fe:a9fe::]:80",
         ] {
             assert!(authorize(Some(&ruleset), &node(), address.parse().unwrap()).is_err(), "{address}");
         }
         assert!(authorize(Some(&ruleset), &node(), "10.1.2.3:1".parse().unwrap()).is_ok());
+    }
+
+    #[test]
+    fn an_address_of_this_node_is_node_and_nothing_else() {
+        let judge = |dial: &str, address: &str| {
+            let verdict = authorize(Some(&ruleset(dial)), &node(), address.parse().unwrap());
+            verdict.map(|permit| permit.rule().to_owned())
+        };
+        let wide = "[{node: {ports: [10250]}, tls: Required}, pods: {cidrs: [10.0.0.0/8, 'fd00::/8', '64:ff9b::/96', '2002::/16'], ports: [1-65535]}, services: {cidrs: [10.0.0.0/24], ports: [443]}]";
+        assert_eq!(judge(wide, "10.0.0.7:10250"), Ok("tunnel.dial[0]".to_owned()));
+        assert_eq!(judge(wide, "10.0.0.8:22"), Ok("tunnel.dial[1]".to_owned()));
+        for own in ["10.0.0.7", "[fd00::7]", "[::ffff:10.0.0.7]", "[64:ff9b::10.0.0.7]", "[2002:a00:7::1]"] {
+            for port in [22, 443] {
+                assert_eq!(judge(wide, &format!("{own}:{port}")), Err(Refusal::OwnAddress), "{own}:{port}");
+            }
+        }
+        assert_eq!(
+            judge("[node: {ports: [10250]}, pods: {cidrs: [10.0.0.0/8], ports: [80]}]", "10.0.0.7:22"),
+            Err(Refusal::PortNotNamed)
+        );
+        // A prefix of exactly this address means it.
+        let exact = "[pods: {cidrs: [10.0.0.0/8, 10.0.0.7/32], ports: [22]}]";
+        assert_eq!(judge(exact, "10.0.0.7:22"), Ok("tunnel.dial[0]".to_owned()));
+        assert_eq!(judge(exact, "[64:ff9b::10.0.0.7]:22"), Err(Refusal::AddressNotNamed));
     }
 
     #[test]
@@ -190,6 +246,18 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn no_wider_prefix_admits_a_special_address_or_one_of_this_node(bits: u128, length in 0u8..128, special_one: bool, port in 1u16..9) {
+            let special: Vec<IpNet> = special_prefixes().chain(forms("10.0.0.7/32".parse().unwrap())).collect();
+            let prefix = special[(bits >> 64) as usize % special.len()];
+            let address = if special_one { prefix.network() } else { std::net::Ipv6Addr::from_bits(bits).into() };
+            let wide = IpNet::new(address, length % prefix.max_prefix_len()).unwrap().trunc();
+            let ruleset = ruleset(&format!("[pods: {{cidrs: ['{wide}'], ports: [1-8]}}, services: {{cidrs: ['{wide}'], ports: [1-8]}}]"));
+            let verdict = authorize(Some(&ruleset), &node(), SocketAddr::new(address, port));
+            let apart = special.iter().any(|prefix| prefix.contains(&address)) || node().addresses.contains(&address);
+            prop_assert_eq!(verdict.is_err(), apart, "{} in {}: {:?}", address, wide, verdict);
+        }
+
         #[test]
         fn a_permit_is_for_an_address_and_a_port_that_a_rule_names(bytes in any::<[u8; 4]>(), port in 1u16..20) {
             let ruleset = ruleset("[node: {ports: [7]}, pods: {cidrs: [10.0.0.0/14, 192.0.0.0/2], ports: [8-9]}]");

@@ -10,6 +10,8 @@ use std::{
 use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
 use serde::Serialize;
 
+use crate::visible::{in_place, visible};
+
 /// The text of a document and the path that it was read from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Source {
@@ -112,22 +114,24 @@ impl Source {
     pub fn render(&self, diagnostics: &[Diagnostic], colour: bool) -> String {
         let renderer = if colour { Renderer::styled() } else { Renderer::plain() };
         let path = self.path.display().to_string();
+        let (path, text) = (visible(&path), in_place(&self.text));
         let mut out = String::new();
         for diagnostic in diagnostics {
             let level = match diagnostic.severity {
                 Severity::Error => Level::ERROR,
                 Severity::Warning => Level::WARNING,
             };
-            let title = level.primary_title(diagnostic.message.as_str()).id(diagnostic.id);
+            let (message, label) = (visible(&diagnostic.message), visible(&diagnostic.label));
+            let title = level.primary_title(message).id(diagnostic.id);
             let mut group: Group<'_> = match &diagnostic.span {
                 Some(span) if !self.text.is_empty() => {
-                    let annotation = AnnotationKind::Primary.span(self.clamp(span)).label(diagnostic.label.as_str());
-                    title.element(Snippet::source(self.text.as_str()).path(path.as_str()).annotation(annotation))
+                    let annotation = AnnotationKind::Primary.span(self.clamp(span)).label(label);
+                    title.element(Snippet::source(text.as_str()).path(&*path).annotation(annotation))
                 }
-                Some(_) | None => title.element(annotate_snippets::Origin::path(path.as_str())),
+                Some(_) | None => title.element(annotate_snippets::Origin::path(&*path)),
             };
             if let Some(help) = &diagnostic.help {
-                group = group.element(Level::HELP.message(help.as_str()));
+                group = group.element(Level::HELP.message(visible(help)));
             }
             out.push_str(&renderer.render(&[group]));
             out.push('\n');
@@ -189,6 +193,7 @@ impl Rejected {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::visible::acts;
 
     #[test]
     fn a_finding_shows_file_line_column_excerpt_and_help() {
@@ -203,6 +208,25 @@ mod tests {
         );
         let finding = &source.findings(&[diagnostic])[0];
         assert_eq!((finding.line, finding.column), (2, 9));
+    }
+
+    #[test]
+    fn nothing_in_a_document_or_its_name_steers_the_terminal() {
+        let acting = "\u{1b}[2J\u{9b}H\u{7}\u{202e}\u{200b}";
+        let text = format!("a: {acting}\nports: [{acting}]\n");
+        let source = Source { path: format!("p{acting}\n.yaml").into(), text };
+        let span = source.text.find('[').unwrap()..source.text.len() - 1;
+        let found = Diagnostic::error("NG006", span, acting, acting).help(acting);
+        for (found, colour) in
+            [(found.clone(), false), (Diagnostic { span: None, ..found.clone() }, false), (found, true)]
+        {
+            let text = source.render(&[found], colour);
+            // The colours are our own.
+            let text = if colour { text.replace("\u{1b}[0m", "").replace("\u{1b}[1m", "") } else { text };
+            let acts = |character: char| acts(character) && character != '\n' && !(colour && character == '\u{1b}');
+            assert!(!text.chars().any(acts), "{text:?}");
+            assert!(!text.contains("\u{1b}[2J"), "{text:?}");
+        }
     }
 
     #[test]

@@ -4,7 +4,8 @@
 //!
 //! Reading order: `policy_file` -> `document` (strict, with positions) -> `parse` (strict values) -> `compile` -> `ruleset` -> `tables` (the
 //! content of the kernel's tables; `host` runs `decide` on it). Also: `diagnostic` (findings with a position), `node_facts` (the node that a
-//! document is compiled for), `authorize` (may this address be dialled?), with `refusal`, `special` and `pin`.
+//! document is compiled for), `authorize` (may this address be dialled?), with `refusal`, `special` and `pin`; `visible` (how text of others is
+//! shown).
 //!
 //! Compiling a document and authorizing a dial:
 //!
@@ -91,4 +92,5 @@ pub mod refusal;
 pub mod ruleset;
 pub mod special;
 pub mod tables;
+pub mod visible;
 mod yaml_error;

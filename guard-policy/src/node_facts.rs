@@ -4,6 +4,8 @@
 
 use std::net::IpAddr;
 
+use crate::special::stands_for;
+
 /// The addresses and names of a node, read at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeFacts {
@@ -13,4 +15,12 @@ pub struct NodeFacts {
     pub names: Vec<String>,
     /// The address at which pods reach the API server (`KUBERNETES_SERVICE_HOST`). It is normally the first address of the service range.
     pub service_host: Option<IpAddr>,
+}
+
+impl NodeFacts {
+    /// Whether an address is one of the node's own, or an IPv6 address that stands for one.
+    pub fn owns(&self, address: IpAddr) -> bool {
+        let own = |address: IpAddr| self.addresses.contains(&address);
+        own(address) || stands_for(address).is_some_and(|address| own(address.into()))
+    }
 }

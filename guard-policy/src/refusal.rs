@@ -25,10 +25,18 @@ pub enum Refusal {
     ServicesUnread,
     /// The backend's serving certificate does not satisfy `certificate`.
     KubeletCertificate,
+    /// The connection ended elsewhere than at the address that was judged.
+    Translated,
     /// A loopback address: services there trust local clients.
     Loopback,
     /// A link-local address: clouds serve credentials there.
     LinkLocal,
+    /// An address at which a cloud serves metadata: there are credentials.
+    CloudMetadata,
+    /// An address of the NAT64 prefix for local use. It stands for an IPv4 address that the guard cannot tell.
+    LocalNat64,
+    /// An address of this node, which `node` does not name at this port and a wider prefix does.
+    OwnAddress,
     /// A multicast or broadcast address.
     Multicast,
     /// An unspecified address, which the kernel treats as this node.
@@ -43,7 +51,7 @@ pub enum Refusal {
 
 impl Refusal {
     /// Every reason, in the order of the enum.
-    pub const ALL: [Refusal; 16] = [
+    pub const ALL: [Refusal; 20] = [
         Refusal::NoPolicy,
         Refusal::AddressNotNamed,
         Refusal::PortNotNamed,
@@ -53,8 +61,12 @@ impl Refusal {
         Refusal::ServiceNotReady,
         Refusal::ServicesUnread,
         Refusal::KubeletCertificate,
+        Refusal::Translated,
         Refusal::Loopback,
         Refusal::LinkLocal,
+        Refusal::CloudMetadata,
+        Refusal::LocalNat64,
+        Refusal::OwnAddress,
         Refusal::Multicast,
         Refusal::Unspecified,
         Refusal::Protocol,
@@ -74,8 +86,12 @@ impl Refusal {
             Refusal::ServiceNotReady => "service-not-ready",
             Refusal::ServicesUnread => "services-unread",
             Refusal::KubeletCertificate => "kubelet-certificate",
+            Refusal::Translated => "translated",
             Refusal::Loopback => "loopback",
             Refusal::LinkLocal => "link-local",
+            Refusal::CloudMetadata => "cloud-metadata",
+            Refusal::LocalNat64 => "local-nat64",
+            Refusal::OwnAddress => "own-address",
             Refusal::Multicast => "multicast",
             Refusal::Unspecified => "unspecified",
             Refusal::Protocol => "protocol",
@@ -109,8 +125,22 @@ impl fmt::Display for Refusal {
                  read Services and EndpointSlices (deploy/services.yaml)"
             }
             Refusal::KubeletCertificate => "the serving certificate does not satisfy tunnel.dial",
+            Refusal::Translated => {
+                "something on this node translates the address (a Service with externalIPs, a hostPort, a rule of iptables or nftables), so the \
+                 connection ends elsewhere than at the address that tunnel.dial names"
+            }
             Refusal::Loopback => "loopback addresses are not dialled unless tunnel.dial names exactly this address",
             Refusal::LinkLocal => "link-local addresses are not dialled unless tunnel.dial names exactly this address",
+            Refusal::CloudMetadata => {
+                "addresses of a cloud's metadata service are not dialled unless tunnel.dial names exactly this address"
+            }
+            Refusal::LocalNat64 => {
+                "addresses of 64:ff9b:1::/48 stand for IPv4 addresses that the guard cannot tell, and are not dialled unless tunnel.dial names \
+                 exactly this address"
+            }
+            Refusal::OwnAddress => {
+                "this is an address of this node: tunnel.dial means it only by `node` with this port, or by a prefix of exactly this address"
+            }
             Refusal::Multicast => "multicast and broadcast addresses are not dialled",
             Refusal::Unspecified => {
                 "an unspecified address means loopback, which is not dialled unless tunnel.dial names exactly this address"

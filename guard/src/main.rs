@@ -11,16 +11,14 @@ use anyhow::Context;
 use clap::Parser;
 use nodeguard::{
     cli::{
-        args::{Cli, Command, LogFormat, Output},
+        args::{Cli, Command},
         check_policy::check,
-        config,
+        config, log,
+        remove_pins::remove_pins,
+        show_status::show_status,
     },
-    daemon::{agent, memory, run},
-    kernel::links::unpin::unpin,
-    report::{
-        ask::{AskError, ask},
-        status_tables, stopped,
-    },
+    daemon::{agent, edit::NothingInForce, memory, run},
+    report::lines::lines,
 };
 
 /// The command failed or found an error.
@@ -29,34 +27,41 @@ const FOUND: u8 = 1;
 const UNREACHABLE: u8 = 3;
 
 fn main() -> ExitCode {
+    let (mut out, mut err) = (io::stdout(), io::stderr());
+    let done = |()| ExitCode::SUCCESS;
+    let otherwise = |code| move |good: bool| if good { ExitCode::SUCCESS } else { ExitCode::from(code) };
     let outcome = match Cli::parse().command {
         Command::Run(args) => {
-            init_log(args.log_format);
-            config::resolve(*args)
-                .map_err(Into::into)
-                .and_then(|config| daemon(run::run(config, coloured(&io::stderr()))))
+            log::start(args.half.log_format, coloured(&err));
+            config::resolve(*args).map_err(Into::into).and_then(|config| daemon(run::run(config))).map(done)
         }
         Command::Agent(args) => {
-            init_log(args.log_format);
-            config::resolve_agent(*args)
-                .map_err(Into::into)
-                .and_then(|config| daemon(agent::run(config, coloured(&io::stderr()))))
+            log::start(args.half.log_format, coloured(&err));
+            config::resolve_agent(*args).map_err(Into::into).and_then(|config| daemon(agent::run(config))).map(done)
         }
-        Command::Check { file, output } => check(&file, output, coloured(&io::stdout()), &mut io::stdout().lock())
-            .map(|good| if good { ExitCode::SUCCESS } else { ExitCode::from(FOUND) })
-            .context("cannot print the findings"),
-        Command::Status { admin_socket, bpffs, output } => status(&admin_socket, &bpffs, output),
-        Command::Unpin { admin_socket, bpffs, output } => remove(&admin_socket, &bpffs, output),
+        Command::Check { file, output } => {
+            check(&file, output, coloured(&out), &mut out).map(otherwise(FOUND)).context("cannot print the findings")
+        }
+        Command::Status { admin_socket, bpffs, output } => {
+            show_status(&admin_socket, &bpffs, output, &mut out, &mut err).map(otherwise(UNREACHABLE))
+        }
+        Command::Unpin { admin_socket, bpffs, output } => {
+            remove_pins(&admin_socket, &bpffs, output, &mut out).map(done)
+        }
     };
     outcome.unwrap_or_else(|error| {
-        let _ = writeln!(io::stderr(), "error: {error:#}");
+        let _ = match error.downcast_ref::<NothingInForce>() {
+            // The colours act, and nothing else in it does.
+            Some(nothing) if coloured(&err) => writeln!(err, "error: {}", nothing.render(true)),
+            Some(_) | None => lines(&mut err, &format!("error: {error:#}")),
+        };
         ExitCode::from(FOUND)
     })
 }
 
 /// Runs a daemon to its end, with as many file descriptors as the system allows. One thread is enough: it moves about 1 GiB per second, a second
 /// thread would cost more in wake-ups than it gains, and a node's cores are for its pods.
-fn daemon(run: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<ExitCode> {
+fn daemon(run: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
     let (_, most) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE)?;
     nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE, most, most)?;
     memory::keep_buffers();
@@ -71,64 +76,7 @@ fn daemon(run: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<ExitC
         }
     })?;
     runtime.shutdown_timeout(std::time::Duration::from_secs(1));
-    Ok(ExitCode::SUCCESS)
-}
-
-fn status(socket: &std::path::Path, bpffs: &std::path::Path, output: Output) -> anyhow::Result<ExitCode> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let (status, code) = match runtime.block_on(ask(socket)) {
-        Ok(status) => (status, ExitCode::SUCCESS),
-        Err(error @ AskError::Unreachable(..)) => {
-            let _ = writeln!(io::stderr(), "{error}; showing what the pins say");
-            (stopped::from_pins(bpffs), ExitCode::from(UNREACHABLE))
-        }
-        Err(error) => return Err(error.into()),
-    };
-    let mut out = io::stdout().lock();
-    match output {
-        Output::Table => status_tables::write(&status, &mut out)?,
-        Output::Json => {
-            serde_json::to_writer_pretty(&mut out, &status)?;
-            writeln!(out)?;
-        }
-    }
-    Ok(code)
-}
-
-fn remove(socket: &std::path::Path, bpffs: &std::path::Path, output: Output) -> anyhow::Result<ExitCode> {
-    if std::os::unix::net::UnixStream::connect(socket).is_ok() {
-        anyhow::bail!("a daemon answers on {} and would restore everything; stop it first", socket.display());
-    }
-    let unpinned = unpin(bpffs).with_context(|| bpffs.display().to_string())?;
-    let mut out = io::stdout().lock();
-    if output == Output::Json {
-        serde_json::to_writer_pretty(&mut out, &unpinned)?;
-        writeln!(out)?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    if unpinned.removed.is_empty() {
-        writeln!(out, "Nothing is pinned in {}, so no guard with this --bpffs was in force.", bpffs.display())?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    writeln!(out, "Removed {} pins from {}. This node is no longer guarded.", unpinned.removed.len(), bpffs.display())?;
-    for (whose, ports) in [("node", &unpinned.node_ports), ("pod", &unpinned.pod_ports)] {
-        if !ports.is_empty() {
-            let ports: Vec<String> = ports.iter().take(32).map(u16::to_string).collect();
-            writeln!(out, "Now open to everyone who can reach them: {whose} ports {}", ports.join(", "))?;
-        }
-    }
-    Ok(ExitCode::SUCCESS)
-}
-
-fn init_log(format: LogFormat) {
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    let builder =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(coloured(&io::stderr()));
-    match format {
-        LogFormat::Text => builder.init(),
-        LogFormat::Json => builder.json().flatten_event(true).init(),
-    }
+    Ok(())
 }
 
 /// Whether to print colour: only on a terminal, and not if NO_COLOR is set (<https://no-color.org>).

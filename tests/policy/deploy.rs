@@ -35,7 +35,7 @@ fn the_command_line_is_one_that_this_binary_takes() {
         let inside = |mount: &&Value| path.starts_with(mount["mountPath"].as_str().unwrap());
         mounts.iter().find(inside).unwrap_or_else(|| panic!("{} is not mounted", path.display()))
     };
-    for read in [&args.policy, &args.agent.ca_cert, &args.agent.service_account_token_path] {
+    for read in [&args.policy, &args.half.agent.ca_cert, &args.half.agent.service_account_token_path] {
         assert_eq!(mount(read)["readOnly"], true, "{}", read.display());
     }
     for written in [&args.admin_socket, &args.bpffs] {
@@ -51,12 +51,12 @@ fn the_command_line_is_one_that_this_binary_takes() {
     // The probes ask the port that is served, and the pod has longer to end than the drain takes.
     for probe in ["startupProbe", "livenessProbe", "readinessProbe"] {
         let get = &container[probe]["httpGet"];
-        assert_eq!(get["port"], args.agent.health_server_port, "{probe}");
-        assert_eq!(get["host"], args.agent.health_server_host.as_str(), "{probe}");
+        assert_eq!(get["port"], args.half.agent.health_server_port, "{probe}");
+        assert_eq!(get["host"], args.half.agent.health_server_host.as_str(), "{probe}");
         assert_eq!(get["path"], if probe == "readinessProbe" { "/readyz" } else { "/healthz" });
     }
     let grace = daemon["spec"]["template"]["spec"]["terminationGracePeriodSeconds"].as_u64().unwrap();
-    assert!(grace > args.drain_timeout.as_secs() + 5, "{grace}");
+    assert!(grace > args.half.drain_timeout.as_secs() + 5, "{grace}");
 }
 
 #[test]

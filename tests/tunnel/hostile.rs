@@ -4,15 +4,18 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
+use guard_policy::visible::acts;
 use lab::{
     bare::{Place, Who, agent, memory},
     process::Process,
     servers::{
+        agent::Agent,
         eventually,
-        fake::{Fake, Manners},
+        fake::{Fake, Manners, dial},
         hostile::Attack,
     },
 };
+use nodeguard::report::status_tables;
 
 use crate::{ENDPOINT, PORT, in_place, serve_endpoint, soak};
 
@@ -22,6 +25,35 @@ pub(crate) const MOST_MIB: f64 = 192.0;
 #[test]
 fn a_hostile_server_neither_breaks_the_agent_nor_makes_it_grow() {
     in_place(&[], async |place| attack(place).await);
+}
+
+#[test]
+fn what_a_server_writes_neither_ends_a_line_nor_steers_a_terminal() {
+    in_place(&[], async |place| {
+        let mut fake = Fake::start(place, PORT, Manners::default()).await?;
+        let agent = Agent::start(place, &format!("10.0.0.1:{PORT}"), &[])?;
+        let screen = "\u{1b}[2J\u{1b}[HDaemon:     running\nHolding:    yes (8 of 8 programs attached, epoch 7)\n\u{9b}8m\u{202e}";
+        let answer = {
+            let mut stream = fake.agent().await?;
+            stream.outbound.send(Ok(dial(screen, 1))).await?;
+            stream.answer(1).await?
+        };
+        ensure!(answer.is_err(), "{answer:?}");
+        let status = agent.status().await?;
+        ensure!(
+            status.last_refused_dials.iter().any(|dial| dial.requested == screen),
+            "{:?}",
+            status.last_refused_dials
+        );
+        let mut shown = Vec::new();
+        status_tables::write(&status, &mut shown)?;
+        for text in [String::from_utf8(shown)?, agent.process.printed()] {
+            ensure!(text.contains("\\u{1b}[2J"), "it is shown:\n{text}");
+            ensure!(!text.chars().any(|character| acts(character) && character != '\n'), "{text:?}");
+            ensure!(!text.lines().any(|line| line.starts_with("Holding:    yes")), "a line of the server's:\n{text}");
+        }
+        Ok(())
+    });
 }
 
 async fn attack(place: &Place) -> Result<()> {

@@ -1,6 +1,6 @@
 //! Owns where processes of this node may connect to: the destinations of the companion, and the control plane's ports.
 //! Called by `build`.
-//! Must never let a wide prefix include what `authorize` excludes: loopback, link-local and multicast addresses.
+//! Must never let a wide prefix include what `authorize` excludes: special addresses and those of the node.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -8,14 +8,14 @@ use std::{
 };
 
 use guard_common::{abi::DestinationKey, packet::TCP};
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 
 use crate::{
     node_facts::NodeFacts,
     parse::checked::{CheckedDocument, CompanionServer},
     refusal::Refusal,
     ruleset::{DestinationPort, DialTarget, RulesetTables, ServiceRange},
-    special::special,
+    special::{forms, special, special_prefixes},
 };
 
 /// A prefix and the ports that may be reached there.
@@ -23,26 +23,30 @@ struct ReachablePorts<'a> {
     cidr: IpNet,
     protocol: u8,
     ports: &'a [RangeInclusive<u16>],
-    /// Whether the prefix includes the special addresses inside it.
-    special: bool,
-    /// Whether this is a prefix of pods, which excludes the addresses of Services inside it.
-    pods: bool,
+    kind: PrefixKind,
 }
 
-/// The prefixes of the special addresses. A wider prefix does not include them, as in `authorize`.
-fn special_prefixes() -> impl Iterator<Item = IpNet> {
-    const SPECIAL: [&str; 9] = [
-        "0.0.0.0/8",
-        "127.0.0.0/8",
-        "169.254.0.0/16",
-        "224.0.0.0/4",
-        "255.255.255.255/32",
-        "::/128",
-        "::1/128",
-        "fe80::/10",
-        "ff00::/8",
-    ];
-    SPECIAL.iter().filter_map(|text| text.parse().ok())
+/// What a prefix means, which decides about the addresses inside it that are set apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum PrefixKind {
+    /// Everything inside it: a server of the companion, the control plane.
+    Server,
+    /// An address of this node, which is no special one.
+    Node,
+    /// Pods: neither special addresses nor the node's own, unless it is exactly that address; no addresses of Services.
+    Pods,
+    /// Services: neither special addresses nor the node's own.
+    Services,
+}
+
+/// The prefixes that no wider one includes.
+#[derive(Default)]
+struct SetApart {
+    special: Vec<IpNet>,
+    own: Vec<IpNet>,
+    /// The kernel looks IPv4 addresses up as IPv4-mapped ones, which a prefix around them must not include.
+    every_v4: Option<IpNet>,
+    services: ServiceRange,
 }
 
 /// Adds both lists of destinations.
@@ -50,9 +54,9 @@ pub(crate) fn destinations(tables: &mut RulesetTables, document: &CheckedDocumen
     let mut sets = BTreeMap::new();
     if let Some(hub) = &document.control_plane {
         let reach =
-            |cidr: &IpNet| ReachablePorts { cidr: *cidr, protocol: TCP, ports: &hub.ports, special: true, pods: false };
+            |cidr: &IpNet| ReachablePorts { cidr: *cidr, protocol: TCP, ports: &hub.ports, kind: PrefixKind::Server };
         let all: Vec<ReachablePorts<'_>> = hub.addresses.iter().map(reach).collect();
-        add(tables, &mut sets, DestinationKey::CONTROL_PLANE, &all, &[], &ServiceRange::default());
+        add(tables, &mut sets, DestinationKey::CONTROL_PLANE, &all, &SetApart::default());
     }
     if let Some(companion) = &document.companion {
         let mut all: Vec<ReachablePorts<'_>> = companion
@@ -62,21 +66,25 @@ pub(crate) fn destinations(tables: &mut RulesetTables, document: &CheckedDocumen
                 cidr: *cidr,
                 protocol: *protocol,
                 ports,
-                special: true,
-                pods: false,
+                kind: PrefixKind::Server,
             })
             .collect();
         for rule in document.dial {
-            let cidrs = match &rule.target {
-                DialTarget::Node => node.addresses.iter().copied().map(IpNet::from).collect(),
-                DialTarget::Pods(cidrs) | DialTarget::Services(cidrs) => cidrs.clone(),
+            let (kind, cidrs) = match &rule.target {
+                DialTarget::Node => (PrefixKind::Node, node.addresses.iter().copied().map(IpNet::from).collect()),
+                DialTarget::Pods(cidrs) => (PrefixKind::Pods, cidrs.clone()),
+                DialTarget::Services(cidrs) => (PrefixKind::Services, cidrs.clone()),
             };
-            let pods = matches!(rule.target, DialTarget::Pods(_));
-            let reach = |cidr| ReachablePorts { cidr, protocol: TCP, ports: &rule.ports, special: false, pods };
+            let reach = |cidr| ReachablePorts { cidr, protocol: TCP, ports: &rule.ports, kind };
             all.extend(cidrs.into_iter().map(reach));
         }
-        let special: Vec<IpNet> = special_prefixes().collect();
-        add(tables, &mut sets, DestinationKey::COMPANION, &all, &special, document.services);
+        let apart = SetApart {
+            special: special_prefixes().collect(),
+            own: node.addresses.iter().copied().map(IpNet::from).flat_map(forms).collect(),
+            every_v4: Some(Ipv4Net::default().into()),
+            services: document.services.clone(),
+        };
+        add(tables, &mut sets, DestinationKey::COMPANION, &all, &apart);
     }
     for (ports, set) in &sets {
         let port = |(protocol, port): &(u8, u16)| DestinationPort { set: *set, protocol: *protocol, port: *port };
@@ -93,18 +101,26 @@ fn add(
     sets: &mut BTreeMap<PortSet, u32>,
     list: u32,
     all: &[ReachablePorts<'_>],
-    special: &[IpNet],
-    services: &ServiceRange,
+    apart: &SetApart,
 ) {
-    let others = special.iter().copied().chain(services.prefixes());
+    let SetApart { special, own, every_v4, services } = apart;
+    let others = special.iter().chain(own).chain(every_v4).copied().chain(services.prefixes());
     let prefixes: BTreeSet<IpNet> = all.iter().map(|reach| reach.cidr).chain(others).collect();
     for cidr in prefixes {
         let of_services = services.prefixes().any(|range| range.contains(&cidr));
-        let is_special = special.iter().any(|special| special.contains(&cidr));
+        let within = |apart: &[IpNet]| apart.iter().any(|apart| apart.contains(&cidr));
+        let (is_special, is_own) = (within(special), within(own));
         let holds = |reach: &&ReachablePorts<'_>| {
             reach.cidr.contains(&cidr)
-                && (reach.special || !is_special || named_exactly(reach.cidr, cidr))
-                && !(reach.pods && of_services && services.is_cut_out(reach.cidr, cidr.addr()))
+                && match reach.kind {
+                    PrefixKind::Server => true,
+                    PrefixKind::Node => !is_special,
+                    PrefixKind::Services => !is_special && !is_own,
+                    PrefixKind::Pods => {
+                        (!is_special && !is_own || named_exactly(reach.cidr, cidr))
+                            && !(of_services && services.is_cut_out(reach.cidr, cidr.addr()))
+                    }
+                }
         };
         let ports_of = |reach: &ReachablePorts<'_>| {
             let protocol = reach.protocol;
@@ -117,11 +133,11 @@ fn add(
     }
 }
 
-/// Whether a dial rule names a special address itself: then `authorize` admits it too.
+/// Whether a dial rule names an address itself that is set apart: then `authorize` admits it too, except where it never does.
 fn named_exactly(named: IpNet, cidr: IpNet) -> bool {
     named == cidr
         && named.prefix_len() == named.max_prefix_len()
-        && matches!(special(named.addr()), Some(Refusal::Loopback | Refusal::LinkLocal))
+        && !matches!(special(named.addr()), Some(Refusal::Multicast | Refusal::Unspecified))
 }
 
 #[cfg(test)]
@@ -145,14 +161,23 @@ mod tests {
         NodeFacts { addresses: vec!["10.0.0.7".parse().unwrap()], ..NodeFacts::default() }
     }
 
-    /// What one look-up in the tables says: `None` where no prefix holds the address.
+    /// What one look-up in the tables says: `None` where no prefix holds the address. As in the kernel, IPv4 is inside IPv6.
     fn reached(tables: &RulesetTables, list: u32, to: SocketAddr, protocol: u8) -> Option<bool> {
-        let of_list = tables.destinations.iter().filter(|((of, cidr), _)| *of == list && cidr.contains(&to.ip()));
-        let (_, set) = of_list.max_by_key(|((_, cidr), _)| cidr.prefix_len())?;
+        let mapped = |address: IpAddr| match address {
+            IpAddr::V4(address) => address.to_ipv6_mapped(),
+            IpAddr::V6(address) => address,
+        };
+        let prefix = |cidr: &IpNet| {
+            let length = 128 - (cidr.max_prefix_len() - cidr.prefix_len());
+            ipnet::Ipv6Net::new(mapped(cidr.addr()), length).unwrap()
+        };
+        let of_list = tables.destinations.iter().filter(|((of, _), _)| *of == list);
+        let holds = of_list.filter(|((_, cidr), _)| prefix(cidr).contains(&mapped(to.ip())));
+        let (_, set) = holds.max_by_key(|((_, cidr), _)| prefix(cidr).prefix_len())?;
         Some(tables.destination_ports.contains(&DestinationPort { set: *set, protocol, port: to.port() }))
     }
 
-    const TUNNEL: &str = "{dial: [node: {ports: [10250]}, pods: {cidrs: [0.0.0.0/0, 10.244.0.0/16], ports: [80]}, pods: {cidrs: [10.244.1.0/24, 127.0.0.5/32, 224.0.0.9/32, 169.254.1.0/24], ports: [81-82]}], companion: {cgroup: /c, servers: [{cidr: 127.0.0.1/32, ports: [8132]}, {cidr: 10.0.0.53/32, ports: [53], protocol: UDP}]}}";
+    const TUNNEL: &str = "{dial: [node: {ports: [10250]}, pods: {cidrs: [0.0.0.0/0, 10.244.0.0/16], ports: [80]}, pods: {cidrs: [10.244.1.0/24, 127.0.0.5/32, 224.0.0.9/32, 169.254.1.0/24], ports: [81-82]}, pods: {cidrs: ['::/0', 100.100.100.200/32, '64:ff9b:1::9/128', '::2/128', 10.0.0.7/32], ports: [83]}, services: {cidrs: [0.0.0.0/1, '2002::/16'], ports: [443]}], companion: {cgroup: /c, servers: [{cidr: 127.0.0.1/32, ports: [8132]}, {cidr: 10.0.0.53/32, ports: [53], protocol: UDP}]}}";
 
     #[test]
     fn the_companion_reaches_a_service_only_where_a_dial_would() {
@@ -203,8 +228,8 @@ mod tests {
     proptest! {
         #[test]
         fn the_companion_may_go_where_a_dial_may(
-            address in prop::sample::select(vec!["10.0.0.7", "10.244.0.1", "10.244.1.1", "127.0.0.1", "127.0.0.5", "127.0.0.6", "169.254.169.254", "169.254.1.7", "224.0.0.9", "0.0.0.0", "255.255.255.255", "1.2.3.4", "::1", "fd00::1"]),
-            port in prop::sample::select(vec![53u16, 80, 81, 82, 83, 8132, 10_250]),
+            address in prop::sample::select(vec!["10.0.0.7", "168.63.129.16", "100.100.100.200", "64:ff9b::a00:7", "64:ff9b::a9fe:a9fe", "64:ff9b:1::9", "2002:a00:7::1", "2002:a9fe:a9fe::1", "2002:808:808::1", "fd00:ec2::254", "fd00:ec2::253", "::a9fe:1", "::2", "10.244.0.1", "10.244.1.1", "127.0.0.1", "127.0.0.5", "127.0.0.6", "169.254.169.254", "169.254.1.7", "224.0.0.9", "0.0.0.0", "255.255.255.255", "1.2.3.4", "192.0.2.1", "::1", "fd00::1"]),
+            port in prop::sample::select(vec![53u16, 80, 81, 82, 83, 443, 8132, 10_250]),
         ) {
             let ruleset = ruleset(TUNNEL, "");
             let to = SocketAddr::new(address.parse::<IpAddr>().unwrap(), port);

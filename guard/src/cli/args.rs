@@ -106,36 +106,13 @@ pub struct RunArgs {
     /// The socket for `nodeguard status`.
     #[arg(long, default_value = ADMIN_SOCKET)]
     pub admin_socket: PathBuf,
-    /// The node's name in the cluster. A dial to this name goes to the node's address.
-    #[arg(long, env = "NODE_NAME")]
-    pub node_name: Option<String>,
-    /// How long open dials may continue after SIGTERM.
-    #[arg(long, value_parser = duration, default_value = "25s")]
-    pub drain_timeout: Duration,
     /// Lets the kernel measure the run time of its programs, for `status` and the metrics. This costs some nanoseconds per run of every eBPF
     /// program on the node, and needs CAP_SYS_ADMIN.
-    #[arg(long)]
+    #[arg(long, display_order = 6)] // Shown after --drain-timeout.
     pub program_stats: bool,
-    /// The format of the log.
-    #[arg(long, value_enum, default_value_t)]
-    pub log_format: LogFormat,
-    /// Also advertises the addresses of this node's pods that tunnel.dial names, so that the proxy-server sends a dial to a pod to the pod's own
-    /// node. Needs the host's process ids (hostPID), or a CNI with a route for each pod.
-    #[arg(long)]
-    pub advertise_pod_addresses: bool,
-    /// Reads the cluster's Services and EndpointSlices, so that a dial to a ClusterIP goes to an endpoint, preferably on this node. The endpoint's
-    /// address is judged like any other. Needs read access (deploy/services.yaml), with --kubeconfig or as a pod.
-    #[arg(long, env = "NODEGUARD_WATCH_SERVICES")]
-    pub watch_services: bool,
-    /// The audit file.
+    /// The tunnel half.
     #[command(flatten)]
-    pub audit: AuditArgs,
-    /// The limits for the control plane.
-    #[command(flatten)]
-    pub limits: LimitArgs,
-    /// The flags of the upstream konnectivity-agent.
-    #[command(flatten)]
-    pub agent: UpstreamArgs,
+    pub half: TunnelHalfArgs,
 }
 
 /// `nodeguard agent`.
@@ -145,13 +122,21 @@ pub struct AgentArgs {
     /// The policy file, of which only `tunnel.dial` is used. Edits come into force without a restart.
     #[arg(long, required_unless_present = "dial_anything")]
     pub policy: Option<PathBuf>,
-    /// Dials any address, including loopback, as the upstream agent does; only link-local addresses (cloud metadata) and multicast addresses are
-    /// refused. Replaces --policy. This weakens protection, so the log reports it at every start, and `status` shows it.
-    #[arg(long, conflicts_with = "policy")]
+    /// Dials any address, including loopback, as the upstream agent does; only link-local addresses, those of cloud metadata, and multicast
+    /// addresses are refused. Replaces --policy. This weakens protection, so the log reports it at every start, and `status` shows it.
+    #[arg(long, conflicts_with_all = ["policy", "advertise_pod_addresses"])]
     pub dial_anything: bool,
     /// The socket for `nodeguard status` [default: none].
     #[arg(long)]
     pub admin_socket: Option<PathBuf>,
+    /// The tunnel half.
+    #[command(flatten)]
+    pub half: TunnelHalfArgs,
+}
+
+/// The flags of the tunnel half, which both daemons have.
+#[derive(Clone, Debug, Args)]
+pub struct TunnelHalfArgs {
     /// The node's name in the cluster. A dial to this name goes to the node's address.
     #[arg(long, env = "NODE_NAME")]
     pub node_name: Option<String>,
@@ -163,7 +148,7 @@ pub struct AgentArgs {
     pub log_format: LogFormat,
     /// Also advertises the addresses of this node's pods that tunnel.dial names, so that the proxy-server sends a dial to a pod to the pod's own
     /// node. Needs the host's process ids (hostPID), or a CNI with a route for each pod.
-    #[arg(long, conflicts_with = "dial_anything")]
+    #[arg(long)]
     pub advertise_pod_addresses: bool,
     /// Reads the cluster's Services and EndpointSlices, so that a dial to a ClusterIP goes to an endpoint, preferably on this node. The endpoint's
     /// address is judged like any other. Needs read access (deploy/services.yaml), with --kubeconfig or as a pod.
@@ -209,8 +194,8 @@ mod tests {
     fn a_flag_that_is_given_twice_counts_the_second_time() {
         let words = "nodeguard agent --policy=p --keepalive-time=1h --keepalive-time=60s -v=4 --v=2 --sync-forever --sync-forever=false";
         let Command::Agent(args) = Cli::try_parse_from(words.split(' ')).unwrap().command else { panic!("not agent") };
-        assert_eq!((args.agent.keepalive_time, args.agent.klog.v.as_str()), (Duration::from_secs(60), "2"));
-        assert!(!args.agent.sync_forever);
+        assert_eq!((args.half.agent.keepalive_time, args.half.agent.klog.v.as_str()), (Duration::from_secs(60), "2"));
+        assert!(!args.half.agent.sync_forever);
     }
 
     #[test]

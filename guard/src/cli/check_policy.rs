@@ -12,7 +12,14 @@ use guard_policy::{
     policy_file::load,
 };
 
-use crate::{cli::args::Output, report::table::Table, sys::read_node_facts};
+use crate::{
+    cli::args::Output,
+    report::{
+        lines::{json, line},
+        table::Table,
+    },
+    sys::read_node_facts,
+};
 
 /// The result of a check in JSON.
 #[derive(serde::Serialize)]
@@ -31,30 +38,21 @@ pub fn check(path: &Path, output: Output, colour: bool, out: &mut dyn Write) -> 
     };
     let ok = loaded.is_ok();
     if output == Output::Json {
-        let report = Report { ok, findings: source.findings(diagnostics) };
-        serde_json::to_writer_pretty(&mut *out, &report).map_err(io::Error::other)?;
-        writeln!(out)?;
+        json(out, &Report { ok, findings: source.findings(diagnostics) })?;
         return Ok(ok);
     }
+    // Findings are rendered in colour, and nothing else in them acts.
     write!(out, "{}", source.render(diagnostics, colour))?;
     let count = |severity| diagnostics.iter().filter(|finding| finding.severity == severity).count();
     let (errors, warnings) = (count(Severity::Error), count(Severity::Warning));
+    let path = path.display();
     match &loaded {
-        Err(_) => {
-            writeln!(out, "{}: {}; the policy would be rejected", path.display(), counted(errors, "error"))?;
-        }
+        Err(_) => line(out, format_args!("{path}: {}; the policy would be rejected", counted(errors, "error")))?,
         Ok(loaded) => {
-            let ruleset = &loaded.ruleset;
-            writeln!(
-                out,
-                "{}: policy `{}` ({:?}) is valid, {}",
-                path.display(),
-                ruleset.name,
-                ruleset.mode,
-                counted(warnings, "warning")
-            )?;
+            let (name, mode) = (&loaded.ruleset.name, loaded.ruleset.mode);
+            line(out, format_args!("{path}: policy `{name}` ({mode:?}) is valid, {}", counted(warnings, "warning")))?;
             let mut rules = Table::new(&["RULE", "MODE", "GUARDS", "ALLOWS"]);
-            for rule in &ruleset.rules {
+            for rule in &loaded.ruleset.rules {
                 rules.row([rule.name.clone(), format!("{:?}", rule.mode), rule.guards.clone(), rule.allows.clone()]);
             }
             rules.write(out)?;

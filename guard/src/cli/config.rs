@@ -13,7 +13,7 @@ use guard_policy::node_facts::NodeFacts;
 
 use crate::{
     cli::{
-        args::{AgentArgs, AuditArgs, RunArgs},
+        args::{AgentArgs, AuditArgs, RunArgs, TunnelHalfArgs},
         upstream_flags::UpstreamArgs,
     },
     cluster::{api_server, leases::LeaseConfig, services::known::Services},
@@ -48,6 +48,8 @@ pub struct Config {
     pub policy: PathBuf,
     /// Where the kernel half is attached and pinned.
     pub location: Location,
+    /// Whether the whole node is meant, because no cgroup was named.
+    pub whole_node: bool,
     /// Whether the kernel measures the run time of its programs.
     pub program_stats: bool,
     /// The admin socket, which `nodeguard status` asks.
@@ -124,9 +126,8 @@ pub struct AgentConfig {
 
 /// Resolves the arguments of `run`. What they leave open is read from the machine.
 pub fn resolve(args: RunArgs) -> Result<Config, ConfigError> {
-    let kubeconfig = args.agent.kubeconfig.clone();
-    let (health, node, tunnel) = resolve_tunnel(args.agent, args.node_name)?;
-    let services = services(args.watch_services, kubeconfig, &node)?;
+    let (health, half) = resolve_half(args.half)?;
+    let whole_node = args.cgroup.is_none();
     let cgroup = match args.cgroup {
         Some(cgroup) => cgroup,
         None => root::v2_root()?,
@@ -134,42 +135,42 @@ pub fn resolve(args: RunArgs) -> Result<Config, ConfigError> {
     Ok(Config {
         policy: args.policy,
         location: Location { cgroup, bpffs: args.bpffs },
+        whole_node,
         program_stats: args.program_stats,
         admin_socket: args.admin_socket,
         health,
-        half: TunnelHalfConfig {
-            drain_timeout: args.drain_timeout,
-            node,
-            tunnel,
-            advertise_pods: args.advertise_pod_addresses,
-            audit: audit_file(args.audit),
-            limits: args.limits.into(),
-            services,
-        },
+        half,
     })
 }
 
 /// Resolves the arguments of `agent`, which has no kernel half.
 pub fn resolve_agent(args: AgentArgs) -> Result<AgentConfig, ConfigError> {
-    let admin = (args.agent.admin_bind_address.clone(), args.agent.admin_server_port);
-    let kubeconfig = args.agent.kubeconfig.clone();
-    let (health, node, tunnel) = resolve_tunnel(args.agent, args.node_name)?;
-    let services = services(args.watch_services, kubeconfig, &node)?;
+    let (host, port) = (args.half.agent.admin_bind_address.clone(), args.half.agent.admin_server_port);
+    let (health, half) = resolve_half(args.half)?;
     Ok(AgentConfig {
         policy: args.policy,
         admin_socket: args.admin_socket,
-        admin_port: health.and(listen("--admin-bind-address", &admin.0, admin.1)?),
+        admin_port: health.and(listen("--admin-bind-address", &host, port)?),
         health,
-        half: TunnelHalfConfig {
-            drain_timeout: args.drain_timeout,
-            node,
-            tunnel,
-            advertise_pods: args.advertise_pod_addresses,
-            audit: audit_file(args.audit),
-            limits: args.limits.into(),
-            services,
-        },
+        half,
     })
+}
+
+/// Resolves the flags of both daemons to the health port and the tunnel half.
+fn resolve_half(args: TunnelHalfArgs) -> Result<(Option<SocketAddr>, TunnelHalfConfig), ConfigError> {
+    let kubeconfig = args.agent.kubeconfig.clone();
+    let (health, node, tunnel) = resolve_tunnel(args.agent, args.node_name)?;
+    let services = services(args.watch_services, kubeconfig, &node)?;
+    let half = TunnelHalfConfig {
+        drain_timeout: args.drain_timeout,
+        node,
+        tunnel,
+        advertise_pods: args.advertise_pod_addresses,
+        audit: audit_file(args.audit),
+        limits: args.limits.into(),
+        services,
+    };
+    Ok((health, half))
 }
 
 /// Resolves the upstream flags to the health port, the node's facts and the tunnel.

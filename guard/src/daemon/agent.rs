@@ -18,7 +18,7 @@ use tokio::{net::TcpListener, sync::mpsc};
 use crate::{
     cli::config::AgentConfig,
     daemon::{
-        edit::{InForceAt, take},
+        edit::{InForceAt, NothingInForce, take},
         parts::{Listeners, Parts, TunnelHalf},
         policy_watch as watch,
         state::{Current, connected, services_read},
@@ -37,7 +37,8 @@ use crate::{
     tunnel::handle::Tunnel,
 };
 
-/// What `--dial-anything` means. A prefix never holds loopback, so that is named; link-local stays refused.
+/// What `--dial-anything` means. A prefix never includes loopback nor the node's own addresses, so these are named; link-local addresses and
+/// those of cloud metadata stay refused.
 const ANYTHING: &str = "\
 apiVersion: nodeguard.dev/v1alpha1
 kind: NodeGuardPolicy
@@ -47,6 +48,7 @@ spec:
   guard: []
   tunnel:
     dial:
+      - node: {ports: [1-65535]}
       - pods: {cidrs: [0.0.0.0/0, '::/0', 127.0.0.1/32, '::1/128'], ports: [1-65535]}
       - services: {cidrs: [0.0.0.0/0, '::/0'], ports: [1-65535]}
 ";
@@ -105,7 +107,7 @@ impl Served for Agent {
 }
 
 /// Runs until SIGTERM or SIGINT, then drains.
-pub async fn run(config: AgentConfig, colour: bool) -> anyhow::Result<()> {
+pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     let AgentConfig { policy, admin_socket, health, admin_port, half } = config;
     let node = half.node.clone();
     let first = match &policy {
@@ -113,7 +115,7 @@ pub async fn run(config: AgentConfig, colour: bool) -> anyhow::Result<()> {
         None => anything(&node),
     };
     if let Err(rejected) = &first {
-        anyhow::bail!("the policy is rejected, and there is none in force:\n{}", rejected.render(colour));
+        return Err(NothingInForce(rejected.clone()).into());
     }
     if policy.is_none() {
         tracing::error!("{WEAK}; name its destinations in a policy and use --policy instead");
@@ -179,13 +181,27 @@ mod tests {
     #[test]
     fn anything_is_anything_but_what_serves_credentials() {
         // In a pod, where wide prefixes do not hold Services.
-        let node = NodeFacts { service_host: Some([10, 96, 0, 1].into()), ..NodeFacts::default() };
+        let node = NodeFacts {
+            addresses: vec![[10, 0, 0, 7].into()],
+            service_host: Some([10, 96, 0, 1].into()),
+            ..NodeFacts::default()
+        };
         let ruleset = anything(&node).unwrap().ruleset;
         let judge = |address: &str| authorize(Some(&ruleset), &node, address.parse().unwrap()).map(drop);
-        for address in ["10.1.2.3:1", "10.96.3.4:443", "[::]:80", "127.0.0.1:80", "[::1]:65535", "[2001:db8::1]:443"] {
+        for address in [
+            "10.0.0.7:22",
+            "10.1.2.3:1",
+            "10.96.3.4:443",
+            "[::]:80",
+            "127.0.0.1:80",
+            "[::1]:65535",
+            "[2001:db8::1]:443",
+        ] {
             assert_eq!(judge(address), Ok(()), "{address}");
         }
         assert_eq!(judge("169.254.169.254:80"), Err(Refusal::LinkLocal));
+        assert_eq!(judge("[fd00:ec2::254]:80"), Err(Refusal::CloudMetadata));
+        assert_eq!(judge("[64:ff9b::169.254.169.254]:80"), Err(Refusal::LinkLocal));
         assert_eq!(judge("224.0.0.1:80"), Err(Refusal::Multicast));
     }
 

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use guard_policy::policy_file::Edit;
+use guard_policy::{diagnostic::Rejected, policy_file::Edit};
 
 use crate::{
     daemon::state::{Current, Guard},
@@ -24,6 +24,18 @@ use crate::{
 const NAMESPACES_EVERY: Duration = Duration::from_secs(2);
 /// How many cut connections are named in the log; the number says the rest.
 const CUTS_LOGGED: usize = 20;
+
+/// The daemon does not start: its policy is rejected, and no other policy is in force.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", self.render(false))]
+pub struct NothingInForce(pub(crate) Rejected);
+
+impl NothingInForce {
+    /// The sentence and the findings.
+    pub fn render(&self, colour: bool) -> String {
+        format!("the policy is rejected, and there is none in force:\n{}", self.0.render(colour))
+    }
+}
 
 /// What an edit changes. One for both daemons: without a kernel half, only the dials are judged again.
 pub(crate) struct InForceAt<'a> {
@@ -180,12 +192,7 @@ pub(crate) fn hold_edge(guard: &Guard) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use guard_policy::{
-        compile::compile,
-        diagnostic::{Rejected, Source},
-        node_facts::NodeFacts,
-        policy_file::LoadedPolicy,
-    };
+    use guard_policy::{compile::compile, diagnostic::Source, node_facts::NodeFacts, policy_file::LoadedPolicy};
 
     use super::*;
 

@@ -15,11 +15,11 @@ use tokio::sync::mpsc;
 use crate::{
     cli::config::Config,
     daemon::{
-        edit::{InForceAt, cut, follow, hold_edge, take},
+        edit::{InForceAt, NothingInForce, cut, follow, hold_edge, take},
         hold::hold,
         parts::{Listeners, Parts, TunnelHalf},
         policy_watch as watch,
-        state::{Current, Guard},
+        state::{Current, Guard, misplaced},
     },
     kernel::{
         links::{programs, programs::KernelHalf},
@@ -28,11 +28,12 @@ use crate::{
         pinholes::KernelPinholes,
         tables::apply::Apply,
     },
+    sys::place::Place,
 };
 
 /// Runs until SIGTERM or SIGINT, then drains.
-pub async fn run(config: Config, colour: bool) -> anyhow::Result<()> {
-    let Config { policy, location, program_stats, admin_socket, health, half } = config;
+pub async fn run(config: Config) -> anyhow::Result<()> {
+    let Config { policy, location, whole_node, program_stats, admin_socket, health, half } = config;
     let node = half.node.clone();
     let listeners = Listeners::bind(Some(admin_socket), health).await?;
 
@@ -48,9 +49,7 @@ pub async fn run(config: Config, colour: bool) -> anyhow::Result<()> {
             apply.apply(&loaded.ruleset)?;
             current.took(loaded);
         }
-        Err(rejected) if apply.in_force().epoch == 0 => {
-            anyhow::bail!("the policy is rejected, and there is none in force:\n{}", rejected.render(colour))
-        }
+        Err(rejected) if apply.in_force().epoch == 0 => return Err(NothingInForce(rejected.clone()).into()),
         Err(rejected) => {
             let epoch = apply.in_force().epoch;
             tracing::error!(
@@ -70,6 +69,8 @@ pub async fn run(config: Config, colour: bool) -> anyhow::Result<()> {
         before.remove()?;
     }
     let in_force = apply.in_force();
+    let misplaced = misplaced(Place::read(&location.cgroup), whole_node);
+    misplaced.iter().for_each(|weakness| tracing::error!("{}", weakness.message));
     tracing::info!(policy = %policy.display(), epoch = in_force.epoch, cgroup = %location.cgroup.display(), "in force");
 
     // The tunnel half.
@@ -82,6 +83,7 @@ pub async fn run(config: Config, colour: bool) -> anyhow::Result<()> {
         cut: AtomicU64::new(0),
         uncut: AtomicBool::new(false),
         blind: AtomicBool::new(false),
+        misplaced,
         netns_helper: programs.netns_helper,
         programs: Mutex::new(programs),
         mended: AtomicU64::new(0),

@@ -42,7 +42,7 @@ use crate::{
         status::{PolicyStatus, Status},
         weakness::{Weakness, WeaknessReason},
     },
-    sys::lock::lock,
+    sys::{lock::lock, place::Place},
     tunnel::handle::Tunnel,
 };
 
@@ -111,6 +111,8 @@ pub struct Guard {
     pub uncut: AtomicBool,
     /// Whether pods may have connections that the guard does not see.
     pub blind: AtomicBool,
+    /// What is weak about the place where the daemon was started.
+    pub misplaced: Vec<Weakness>,
     /// Whether the kernel tells the network namespace of a packet's socket (Linux 6.15); otherwise a note on the socket does.
     pub netns_helper: bool,
     /// The programs and their links.
@@ -203,8 +205,23 @@ impl Guard {
                 "connections that pods had before an edit are not cut by it, and a pod at an address in no prefix of a rule is denied what any rule for pods denies: not all network namespaces can be entered (this needs hostPID, CAP_SYS_ADMIN and CAP_SYS_PTRACE)",
             )
         });
-        [unknown, uncut, unseen].into_iter().flatten()
+        self.misplaced.iter().cloned().chain([unknown, uncut, unseen].into_iter().flatten())
     }
+}
+
+/// What is weak about a place. A cgroup below the root is what the operator asked for, if `--cgroup` names it.
+pub(crate) fn misplaced(place: Place, whole_node: bool) -> Vec<Weakness> {
+    let network = place.other_network_namespace.then(|| {
+        WeaknessReason::OtherNetworkNamespace.says(
+            "the daemon is in another network namespace than the machine's first process: `node` means this namespace, and the machine's own ports are not guarded (a pod needs hostNetwork: true)",
+        )
+    });
+    let cgroup = (whole_node && place.cgroup_below_root).then(|| {
+        WeaknessReason::CgroupBelowRoot.says(
+            "the cgroup v2 hierarchy that is mounted here is not the machine's root: only sockets below this cgroup are guarded (a pod needs the host's /sys/fs/cgroup as a hostPath volume; or name a directory with --cgroup)",
+        )
+    });
+    network.into_iter().chain(cgroup).collect()
 }
 
 /// Whether a rule guards ports of every pod and the cgroup of the pods is not found.
@@ -223,4 +240,20 @@ pub(crate) fn connected(tunnel: &Tunnel) -> Check {
 pub(crate) fn services_read(services: &Services) -> Option<Check> {
     let (name, holds, detail) = services.readiness()?;
     Some(Check { name, holds, detail: Some(detail) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wrong_place_is_a_weakness_and_a_chosen_cgroup_is_none() {
+        let reasons = |other_network_namespace, cgroup_below_root, whole_node| {
+            let place = Place { other_network_namespace, cgroup_below_root };
+            misplaced(place, whole_node).iter().map(|weakness| weakness.reason.name()).collect::<Vec<_>>()
+        };
+        assert_eq!(reasons(true, true, true), ["other-network-namespace", "cgroup-below-root"]);
+        assert_eq!(reasons(true, true, false), ["other-network-namespace"]);
+        assert!(reasons(false, false, true).is_empty());
+    }
 }

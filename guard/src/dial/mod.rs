@@ -3,6 +3,7 @@
 //! Must never connect without a permit.
 
 mod answer;
+mod arrival;
 pub mod audit;
 mod backend;
 mod backlog;

@@ -15,6 +15,7 @@ use crate::{
     cluster::services::known::{Denied, Services},
     dial::{
         answer::answer,
+        arrival::arrives,
         audit::recorder::{Audit, Recorder},
         backend::{BackendError, connect_backend},
         budget::Budget,
@@ -147,10 +148,20 @@ impl Dialer {
                         continue;
                     }
 
-                    // 5. Reach.
-                    match connect_backend(&*self.pinholes, &permit, deadline).await {
-                        Ok(backend) => return Ok((permit, backend)),
-                        Err(cause) => failure = Failure::Unreachable { address: permit.address(), cause },
+                    // 5. Reach, and make sure that what was reached is what was judged and checked.
+                    let backend = match connect_backend(&*self.pinholes, &permit, deadline).await {
+                        Ok(backend) => backend,
+                        Err(cause) => {
+                            failure = Failure::Unreachable { address: permit.address(), cause };
+                            continue;
+                        }
+                    };
+                    match arrives(&backend, &permit, &self.certificates).await {
+                        Ok(()) => return Ok((permit, backend)),
+                        Err(cause) => {
+                            reset(&backend);
+                            failure = cause;
+                        }
                     }
                 }
                 Err(failure)

@@ -3,6 +3,7 @@
 //! Must never know why a ruleset is as it is.
 
 pub mod cgroups;
+pub(crate) mod conntrack;
 pub mod cut;
 pub mod error;
 pub mod links;

@@ -7,5 +7,6 @@ pub mod http_connect;
 pub mod http_proxy;
 pub mod pods;
 pub mod remote_host;
+pub(crate) mod server_verifier;
 pub mod tls;
 pub mod verify;

@@ -6,17 +6,24 @@ use std::{
     io,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use rustls::{
     CertificateError, ClientConfig, RootCertStore,
     client::{Resumption, WebPkiServerVerifier},
     crypto::aws_lc_rs,
-    pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, pem, pem::PemObject},
+    pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, UnixTime, pem, pem::PemObject},
 };
 use tonic::metadata::AsciiMetadataValue;
 
-use crate::net::verify::{CertificateConstraints, ConstrainedVerifier};
+use crate::{
+    net::{
+        server_verifier::ServerVerifier,
+        verify::{CertificateConstraints, ConstrainedChain},
+    },
+    sys::times::ago,
+};
 
 /// The files that hold whom this process trusts and who it is.
 #[derive(Clone, Debug, Default)]
@@ -154,13 +161,14 @@ impl CredentialBytes {
             chain = chain.with_crls(lists).enforce_revocation_expiration();
         }
         let chain = chain.build().map_err(TlsError::Verifier)?;
-        let verifier = ConstrainedVerifier { chain, constraints: options.constraints.clone() };
+        let judge = ConstrainedChain { chain, constraints: options.constraints.clone() };
+        let verifier = ServerVerifier::new(judge, &provider);
         let versions = if options.only_tls13 { &[&rustls::version::TLS13][..] } else { rustls::DEFAULT_VERSIONS };
         let builder = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(versions)
             .map_err(TlsError::Versions)?
             .dangerous()
-            .with_custom_certificate_verifier(Arc::new(verifier));
+            .with_custom_certificate_verifier(verifier);
         let mut client = match &self.identity {
             None => builder.with_no_client_auth(),
             Some((certificate, key)) => {
@@ -184,6 +192,21 @@ fn certificates(what: &'static str, pem: &[u8]) -> Result<Vec<CertificateDer<'st
     if certificates.is_empty() { Err(TlsError::Empty(what, "certificate")) } else { Ok(certificates) }
 }
 
+/// The help for a certificate from the future.
+const CLOCK: &str = "is this node's clock right?";
+
+/// Until when something was valid, and how long ago that was.
+fn past(now: UnixTime, end: UnixTime) -> String {
+    let since = Duration::from_secs(now.as_secs().saturating_sub(end.as_secs()));
+    format!("it was valid until {}, {} ago", timestamp(end), ago(since))
+}
+
+/// The time, RFC 3339.
+fn timestamp(time: UnixTime) -> String {
+    let seconds = i64::try_from(time.as_secs()).ok().and_then(|seconds| jiff::Timestamp::from_second(seconds).ok());
+    seconds.map_or_else(|| "the end of time".to_owned(), |time| time.to_string())
+}
+
 /// The check that a handshake failed at, and an explanation.
 #[expect(clippy::wildcard_enum_match_arm, reason = "every other error keeps the text of rustls")]
 pub(crate) fn explain(error: &io::Error, host: &str, files: &CredentialFiles) -> (&'static str, String) {
@@ -196,15 +219,21 @@ pub(crate) fn explain(error: &io::Error, host: &str, files: &CredentialFiles) ->
                 "issuer",
                 format!("the proxy-server's certificate does not come from a CA in {}", files.ca.display()),
             ),
-            CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
-                ("validity", format!("the proxy-server's certificate has expired ({certificate})"))
+            CertificateError::Expired => ("validity", "the proxy-server's certificate has expired".to_owned()),
+            CertificateError::ExpiredContext { time, not_after } => {
+                ("validity", format!("the proxy-server's certificate has expired: {}", past(*time, *not_after)))
             }
-            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => (
+            CertificateError::NotValidYet => ("validity", format!("the proxy-server's certificate is not valid yet; {CLOCK}")),
+            CertificateError::NotValidYetContext { not_before, .. } => (
                 "validity",
-                format!("the proxy-server's certificate is not valid yet ({certificate}); is this node's clock right?"),
+                format!("the proxy-server's certificate is not valid before {}; {CLOCK}", timestamp(*not_before)),
             ),
-            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
-                ("name", format!("the proxy-server's certificate is not for `{host}` ({certificate})"))
+            CertificateError::NotValidForName => ("name", format!("the proxy-server's certificate is not for `{host}`")),
+            CertificateError::NotValidForNameContext { presented, .. } => {
+                // rustls names them as in `DnsName("a.example")`.
+                let names = presented.iter().map(|name| name.split('"').nth(1).unwrap_or(name)).collect::<Vec<_>>();
+                let names = if names.is_empty() { "no name".to_owned() } else { names.join(", ") };
+                ("name", format!("the proxy-server's certificate is not for `{host}`: it is for {names}"))
             }
             CertificateError::Revoked => {
                 ("revocation", "the proxy-server's certificate is revoked by a list in --crl-file".to_owned())
@@ -213,8 +242,9 @@ pub(crate) fn explain(error: &io::Error, host: &str, files: &CredentialFiles) ->
                 "revocation",
                 "no list in --crl-file says whether the proxy-server's certificate is revoked: --crl-file needs a list of every CA of its chain below the root".to_owned(),
             ),
-            CertificateError::ExpiredRevocationList | CertificateError::ExpiredRevocationListContext { .. } => {
-                ("revocation", format!("a list in --crl-file has expired ({certificate})"))
+            CertificateError::ExpiredRevocationList => ("revocation", "a list in --crl-file has expired".to_owned()),
+            CertificateError::ExpiredRevocationListContext { time, next_update } => {
+                ("revocation", format!("a list in --crl-file has expired: {}", past(*time, *next_update)))
             }
             CertificateError::Other(other) => ("constraints", format!("the proxy-server's certificate is refused: {}", other.0)),
             other => ("certificate", format!("the proxy-server's certificate is refused: {other}")),
@@ -232,5 +262,39 @@ pub(crate) fn explain(error: &io::Error, host: &str, files: &CredentialFiles) ->
             ("version", format!("the proxy-server and this agent have no TLS version or cipher suite in common ({what:?}); see --tls-min-version"))
         }
         other => ("handshake", format!("the TLS handshake failed: {other}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(error: CertificateError) -> String {
+        let error = io::Error::other(rustls::Error::InvalidCertificate(error));
+        explain(&error, "proxy.example", &CredentialFiles::default()).1
+    }
+
+    #[test]
+    fn what_is_over_is_told_once_with_its_time() {
+        let at = |seconds| UnixTime::since_unix_epoch(Duration::from_secs(seconds));
+        let (time, end) = (at(1_764_000_000), at(1_763_990_000));
+        assert_eq!(
+            said(CertificateError::ExpiredRevocationListContext { time, next_update: end }),
+            "a list in --crl-file has expired: it was valid until 2025-11-24T13:13:20Z, 2h46m ago"
+        );
+        assert_eq!(
+            said(CertificateError::ExpiredContext { time, not_after: end }),
+            "the proxy-server's certificate has expired: it was valid until 2025-11-24T13:13:20Z, 2h46m ago"
+        );
+        assert_eq!(
+            said(CertificateError::NotValidYetContext { time: end, not_before: time }),
+            "the proxy-server's certificate is not valid before 2025-11-24T16:00:00Z; is this node's clock right?"
+        );
+        let expected = rustls::pki_types::ServerName::try_from("proxy.example").unwrap();
+        let presented = vec![r#"DnsName("a.example")"#.to_owned(), "IpAddress(10.0.0.1)".to_owned()];
+        assert_eq!(
+            said(CertificateError::NotValidForNameContext { expected, presented }),
+            "the proxy-server's certificate is not for `proxy.example`: it is for a.example, IpAddress(10.0.0.1)"
+        );
     }
 }

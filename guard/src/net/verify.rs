@@ -6,13 +6,12 @@ use std::{net::IpAddr, str::FromStr, sync::Arc};
 
 use guard_policy::pin::Pin;
 use rustls::{
-    CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme,
-    client::{
-        WebPkiServerVerifier,
-        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-    },
+    CertificateError, Error, OtherError,
+    client::{WebPkiServerVerifier, danger::ServerCertVerifier as _},
     pki_types::{CertificateDer, ServerName, UnixTime},
 };
+
+use crate::net::server_verifier::JudgeCertificate;
 
 /// A subject alternative name that the certificate must have, besides the dialled name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,9 +63,9 @@ pub(crate) enum ConstraintError {
     Name,
 }
 
-/// rustls' verifier, then the constraints.
+/// rustls' checks of the chain, then the constraints.
 #[derive(Debug)]
-pub(crate) struct ConstrainedVerifier {
+pub(crate) struct ConstrainedChain {
     pub(crate) chain: Arc<WebPkiServerVerifier>,
     pub(crate) constraints: CertificateConstraints,
 }
@@ -92,44 +91,16 @@ impl CertificateConstraints {
     }
 }
 
-impl ServerCertVerifier for ConstrainedVerifier {
-    fn verify_server_cert(
+impl JudgeCertificate for ConstrainedChain {
+    fn judge(
         &self,
         certificate: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
         name: &ServerName<'_>,
-        ocsp: &[u8],
         now: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        let verified = self.chain.verify_server_cert(certificate, intermediates, name, ocsp, now)?;
-        self.constraints.judge(certificate)?;
-        Ok(verified)
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.chain.verify_tls12_signature(message, certificate, signed)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.chain.verify_tls13_signature(message, certificate, signed)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.chain.supported_verify_schemes()
-    }
-
-    fn root_hint_subjects(&self) -> Option<&[DistinguishedName]> {
-        self.chain.root_hint_subjects()
+    ) -> Result<(), Error> {
+        self.chain.verify_server_cert(certificate, intermediates, name, &[], now)?;
+        self.constraints.judge(certificate)
     }
 }
 

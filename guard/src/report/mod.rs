@@ -5,6 +5,7 @@
 pub mod admin;
 pub mod ask;
 pub mod assess;
+pub mod lines;
 pub mod metrics;
 mod prometheus_text;
 pub mod readiness;

@@ -1,13 +1,13 @@
 //! Owns the tables of `nodeguard status`.
 //! Called by the `status` command.
-//! Must never leave out what weakens protection: that comes first.
+//! Must never leave out what weakens protection: that comes first. Must never write foreign text but by `lines` and `table`.
 
 use std::io::{self, Write};
 
 use guard_policy::ruleset::Mode;
 
 use crate::{
-    dial::connections::RefusedDial,
+    dial::connections::{DialCounts, RefusedDial},
     kernel::{
         links::{edge_hooks::EdgeLink, programs::Attachment},
         observe::{
@@ -16,6 +16,7 @@ use crate::{
         },
     },
     report::{
+        lines::{line, lines},
         status::{PolicyStatus, RuleStatus, Status},
         table::Table,
     },
@@ -30,7 +31,7 @@ const IDENTIFIERS: usize = 8;
 /// Writes everything.
 pub fn write(status: &Status, out: &mut dyn Write) -> io::Result<()> {
     for weakness in &status.weakened {
-        writeln!(out, "WEAKENED: {}", weakness.message)?;
+        line(out, format_args!("WEAKENED: {}", weakness.message))?;
     }
     summary(status, out)?;
     programs(&status.programs, out)?;
@@ -47,20 +48,19 @@ fn summary(status: &Status, out: &mut dyn Write) -> io::Result<()> {
     let Status { daemon, mode, policy, programs, .. } = status;
     let held = programs.iter().filter(|program| program.attached).count();
     let holding = if held == programs.len() && held > 0 && policy.epoch > 0 { "yes" } else { "NO" };
-    writeln!(
-        out,
-        "Daemon:     {}",
-        if *daemon { "running" } else { "not running (this is what the pinned maps say)" }
-    )?;
-    writeln!(out, "Holding:    {holding} ({held} of {} programs attached, epoch {})", programs.len(), policy.epoch)?;
+    let running = if *daemon { "running" } else { "not running (this is what the pinned maps say)" };
+    line(out, format_args!("Daemon:     {running}"))?;
+    let (all, epoch) = (programs.len(), policy.epoch);
+    line(out, format_args!("Holding:    {holding} ({held} of {all} programs attached, epoch {epoch})"))?;
     if let Some(mode) = mode {
         let PolicyStatus { name, path, digest, since, .. } = policy;
         let since = since.as_deref().map(age).unwrap_or_default();
         let digest = digest.get(..12).unwrap_or(digest);
-        writeln!(out, "Policy:     {name} ({mode:?}, {path}, sha256 {digest}), in force for {since}")?;
+        line(out, format_args!("Policy:     {name} ({mode:?}, {path}, sha256 {digest}), in force for {since}"))?;
     }
     if let Some(error) = &policy.last_error {
-        writeln!(out, "Last edit:  rejected\n{error}")?;
+        line(out, format_args!("Last edit:  rejected"))?;
+        lines(out, error)?;
     }
     Ok(())
 }
@@ -113,12 +113,14 @@ fn tunnel(status: &Status, out: &mut dyn Write) -> io::Result<()> {
         ]);
     }
     table.write(out)?;
-    writeln!(out, "\nAdvertised: {}", advertised(&tunnel.identifiers))?;
+    writeln!(out)?;
+    line(out, format_args!("Advertised: {}", advertised(&tunnel.identifiers)))?;
     if let Some(dials) = &status.dials {
-        writeln!(out, "Dials:      {} admitted, {} refused, {} open", dials.admitted, dials.refused, dials.open)?;
+        let DialCounts { admitted, refused, open, .. } = dials;
+        line(out, format_args!("Dials:      {admitted} admitted, {refused} refused, {open} open"))?;
     }
     if let Some(services) = &status.dialling.services {
-        writeln!(out, "Services:   {}", services.in_words())?;
+        line(out, format_args!("Services:   {}", services.in_words()))?;
     }
     Ok(())
 }
@@ -145,16 +147,18 @@ fn counters(status: &Status, out: &mut dyn Write) -> io::Result<()> {
     }
     table.write(out)?;
     for loss in status.health.iter().filter(|loss| loss.count > 0) {
-        writeln!(out, "{}: {}", loss.name, loss.count)?;
+        line(out, format_args!("{}: {}", loss.name, loss.count))?;
     }
     if status.cut > 0 {
-        writeln!(out, "cut: {} open connections that the policy in force denies", status.cut)?;
+        line(out, format_args!("cut: {} open connections that the policy in force denies", status.cut))?;
     }
     if status.mended > 0 {
-        writeln!(
+        let mended = status.mended;
+        line(
             out,
-            "mended: {} (something else removed or changed what is pinned; the log has the details)",
-            status.mended
+            format_args!(
+                "mended: {mended} (something else removed or changed what is pinned; the log has the details)"
+            ),
         )?;
     }
     Ok(())
@@ -187,7 +191,8 @@ fn titled(title: &str, is_empty: bool, table: &Table, out: &mut dyn Write) -> io
     if is_empty {
         return Ok(());
     }
-    writeln!(out, "\n{title}")?;
+    writeln!(out)?;
+    line(out, format_args!("{title}"))?;
     table.write(out)
 }
 
@@ -216,6 +221,9 @@ fn advertised(identifiers: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use guard_policy::visible::acts;
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -227,5 +235,51 @@ mod tests {
         let text = String::from_utf8(out).unwrap();
         assert!(text.contains("PORTS   7         100        7%\n"), "{text}");
         assert!(text.contains("guard_ingress   1000   0.000     200\n"), "{text}");
+    }
+
+    /// A status in which everything that others can write is this text.
+    fn written_by_others(text: &str) -> Status {
+        fn replace(value: &mut serde_json::Value, text: &str) {
+            match value {
+                // The others are enums and addresses, or the reader would refuse them.
+                serde_json::Value::Object(fields) => {
+                    for (name, field) in fields {
+                        let free = ["message", "requested", "lastError", "serverId", "server", "error", "name", "path"];
+                        let free = free.contains(&name.as_str())
+                            || ["rule", "guards", "allows", "note", "identifiers", "tls"].contains(&name.as_str());
+                        if free && field.is_string() { *field = text.into() } else { replace(field, text) }
+                    }
+                }
+                serde_json::Value::Array(values) => values.iter_mut().for_each(|value| replace(value, text)),
+                serde_json::Value::Null
+                | serde_json::Value::Bool(_)
+                | serde_json::Value::Number(_)
+                | serde_json::Value::String(_) => {}
+            }
+        }
+        let mut status = crate::report::status::tests::running();
+        status.policy.last_error = Some(text.to_owned());
+        status.weakened = vec![crate::report::weakness::WeaknessReason::Uncut.says("m")];
+        status.tunnel.as_mut().unwrap().streams[0].last_error = Some(String::new());
+        let mut value = serde_json::to_value(&status).unwrap();
+        replace(&mut value, text);
+        serde_json::from_value(value).unwrap()
+    }
+
+    fn written(status: &Status) -> String {
+        let mut out = Vec::new();
+        write(status, &mut out).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_that_others_write_acts(text in "[\\PC\u{0}-\u{9f}\u{200b}-\u{206f}]{0,30}") {
+            let shown = written(&written_by_others(&text));
+            prop_assert!(!shown.chars().any(|character| acts(character) && character != '\n'), "{:?}", shown);
+            // A line end of others is none of ours, except in the last edit, whose text is our own.
+            let expected = written(&written_by_others("x")).lines().count() + text.matches('\n').count();
+            prop_assert_eq!(shown.lines().count(), expected);
+        }
     }
 }

@@ -1,8 +1,10 @@
 //! Owns tables as kubectl prints them: upper-case titles, columns three spaces apart, no boxes.
 //! Called by every command that shows a list.
-//! Must never colour or wrap: the output is read by people and by `awk`.
+//! Must never colour or wrap, nor write a cell as it came: the output is read by people and by `awk`, and others wrote some of it.
 
 use std::io::{self, Write};
+
+use guard_policy::visible::visible;
 
 /// A table that is being filled.
 pub struct Table {
@@ -21,9 +23,10 @@ impl Table {
         Table { spaced: false, ..Table::new(titles) }
     }
 
-    /// Adds a row. An empty cell is shown as `-`.
+    /// Adds a row. An empty cell is shown as `-`, and a character that acts as its escape.
     pub fn row(&mut self, cells: impl IntoIterator<Item = String>) {
-        self.rows.push(cells.into_iter().map(|cell| if cell.is_empty() { "-".to_owned() } else { cell }).collect());
+        let shown = |cell: String| if cell.is_empty() { "-".to_owned() } else { visible(&cell).into_owned() };
+        self.rows.push(cells.into_iter().map(shown).collect());
     }
 
     /// Writes it; nothing where there are no rows.
@@ -62,5 +65,16 @@ mod tests {
         let mut out = Vec::new();
         table.write(&mut out).unwrap();
         assert_eq!(String::from_utf8(out).unwrap(), "NAME      MODE\nkubelet   Enforce\nw         -\n");
+    }
+
+    #[test]
+    fn a_cell_neither_ends_its_row_nor_steers_the_terminal() {
+        let mut table = Table::bare(&["REQUESTED", "REASON"]);
+        table.row(["\u{1b}[2J\nkubelet   Enforce\u{202e}".to_owned(), "malformed".to_owned()]);
+        let mut out = Vec::new();
+        table.write(&mut out).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        assert_eq!(text.lines().count(), 2, "{text}");
+        assert!(text.contains("\\u{1b}[2J\\nkubelet   Enforce\\u{202e}   malformed"), "{text}");
     }
 }

@@ -28,6 +28,10 @@ pub enum WeaknessReason {
     DialAnything,
     /// A program is not attached.
     ProgramDetached,
+    /// The daemon is in another network namespace than the machine.
+    OtherNetworkNamespace,
+    /// The guarded cgroup is below the root, and nobody asked for that.
+    CgroupBelowRoot,
     /// The last edit of the policy is not in force.
     PolicyEdit,
     /// The policy's mode is `Audit`.
@@ -63,6 +67,8 @@ impl WeaknessReason {
             WeaknessReason::NoKernelHalf => "no-kernel-half",
             WeaknessReason::DialAnything => "dial-anything",
             WeaknessReason::ProgramDetached => "program-detached",
+            WeaknessReason::OtherNetworkNamespace => "other-network-namespace",
+            WeaknessReason::CgroupBelowRoot => "cgroup-below-root",
             WeaknessReason::PolicyEdit => "policy-edit",
             WeaknessReason::AuditOnly => "audit-only",
             WeaknessReason::PodsUnknown => "pods-unknown",

@@ -6,6 +6,7 @@ pub mod error_chain;
 pub mod file_watch;
 pub mod histogram;
 pub mod lock;
+pub mod place;
 pub mod read_node_facts;
 pub mod times;
 pub mod units;

@@ -227,9 +227,13 @@ pub fn isolated<T: Send>(addresses: &[&str], code: impl FnOnce() -> Result<T> + 
         // All agents dial one endpoint: the ports of connections that ended a moment ago are needed again.
         fs::write("/proc/sys/net/ipv4/ip_local_port_range", "10000 65000")?;
         fs::write("/proc/sys/net/ipv4/tcp_tw_reuse", "1")?;
+        // IPv4 by local routes: no interface has these addresses, so an agent does not take them for its node's own. IPv6 cannot be bound so.
         let added = addresses.iter().map(|address| {
-            let bits = if address.contains(':') { 128 } else { 32 };
-            format!("address add {address}/{bits} dev lo\n")
+            if address.contains(':') {
+                format!("address add {address}/128 dev lo\n")
+            } else {
+                format!("route add local {address}/32 dev lo\n")
+            }
         });
         ip(&["-batch", "-"], &("link set lo up\n".to_owned() + &added.collect::<String>()))?;
         code()

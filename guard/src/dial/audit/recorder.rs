@@ -156,16 +156,17 @@ impl Recorder {
             record;
         let (dialled, rule) = (dialled.map(|address| address.to_string()), rule.as_deref());
         let service = service.as_deref();
-        let (verdict, milliseconds, message) = (record.outcome.name(), record.milliseconds, message.as_deref());
+        // In the log, `message` is the name of the line.
+        let (verdict, milliseconds, answer) = (record.outcome.name(), record.milliseconds, message.as_deref());
         match record.outcome {
             DialOutcome::Admitted | DialOutcome::Abandoned => {
                 tracing::info!(target: "audit", verdict, server, requested, dialled, service, rule, to_backend, to_control_plane, milliseconds, reason, "dial closed");
             }
             DialOutcome::Refused => {
-                tracing::warn!(target: "audit", verdict, server, requested, dialled, service, reason, message, milliseconds, "dial refused");
+                tracing::warn!(target: "audit", verdict, server, requested, dialled, service, reason, answer, milliseconds, "dial refused");
             }
             DialOutcome::Failed => {
-                tracing::warn!(target: "audit", verdict, server, requested, dialled, service, rule, reason, message, milliseconds, "dial failed");
+                tracing::warn!(target: "audit", verdict, server, requested, dialled, service, rule, reason, answer, milliseconds, "dial failed");
             }
         }
         if let Some(file) = &self.audit.file {

@@ -1,6 +1,6 @@
-//! Owns what rustls checks of kubelet's certificate, and why a certificate or its handshake is refused.
+//! Owns the judgement on kubelet's certificate, and why a certificate or its handshake is refused.
 //! Called by `check`, for each handshake.
-//! Must never skip the proof that the other side has the certificate's key: a certificate alone is public.
+//! Must never admit a certificate on no grounds: a demand without CA and pins is met by none.
 
 use std::{
     error::Error,
@@ -12,12 +12,9 @@ use std::{
 
 use guard_policy::{pin::Pin, ruleset::CertificateDemand};
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
-    client::{
-        Resumption, VerifierBuilderError, WebPkiServerVerifier,
-        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-    },
-    crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature},
+    CertificateError, ClientConfig, RootCertStore,
+    client::{Resumption, VerifierBuilderError, WebPkiServerVerifier, danger::ServerCertVerifier},
+    crypto::{CryptoProvider, aws_lc_rs},
     pki_types::{
         CertificateDer, ServerName, UnixTime,
         pem::{self, PemObject},
@@ -25,7 +22,10 @@ use rustls::{
     server::ParsedCertificate,
 };
 
-use crate::sys::{error_chain::with_causes, lock::lock};
+use crate::{
+    net::server_verifier::{JudgeCertificate, ServerVerifier},
+    sys::{error_chain::with_causes, lock::lock},
+};
 
 /// Why what listens is not taken for kubelet.
 #[derive(Debug, thiserror::Error)]
@@ -104,35 +104,32 @@ impl CertificateRefusal {
     }
 }
 
-/// Checks what a demand asks for, and remembers the certificate.
+/// Judges by a demand, and remembers the certificate.
 #[derive(Debug)]
-pub(crate) struct Verifier {
+pub(crate) struct DemandJudge {
     chain: Option<Arc<WebPkiServerVerifier>>,
     pins: Vec<Pin>,
-    provider: Arc<CryptoProvider>,
     seen: Mutex<Option<[u8; 32]>>,
 }
 
-impl Verifier {
+impl DemandJudge {
     pub(crate) fn seen(&self) -> Option<[u8; 32]> {
         *lock(&self.seen)
     }
 }
 
 /// A client that checks a demand. It has no certificate of its own: kubelet asks for one but does not require it.
-pub(crate) fn client(demand: &CertificateDemand) -> Result<(Arc<Verifier>, ClientConfig), CertificateRefusal> {
+pub(crate) fn client(
+    demand: &CertificateDemand,
+) -> Result<(Arc<ServerVerifier<DemandJudge>>, ClientConfig), CertificateRefusal> {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let chain = demand
         .ca
         .as_deref()
         .map(|ca| chain(ca, &provider).map_err(|source| CertificateRefusal::CaFile { path: ca.to_owned(), source }))
         .transpose()?;
-    let verifier = Arc::new(Verifier {
-        chain,
-        pins: demand.pins.clone(),
-        provider: Arc::clone(&provider),
-        seen: Mutex::default(),
-    });
+    let judge = DemandJudge { chain, pins: demand.pins.clone(), seen: Mutex::default() };
+    let verifier = ServerVerifier::new(judge, &provider);
     let mut config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(CertificateRefusal::Handshake)?
@@ -152,18 +149,17 @@ fn chain(ca: &Path, provider: &Arc<CryptoProvider>) -> Result<Arc<WebPkiServerVe
     Ok(WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(provider)).build()?)
 }
 
-impl ServerCertVerifier for Verifier {
-    fn verify_server_cert(
+impl JudgeCertificate for DemandJudge {
+    fn judge(
         &self,
         certificate: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
         name: &ServerName<'_>,
-        ocsp: &[u8],
         now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
+    ) -> Result<(), rustls::Error> {
         *lock(&self.seen) = Some(sha256(certificate));
         if let Some(chain) = &self.chain {
-            chain.verify_server_cert(certificate, intermediates, name, ocsp, now)?;
+            chain.verify_server_cert(certificate, intermediates, name, &[], now)?;
         }
         if !self.pins.is_empty() {
             let key = Pin::of(&ParsedCertificate::try_from(certificate)?.subject_public_key_info());
@@ -174,29 +170,7 @@ impl ServerCertVerifier for Verifier {
         if self.chain.is_none() && self.pins.is_empty() {
             return Err(CertificateError::UnknownIssuer.into());
         }
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, certificate, signed, &self.provider.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, certificate, signed, &self.provider.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
+        Ok(())
     }
 }
 

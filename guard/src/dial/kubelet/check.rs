@@ -158,6 +158,14 @@ impl Certificates {
         result
     }
 
+    /// Whether the same sockets listen as at the last check. It is asked when a connection is made: then the connection is theirs.
+    pub(crate) fn still_listens(&self, address: SocketAddr, demand: &Arc<CertificateDemand>) -> bool {
+        let now = stamp(address, demand);
+        let checked = lock(&self.checked);
+        // Where the kernel does not say who listens, there is nothing to compare.
+        checked.get(&(address, Arc::clone(demand))).is_some_and(|checked| checked.stamp == now)
+    }
+
     /// The last check of each certificate that a ruleset asks for, by address.
     pub fn states(&self, ruleset: Option<&Ruleset>) -> Vec<CertificateState> {
         let demanded = |demand: &Arc<CertificateDemand>| {
@@ -241,7 +249,7 @@ async fn handshake(stream: TcpStream, address: SocketAddr, demand: &CertificateD
         Ok(_stream) => None,
         Err(error) => Some(explain(&error, demand, address)),
     };
-    Shown { sha256: verifier.seen(), refusal }
+    Shown { sha256: verifier.judge.seen(), refusal }
 }
 
 /// Logs what changed since the last check, once.

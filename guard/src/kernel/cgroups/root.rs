@@ -7,6 +7,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use crate::sys::place::is_below_root;
+
 /// Why no cgroup v2 hierarchy was found.
 #[derive(Debug, thiserror::Error)]
 pub enum CgroupError {
@@ -20,15 +22,18 @@ pub enum CgroupError {
     NotMounted,
 }
 
-/// Finds the mount point of the cgroup v2 hierarchy. Its root contains every socket of the node.
+/// Finds the mount point of the cgroup v2 hierarchy, whose root contains every socket of the node. If the root is mounted nowhere, this is a mount
+/// of a part of it.
 pub fn v2_root() -> Result<PathBuf, CgroupError> {
     let table = std::fs::read_to_string("/proc/self/mountinfo").map_err(CgroupError::MountInfo)?;
-    v2_mount(&table).ok_or(CgroupError::NotMounted)
+    let mounts: Vec<PathBuf> = v2_mounts(&table).collect();
+    let root = mounts.iter().find(|mount| is_below_root(mount).is_ok_and(|below| !below));
+    root.or(mounts.first()).cloned().ok_or(CgroupError::NotMounted)
 }
 
-/// The first cgroup2 mount of a mount table (proc(5), "mountinfo": the mount point is field 5, the type follows the ` - `).
-fn v2_mount(table: &str) -> Option<PathBuf> {
-    table.lines().find_map(|line| {
+/// The cgroup2 mounts of a mount table (proc(5), "mountinfo": the mount point is field 5, the type follows the ` - `).
+fn v2_mounts(table: &str) -> impl Iterator<Item = PathBuf> {
+    table.lines().filter_map(|line| {
         let (mount, filesystem) = line.split_once(" - ")?;
         (filesystem.split(' ').next() == Some("cgroup2"))
             .then(|| mount.split(' ').nth(4))
@@ -46,11 +51,11 @@ mod tests {
         let table = "30 25 0:27 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n\
                      31 30 0:28 / /sys/fs/cgroup/cpu rw shared:1 - cgroup cgroup rw,cpu\n\
                      40 30 0:36 / /sys/fs/cgroup/unified rw,relatime shared:9 - cgroup2 cgroup2 rw\n";
-        assert_eq!(v2_mount(table), Some(PathBuf::from("/sys/fs/cgroup/unified")));
+        assert_eq!(v2_mounts(table).collect::<Vec<_>>(), [PathBuf::from("/sys/fs/cgroup/unified")]);
     }
 
     #[test]
     fn v1_only_host_has_none() {
-        assert_eq!(v2_mount("31 30 0:28 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n"), None);
+        assert_eq!(v2_mounts("31 30 0:28 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n").count(), 0);
     }
 }

@@ -17,6 +17,8 @@ use netlink_sys::{Socket, protocols::NETLINK_SOCK_DIAG};
 
 /// `INET_DIAG_CGROUP_ID` of the kernel's `inet_diag.h` (5.9): the cgroup v2 id, a native u64.
 const CGROUP_ID: u16 = 21;
+/// `INET_DIAG_NOCOOKIE` of the kernel's `inet_diag.h`: any socket.
+const ANY_COOKIE: [u8; 8] = [0xff; 8];
 
 /// A TCP socket, IPv4 addresses in IPv4 form.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,6 +79,37 @@ pub(crate) fn receivers() -> io::Result<BTreeSet<u64>> {
         }
     }
     Ok(cookies)
+}
+
+/// Whether a connection with exactly these two ends is in this thread's network namespace, be it still in its handshake. A listener alone is
+/// none.
+pub(crate) fn has_connection(local: SocketAddr, remote: SocketAddr) -> io::Result<bool> {
+    let diag = SockDiag::open()?;
+    let interface_id = match remote {
+        SocketAddr::V4(_) => 0,
+        SocketAddr::V6(remote) => remote.scope_id(),
+    };
+    let id = SocketId {
+        source_address: local.ip(),
+        source_port: local.port(),
+        destination_address: remote.ip(),
+        destination_port: remote.port(),
+        interface_id,
+        cookie: ANY_COOKIE,
+    };
+    let family = if local.is_ipv4() { AF_INET } else { AF_INET6 };
+    // The kernel's look-up falls back to a listener, which has no such remote end.
+    let ends = |at: SocketAddr| (at.ip(), at.port());
+    let mut found = false;
+    diag.send((family, IPPROTO_TCP), id, StateFlags::all(), NLM_F_REQUEST | NLM_F_ACK, None)?;
+    let received = diag.receive(|response| {
+        let socket = socket(&response);
+        found |= (ends(socket.local), ends(socket.remote)) == (ends(local), ends(remote));
+    });
+    match received {
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+        other => other.map(|()| found),
+    }
 }
 
 /// A netlink socket for sock_diag.
