@@ -3,7 +3,7 @@
 use std::net::{SocketAddr, UdpSocket};
 
 use lab::{
-    helper::{Answer, exchange, udp_once},
+    helper::{Answer, ONCE, exchange, udp_once},
     lab::{KUBELET, Lab, POLICY},
     net::Who,
 };
@@ -53,7 +53,7 @@ fn a_forged_datagram_opens_nothing_to_anybody() {
         lab.ask::<Answer>(forger, "", &words).unwrap();
         // Made only now: the forged datagram is for nobody.
         let asking = lab.net.run(Who::Stranger, || Ok(UdpSocket::bind(stranger)?)).unwrap();
-        assert_eq!(exchange(&asking, victim).unwrap(), Answer::NoAnswer, "{forger:?} opened {victim}");
+        assert_eq!(exchange(&asking, victim, ONCE).unwrap(), Answer::NoAnswer, "{forger:?} opened {victim}");
     }
     // In a pod, what the node itself would send to its own port.
     let (own, to) = (Who::Node.at(false, 7778), Who::Node.at(false, DNS));
@@ -210,7 +210,7 @@ fn a_socket_that_changes_hands_loses_its_role() {
     lab.make_cgroup("other").unwrap();
     lab.write_policy(&POLICY.replacen("        - tunnel: {}\n", "        - caller: {cgroup: /named}\n", 1)).unwrap();
     lab.start_daemon().unwrap();
-    let other = lab.guarded().join("other");
+    let other = lab.guarded.join("other");
     let kubelet = Who::Node.at(false, KUBELET).to_string();
     assert_eq!(lab.once(Who::Node, "named", "tcp", Who::Node.at(false, KUBELET)).unwrap(), Answer::Reached);
     // There is no route to the first, so its connection fails before anything is sent.

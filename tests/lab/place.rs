@@ -12,7 +12,7 @@ fn another_network_namespace_than_the_machines_is_reported() {
     let weakened = daemon.status().unwrap().weakened;
     let found = weakened.iter().find(|weakness| weakness.reason == WeaknessReason::OtherNetworkNamespace);
     assert!(found.is_some_and(|weakness| weakness.message.contains("hostNetwork: true")), "{weakened:?}");
-    assert!(daemon.status_text().unwrap().starts_with("WEAKENED: "), "the first lines say so");
+    assert!(daemon.said("status", &[]).unwrap().text().starts_with("WEAKENED: "), "the first lines say so");
     // The lab names its cgroup, which is below the root on purpose.
     assert!(!weakened.iter().any(|weakness| weakness.reason == WeaknessReason::CgroupBelowRoot), "{weakened:?}");
 }

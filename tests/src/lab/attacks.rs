@@ -13,7 +13,7 @@ use etherparse::PacketBuilder;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::helper::{Answer, exchange};
+use super::helper::{Answer, ONCE, exchange};
 use crate::bench::print_line;
 
 /// Runs an attack by its command line, and prints what came of it.
@@ -49,7 +49,7 @@ fn forge(from: SocketAddrV4, to: SocketAddrV4) -> Result<()> {
 fn broadcast(from: SocketAddr, to: SocketAddr) -> Result<Answer> {
     let socket = std::net::UdpSocket::bind(from)?;
     socket.set_broadcast(true)?;
-    exchange(&socket, to)
+    exchange(&socket, to, ONCE)
 }
 
 /// Connects where nobody is, joins another cgroup, and connects the same socket again: what was noted about its first owner is not the second's.
@@ -60,7 +60,7 @@ fn switch(cgroup: &str, first: SocketAddr, to: SocketAddr) -> Result<Answer> {
         bail!("{first} takes connections");
     }
     fs::write(format!("{cgroup}/cgroup.procs"), "0")?;
-    match socket.connect_timeout(&to.into(), Duration::from_millis(400)) {
+    match socket.connect_timeout(&to.into(), ONCE) {
         Ok(()) => Ok(Answer::Reached),
         Err(error) if error.kind() == io::ErrorKind::TimedOut => Ok(Answer::NoAnswer),
         Err(error) => Err(error.into()),
