@@ -70,23 +70,36 @@ pub fn decide<B: PacketBytes + ?Sized, L: Lookups>(
 ) -> Decision {
     let is_node = matches!(listener.namespace, Namespace::Node);
     // The node's own port is found without reading the packet.
-    let mut found = match listener.namespace {
+    let node = match listener.namespace {
         Namespace::Node | Namespace::Unknown => guarded(Whose::Node, listener, &[0; 16], in_force, lookups),
         Namespace::Pod => Guarded::NOT,
     };
     let mut flow = unread(listener.port);
     let mut outcome = Outcome { reason: Reason::NotGuarded, rule: NO_RULE, audits: false };
-    if is_node && matches!(found.by, By::Nothing) {
+    if is_node && matches!(node.by, By::Nothing) {
         return outcome.decision(flow, in_force);
     }
     let Some(headers) = parse(bytes, listener.protocol) else {
         // Without a destination it cannot be told which rule of a pod only audits.
-        let audits = is_node && found.port.flags & PortValue::AUDIT != 0;
-        return Outcome { reason: Reason::BadHeader, rule: found.port.rule, audits }.decision(flow, in_force);
+        let audits = is_node && node.port.flags & PortValue::AUDIT != 0;
+        return Outcome { reason: Reason::BadHeader, rule: node.port.rule, audits }.decision(flow, in_force);
     };
     (flow.source, flow.destination) = (headers.source, headers.destination);
     flow.source_port = headers.ports.map_or([0; 2], |ports| ports.source);
     let (is_v4, has_ports) = (headers.is_v4, headers.ports.is_some());
+    // Once and not where it decides: the verifier follows every path through the loop over the levels.
+    let pod = if is_node {
+        Guarded::NOT
+    } else {
+        guarded(Whose::Pod { in_pods: in_pods() }, listener, &flow.destination, in_force, lookups)
+    };
+    let first = if matches!(node.by, By::Nothing) { pod } else { node };
+    if matches!(first.by, By::Nothing) {
+        return outcome.decision(flow, in_force);
+    }
+    if matches!(listener.namespace, Namespace::Pod) && listener.over_loopback {
+        return first.concluded((Reason::OwnNamespace, first.port.rule)).decision(flow, in_force);
+    }
     // A packet without a readable port has no past.
     let opened = match (has_ports, listener.protocol) {
         (false, _) => Opened { via: 0, cgroup: 0, is_reply: false },
@@ -96,28 +109,11 @@ pub fn decide<B: PacketBytes + ?Sized, L: Lookups>(
             Opened { via, cgroup, is_reply: false }
         }
     };
-    // Once and not where it decides: the verifier follows every path through the loop over the levels.
-    let in_pods = !is_node && in_pods();
-    let mut may_be_a_pods = !is_node;
-    // A listener of which it cannot be told whose it is is judged as the node's and then as a pod's: each of the two has to admit.
-    loop {
-        if !matches!(found.by, By::Nothing) {
-            let itself = matches!(listener.namespace, Namespace::Pod) && listener.over_loopback;
-            let (reason, rule) = if itself {
-                (Reason::OwnNamespace, found.port.rule)
-            } else {
-                admit(&found, opened, is_v4, &flow.source, lookups)
-            };
-            outcome = Outcome { reason, rule, audits: found.port.flags & PortValue::AUDIT != 0 };
-            if matches!(reason.verdict(), Verdict::Deny) && !outcome.audits {
-                break;
-            }
-        }
-        if !may_be_a_pods {
-            break;
-        }
-        may_be_a_pods = false;
-        found = guarded(Whose::Pod { in_pods }, listener, &flow.destination, in_force, lookups);
+    outcome = first.concluded(admit(&first, opened, is_v4, &flow.source, lookups));
+    // Whose listener it is cannot be told: each of the two has to admit.
+    let by_both = !matches!(node.by, By::Nothing) && !matches!(pod.by, By::Nothing);
+    if by_both && !outcome.denies() {
+        outcome = admit_too(&pod, opened, is_v4, &flow.source, lookups);
     }
     outcome.decision(flow, in_force)
 }
@@ -132,6 +128,11 @@ struct Outcome {
 }
 
 impl Outcome {
+    #[inline(always)]
+    fn denies(self) -> bool {
+        matches!(self.reason.verdict(), Verdict::Deny) && !self.audits
+    }
+
     #[inline(always)]
     fn decision(self, flow: FlowKey, in_force: &RulesetInForce) -> Decision {
         let Outcome { reason, rule, audits } = self;
@@ -203,6 +204,12 @@ fn admit<L: Lookups>(guarded: &Guarded, opened: Opened, is_v4: bool, source: &Ad
     }
 }
 
+/// The same once more. A function of its own in the kernel: it is rare, and a program's stack is small.
+#[inline(never)]
+fn admit_too<L: Lookups>(guarded: &Guarded, opened: Opened, is_v4: bool, source: &Address, lookups: &L) -> Outcome {
+    guarded.concluded(admit(guarded, opened, is_v4, source, lookups))
+}
+
 /// Where it is written that a port is guarded.
 #[derive(Clone, Copy)]
 enum By {
@@ -228,6 +235,12 @@ impl Guarded {
         generation: 0,
         by: By::Nothing,
     };
+
+    /// A reason and the rule that is counted, in the mode of the port.
+    #[inline(always)]
+    fn concluded(&self, (reason, rule): (Reason, u16)) -> Outcome {
+        Outcome { reason, rule, audits: self.port.flags & PortValue::AUDIT != 0 }
+    }
 }
 
 /// Which copy of the tables is asked.
