@@ -6,10 +6,9 @@ use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 use guard_policy::visible::acts;
 use lab::{
-    bare::{Place, Who, agent, memory},
+    bare::{Agent, Place, Who, agent, memory},
     process::Process,
     servers::{
-        agent::Agent,
         eventually,
         fake::{Fake, Manners, dial},
         hostile::Attack,
