@@ -15,20 +15,24 @@ use crate::kernel::{
 };
 
 /// Enters the listeners and unconnected UDP sockets of every network namespace that can be entered. A socket that is not found stays unknown:
-/// it is judged as the node's and as a pod's.
-pub(crate) fn tell(pins: &Path) -> Result<(), LoadError> {
+/// it is judged as the node's and as a pod's. Returns whether the sockets of the node's own namespace are known.
+pub(crate) fn tell(pins: &Path) -> Result<bool, LoadError> {
     let mut table: HashMap<MapData, u64, u64> = pinned_map(pins, "EARLIER_SOCKETS")?.try_into()?;
-    let own = Path::new("/proc/self/ns/net");
-    let Found { namespaces, incomplete } = namespaces::find().map_err(at(own))?;
-    let mut known = BTreeMap::new();
+    let Found { namespaces, incomplete } = namespaces::find().map_err(at(Path::new("/proc/self/ns/net")))?;
+    let (mut known, mut knows_own) = (BTreeMap::new(), true);
     for (number, (_, namespace)) in namespaces.iter().enumerate() {
         match in_namespace(namespace, || Ok((syscalls::netns_cookie()?, receivers()?))) {
             Ok((netns, sockets)) => known.extend(sockets.into_iter().map(|socket| (socket, netns))),
             Err(error) if number > 0 => {
                 tracing::debug!(%error, "a network namespace cannot be entered: its earlier sockets are judged as the node's and as a pod's");
             }
-            // The node's own.
-            Err(error) => return Err(at(own)(error)),
+            Err(error) => {
+                knows_own = false;
+                tracing::error!(
+                    %error,
+                    "the node's sockets cannot be listed (this needs the kernel modules inet_diag, tcp_diag and udp_diag): those from before the guard are judged as the node's and as a pod's, and denied by either"
+                );
+            }
         }
     }
     let before: Vec<u64> = table.keys().flatten().collect();
@@ -40,5 +44,5 @@ pub(crate) fn tell(pins: &Path) -> Result<(), LoadError> {
         table.insert(socket, netns, 0)?;
     }
     tracing::info!(sockets, incomplete, "noted whose the sockets are that were there before");
-    Ok(())
+    Ok(knows_own)
 }

@@ -62,6 +62,8 @@ pub struct Programs {
     pub(crate) edge: crate::kernel::links::edge_hooks::EdgeHandles,
     /// Whether the kernel lets cgroup_skb programs read the cookie of the network namespace (Linux 6.15).
     pub netns_helper: bool,
+    /// Whether it is known whose the node's sockets are that were there before the programs.
+    pub knows_earlier_sockets: bool,
     /// What the programs were loaded with.
     facts: LoadedFacts,
 }
@@ -130,6 +132,7 @@ pub fn open(location: &Location) -> Result<KernelHalf, LoadError> {
             links,
             edge,
             netns_helper: facts.has_netns_helper != 0,
+            knows_earlier_sockets: true,
             facts,
         },
     })
@@ -155,7 +158,7 @@ impl Programs {
                 // From here on, this build's programs judge packets, so they need the open pinholes.
                 predecessors.iter().try_for_each(|before| before.carry_pinholes(&pins))?;
                 if !self.netns_helper {
-                    earlier_sockets::tell(&pins)?;
+                    self.knows_earlier_sockets = earlier_sockets::tell(&pins)?;
                 }
             }
             for before in predecessors.iter().filter(|_| !link_pin.exists()) {
