@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use crate::{
     compile::*,
-    ruleset::{ALL_PODS_SCOPE, GuardedPort, NODE_SCOPE, Peer, PeerKind},
+    ruleset::{ALL_PODS_SCOPE, GuardedPort, NODE_SCOPE, OTHER_PODS_SCOPE, Peer, PeerKind},
 };
 
 const GOOD: &str = include_str!("../../deploy/policies/worker.yaml");
@@ -111,8 +111,9 @@ fn more_than_the_kernel_holds_is_an_error_before_anything_changes() {
     let pods = |network: u32| {
         format!("{{name: p{network}, pods: {{cidrs: [10.{network}.0.0/16], ports: [1-65535]}}, allow: [tunnel: {{}}]}}")
     };
-    assert_eq!(ids(&document(&format!("[{}, {}]", pods(1), pods(2)), "[]")), [""; 0]);
-    assert_eq!(ids(&document(&format!("[{}, {}, {}]", pods(1), pods(2), pods(3)), "[]")), ["NG014"]);
+    assert_eq!(ids(&document(&format!("[{}, {}, {}]", pods(1), pods(2), pods(3)), "[]")), [""; 0]);
+    let four = format!("[{}, {}, {}, {}]", pods(1), pods(2), pods(3), pods(4));
+    assert_eq!(ids(&document(&four, "[]")), ["NG014"]);
 }
 
 #[test]
@@ -223,6 +224,20 @@ proptest! {
                     let peer = tables.peers.iter().filter(|((list, net), _)| *list == entry.list && net.contains(&address)).max_by_key(|((_, net), _)| net.prefix_len());
                     let admitted = matches!(peer, Some((_, Peer { kind: PeerKind::Allow, .. })));
                     prop_assert_eq!(admitted, guarding.iter().any(|rule| rule.blocks.iter().any(|net| net.contains(&address))));
+                    if !pod { continue; }
+                    // What a pod that cannot be told admits, the rules of this one admit too, and what they let open may open.
+                    let other = &tables.ports[&GuardedPort { scope: OTHER_PODS_SCOPE, protocol: if udp { 17 } else { 6 }, port }];
+                    let enforced = !entry.audit;
+                    prop_assert!(!enforced || !other.audit);
+                    prop_assert!(!enforced || entry.tunnel.is_some() || other.tunnel.is_none());
+                    prop_assert!(!enforced || entry.node.is_some() || other.node.is_none());
+                    prop_assert!(!enforced || entry.caller || !other.caller);
+                    prop_assert!(other.opens.tunnel || entry.tunnel.is_none());
+                    prop_assert!(other.opens.node || entry.node.is_none());
+                    prop_assert!(other.opens.caller || !entry.caller);
+                    let peer = tables.peers.iter().filter(|((list, net), _)| *list == other.list && net.contains(&address)).max_by_key(|((_, net), _)| net.prefix_len());
+                    let doubtful = matches!(peer, Some((_, Peer { kind: PeerKind::Allow, .. })));
+                    prop_assert!(!enforced || admitted || !doubtful);
                 }
             }
         }

@@ -74,9 +74,9 @@
 //! let listener = Listener::of_node(10250, TCP);
 //! let in_force = image.in_force();
 //! let tables = Model { image, ..Model::default() };
-//! let peer = decide(packet([10, 0, 8, 1]).as_slice(), listener, &in_force, &tables);
+//! let peer = decide(packet([10, 0, 8, 1]).as_slice(), listener, || false, &in_force, &tables);
 //! assert_eq!(peer.verdict, Verdict::Allow);
-//! let stranger = decide(packet([10, 0, 9, 1]).as_slice(), listener, &in_force, &tables);
+//! let stranger = decide(packet([10, 0, 9, 1]).as_slice(), listener, || false, &in_force, &tables);
 //! assert_eq!((stranger.verdict, stranger.reason), (Verdict::Deny, Reason::NoSelector));
 //! ```
 

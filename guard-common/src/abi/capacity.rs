@@ -14,8 +14,9 @@ pub const NO_RULE: u16 = RULE_SLOTS as u16;
 /// Entries of the counter table: every rule slot and [`NO_RULE`], each with [`Reason::SLOTS`] counters, and as many again for audited
 /// packets.
 pub const MAX_COUNTERS: u32 = (RULE_SLOTS + 1) * Reason::SLOTS * 2;
-/// Guarded ports and ports of destinations, one entry for each port of a range, two generations.
-pub const MAX_PORTS: u32 = 1 << 18;
+/// Guarded ports and ports of destinations, one entry for each port of a range, two generations. A port of pods has an entry for each set of
+/// rules and one for the pods of which it cannot be told which set is theirs.
+pub const MAX_PORTS: u32 = 1 << 19;
 /// Words of the set of guarded port numbers: two generations of 65,536 bits.
 pub const MAX_PORT_WORDS: u32 = 2 << 10;
 /// Pod prefixes and node addresses, two generations.

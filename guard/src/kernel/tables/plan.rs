@@ -458,6 +458,7 @@ mod tests {
         entries.destinations.retain(|(_, key), _| key.list[0] >> 7 == generation);
         entries.followed.callers.retain(|key, _| key.list[0] >> 7 == generation);
         entries.followed.cgroups.retain(|key, _| key.generation == u64::from(generation));
+        entries.followed.namespaces.retain(|key, _| key.generation == u64::from(generation));
         entries.followed.generations.retain(|key, _| *key == generation);
         entries
     }
