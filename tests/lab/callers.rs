@@ -46,9 +46,9 @@ fn a_caller_is_admitted_by_its_cgroup_wherever_it_is_made_anew() {
     assert!(counted("kubelet") >= 6, "{:?}", status.counters);
 
     // A named process is admitted from a pod's network namespace too: what counts is who it is.
-    let pod = Who::Pod.at(false, 8080);
-    assert_eq!(lab.once(Who::Pod, "system/kubelet.service", "tcp", pod).unwrap(), Answer::Reached);
-    assert_eq!(lab.once(Who::Pod, "system", "tcp", pod).unwrap(), Answer::NoAnswer);
+    let node = Who::Node.at(false, 10_250);
+    assert_eq!(lab.once(Who::Pod, "system/kubelet.service", "tcp", node).unwrap(), Answer::Reached);
+    assert_eq!(lab.once(Who::Pod, "system", "tcp", node).unwrap(), Answer::NoAnswer);
 
     // A restart: the cgroup goes and comes, with another id each time.
     let mut longest = Duration::ZERO;
