@@ -43,7 +43,7 @@ pub fn judge_packet<S: PacketSocket, B: PacketBytes + ?Sized, L: Lookups>(
 ) -> Decision {
     let in_force = RulesetInForce::read(lookups);
     if protocol == UDP && !in_force.has(Generation::UDP) {
-        let outcome = Outcome { reason: Reason::NotGuarded, rule: NO_RULE, audits: false };
+        let outcome = Concluded { reason: Reason::NotGuarded, rule: NO_RULE, audits: false };
         return outcome.decision(unread(port), &in_force);
     }
     let (namespace, netns) = socket.namespace();
@@ -75,14 +75,14 @@ pub fn decide<B: PacketBytes + ?Sized, L: Lookups>(
         Namespace::Pod => Guarded::NOT,
     };
     let mut flow = unread(listener.port);
-    let mut outcome = Outcome { reason: Reason::NotGuarded, rule: NO_RULE, audits: false };
+    let mut outcome = Concluded { reason: Reason::NotGuarded, rule: NO_RULE, audits: false };
     if is_node && matches!(node.by, By::Nothing) {
         return outcome.decision(flow, in_force);
     }
     let Some(headers) = parse(bytes, listener.protocol) else {
         // Without a destination it cannot be told which rule of a pod only audits.
         let audits = is_node && node.port.flags & PortValue::AUDIT != 0;
-        return Outcome { reason: Reason::BadHeader, rule: node.port.rule, audits }.decision(flow, in_force);
+        return Concluded { reason: Reason::BadHeader, rule: node.port.rule, audits }.decision(flow, in_force);
     };
     (flow.source, flow.destination) = (headers.source, headers.destination);
     flow.source_port = headers.ports.map_or([0; 2], |ports| ports.source);
@@ -102,11 +102,11 @@ pub fn decide<B: PacketBytes + ?Sized, L: Lookups>(
     }
     // A packet without a readable port has no past.
     let opened = match (has_ports, listener.protocol) {
-        (false, _) => Opened { via: 0, cgroup: 0, is_reply: false },
+        (false, _) => Past { via: 0, cgroup: 0, is_reply: false },
         (true, UDP) => sent_here(&listener, &flow, lookups),
         (true, _) => {
             let Pinhole { via, cgroup, .. } = lookups.pinhole(&flow).unwrap_or_default();
-            Opened { via, cgroup, is_reply: false }
+            Past { via, cgroup, is_reply: false }
         }
     };
     outcome = first.concluded(admit(&first, opened, is_v4, &flow.source, lookups));
@@ -120,14 +120,14 @@ pub fn decide<B: PacketBytes + ?Sized, L: Lookups>(
 
 /// What a decision came to, before it is put together.
 #[derive(Clone, Copy)]
-struct Outcome {
+struct Concluded {
     reason: Reason,
     rule: u16,
     /// Whether the rule only audits.
     audits: bool,
 }
 
-impl Outcome {
+impl Concluded {
     #[inline(always)]
     fn denies(self) -> bool {
         matches!(self.reason.verdict(), Verdict::Deny) && !self.audits
@@ -135,7 +135,7 @@ impl Outcome {
 
     #[inline(always)]
     fn decision(self, flow: FlowKey, in_force: &RulesetInForce) -> Decision {
-        let Outcome { reason, rule, audits } = self;
+        let Concluded { reason, rule, audits } = self;
         let audited = matches!(reason.verdict(), Verdict::Deny) && audits;
         let verdict = if audited { Verdict::Allow } else { reason.verdict() };
         Decision { verdict, reason, rule, audited, epoch: in_force.epoch, flow }
@@ -144,7 +144,7 @@ impl Outcome {
 
 /// What a socket of this node did before this packet.
 #[derive(Clone, Copy)]
-struct Opened {
+struct Past {
     /// A set of `Pinhole::*`.
     via: u32,
     /// The named cgroup of a caller.
@@ -155,9 +155,9 @@ struct Opened {
 
 /// What a socket of this node did before this datagram. A function of its own in the kernel, because a program's stack is small.
 #[inline(never)]
-fn sent_here<L: Lookups>(listener: &Listener, flow: &FlowKey, lookups: &L) -> Opened {
+fn sent_here<L: Lookups>(listener: &Listener, flow: &FlowKey, lookups: &L) -> Past {
     let key = AskedKey { socket: listener.socket, address: flow.source, port: flow.source_port, reserved: [0; 6] };
-    let mut opened = Opened { via: 0, cgroup: 0, is_reply: lookups.asked(&key) };
+    let mut opened = Past { via: 0, cgroup: 0, is_reply: lookups.asked(&key) };
     if let Some(SentDatagram { cgroup, netns, via, .. }) = lookups.sent(flow) {
         // What was sent in the listener's own namespace comes in over loopback, and nothing else does: a packet from elsewhere with the
         // same addresses is not the one that was sent.
@@ -170,13 +170,13 @@ fn sent_here<L: Lookups>(listener: &Listener, flow: &FlowKey, lookups: &L) -> Op
 
 /// Whether what guards the port admits the packet: why, and the rule that is counted.
 #[inline(always)]
-fn admit<L: Lookups>(guarded: &Guarded, opened: Opened, is_v4: bool, source: &Address, lookups: &L) -> (Reason, u16) {
+fn admit<L: Lookups>(guarded: &Guarded, opened: Past, is_v4: bool, source: &Address, lookups: &L) -> (Reason, u16) {
     let Guarded { port, generation, by } = guarded;
     if matches!(by, By::CopiesAlone) {
         return (Reason::TableDamaged, port.rule);
     }
     let list = list_bytes(*generation, port.list);
-    let Opened { via, cgroup, is_reply } = opened;
+    let Past { via, cgroup, is_reply } = opened;
     if is_reply {
         return (Reason::Reply, port.rule);
     }
@@ -206,7 +206,7 @@ fn admit<L: Lookups>(guarded: &Guarded, opened: Opened, is_v4: bool, source: &Ad
 
 /// The same once more. A function of its own in the kernel: it is rare, and a program's stack is small.
 #[inline(never)]
-fn admit_too<L: Lookups>(guarded: &Guarded, opened: Opened, is_v4: bool, source: &Address, lookups: &L) -> Outcome {
+fn admit_too<L: Lookups>(guarded: &Guarded, opened: Past, is_v4: bool, source: &Address, lookups: &L) -> Concluded {
     guarded.concluded(admit(guarded, opened, is_v4, source, lookups))
 }
 
@@ -238,8 +238,8 @@ impl Guarded {
 
     /// A reason and the rule that is counted, in the mode of the port.
     #[inline(always)]
-    fn concluded(&self, (reason, rule): (Reason, u16)) -> Outcome {
-        Outcome { reason, rule, audits: self.port.flags & PortValue::AUDIT != 0 }
+    fn concluded(&self, (reason, rule): (Reason, u16)) -> Concluded {
+        Concluded { reason, rule, audits: self.port.flags & PortValue::AUDIT != 0 }
     }
 }
 
@@ -335,6 +335,9 @@ fn unread(port: u16) -> FlowKey {
     FlowKey { destination_port: port.to_be_bytes(), ..FlowKey::default() }
 }
 
+#[cfg(test)]
+#[path = "scope_tests.rs"]
+mod scope_tests;
 #[cfg(test)]
 #[path = "decide_tests.rs"]
 mod tests;

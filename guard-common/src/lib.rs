@@ -50,3 +50,5 @@ pub use verdict::{Reason, Verdict};
 
 #[cfg(test)]
 mod flip_tests;
+#[cfg(test)]
+mod flip_world;

@@ -22,7 +22,7 @@ use guard_policy::{
     },
     tables::{
         host::Model,
-        namespaces::{Namespaces, Observed},
+        pod_scopes::{Namespaces, Observed},
     },
 };
 use nodeguard::kernel::{

@@ -7,5 +7,5 @@ pub mod cgroups;
 pub(crate) mod destinations;
 pub mod host;
 pub mod image;
-pub mod namespaces;
 pub(crate) mod peers;
+pub mod pod_scopes;

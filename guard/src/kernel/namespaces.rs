@@ -11,7 +11,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use guard_policy::tables::namespaces::Namespaces;
+use guard_policy::tables::pod_scopes::Namespaces;
 use nix::sched::{CloneFlags, setns};
 
 use crate::{kernel::syscalls, net::pods};

@@ -23,7 +23,7 @@ use guard_policy::{
     tables::{
         cgroups::Cgroups,
         image::Image,
-        namespaces::{Namespaces, Observed},
+        pod_scopes::{Namespaces, Observed},
     },
 };
 

@@ -13,7 +13,7 @@ use guard_policy::{
     ruleset::{Peer, PeerKind, PortRule, Ruleset},
     tables::{
         image::{Entries, Followed, Image},
-        namespaces::Observed,
+        pod_scopes::Observed,
     },
 };
 use ipnet::IpNet;
@@ -367,7 +367,7 @@ fn difference<K: Ord + Copy, V: Copy + PartialEq>(
 mod tests {
     use guard_policy::{
         ruleset::{DestinationPort, GuardedPort, Mode, PodsCgroup, RuleSummary, RulesetTables, Selectors},
-        tables::{cgroups::Cgroups, namespaces::Namespaces},
+        tables::{cgroups::Cgroups, pod_scopes::Namespaces},
     };
     use proptest::prelude::*;
 
