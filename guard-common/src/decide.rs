@@ -101,7 +101,7 @@ pub fn decide<B: PacketBytes + ?Sized, L: Lookups>(
         return first.concluded((Reason::OwnNamespace, first.port.rule)).decision(flow, in_force);
     }
     // A packet without a readable port has no past.
-    let opened = match (has_ports, listener.protocol) {
+    let past = match (has_ports, listener.protocol) {
         (false, _) => Past { via: 0, cgroup: 0, is_reply: false },
         (true, UDP) => sent_here(&listener, &flow, lookups),
         (true, _) => {
@@ -109,11 +109,11 @@ pub fn decide<B: PacketBytes + ?Sized, L: Lookups>(
             Past { via, cgroup, is_reply: false }
         }
     };
-    outcome = first.concluded(admit(&first, opened, is_v4, &flow.source, lookups));
+    outcome = first.concluded(admit(&first, past, is_v4, &flow.source, lookups));
     // Whose listener it is cannot be told: each of the two has to admit.
     let by_both = !matches!(node.by, By::Nothing) && !matches!(pod.by, By::Nothing);
     if by_both && !outcome.denies() {
-        outcome = admit_too(&pod, opened, is_v4, &flow.source, lookups);
+        outcome = admit_too(&pod, past, is_v4, &flow.source, lookups);
     }
     outcome.decision(flow, in_force)
 }
@@ -157,26 +157,26 @@ struct Past {
 #[inline(never)]
 fn sent_here<L: Lookups>(listener: &Listener, flow: &FlowKey, lookups: &L) -> Past {
     let key = AskedKey { socket: listener.socket, address: flow.source, port: flow.source_port, reserved: [0; 6] };
-    let mut opened = Past { via: 0, cgroup: 0, is_reply: lookups.asked(&key) };
+    let mut past = Past { via: 0, cgroup: 0, is_reply: lookups.asked(&key) };
     if let Some(SentDatagram { cgroup, netns, via, .. }) = lookups.sent(flow) {
         // What was sent in the listener's own namespace comes in over loopback, and nothing else does: a packet from elsewhere with the
         // same addresses is not the one that was sent.
         if (netns == listener.netns) == listener.over_loopback {
-            (opened.via, opened.cgroup) = (via, cgroup);
+            (past.via, past.cgroup) = (via, cgroup);
         }
     }
-    opened
+    past
 }
 
 /// Whether what guards the port admits the packet: why, and the rule that is counted.
 #[inline(always)]
-fn admit<L: Lookups>(guarded: &Guarded, opened: Past, is_v4: bool, source: &Address, lookups: &L) -> (Reason, u16) {
+fn admit<L: Lookups>(guarded: &Guarded, past: Past, is_v4: bool, source: &Address, lookups: &L) -> (Reason, u16) {
     let Guarded { port, generation, by } = guarded;
     if matches!(by, By::CopiesAlone) {
         return (Reason::TableDamaged, port.rule);
     }
     let list = list_bytes(*generation, port.list);
-    let Past { via, cgroup, is_reply } = opened;
+    let Past { via, cgroup, is_reply } = past;
     if is_reply {
         return (Reason::Reply, port.rule);
     }
@@ -206,8 +206,8 @@ fn admit<L: Lookups>(guarded: &Guarded, opened: Past, is_v4: bool, source: &Addr
 
 /// The same once more. A function of its own in the kernel: it is rare, and a program's stack is small.
 #[inline(never)]
-fn admit_too<L: Lookups>(guarded: &Guarded, opened: Past, is_v4: bool, source: &Address, lookups: &L) -> Concluded {
-    guarded.concluded(admit(guarded, opened, is_v4, source, lookups))
+fn admit_too<L: Lookups>(guarded: &Guarded, past: Past, is_v4: bool, source: &Address, lookups: &L) -> Concluded {
+    guarded.concluded(admit(guarded, past, is_v4, source, lookups))
 }
 
 /// Where it is written that a port is guarded.

@@ -104,6 +104,16 @@ fn warnings_do_not_stop_a_document() {
     assert_eq!(ids(&document("[{name: a, node: {ports: [1]}, allow: []}]", "[]")), ["NG101"]);
     assert_eq!(ids(&document("[{name: a, node: {ports: [1]}, allow: [node: {}]}]", "[node: {ports: [1]}]")), ["NG102"]);
     assert_eq!(ids(&document("[{name: a, node: {ports: [1]}, allow: [ipBlock: {cidr: 0.0.0.0/0}]}]", "[]")), ["NG103"]);
+    let node = |ports: &str| ids(&document(&format!("[{{name: a, node: {{{ports}}}, allow: [node: {{}}]}}]"), "[]"));
+    for (ports, wanted) in [
+        ("ports: [8472], protocol: UDP", &["NG107"][..]),
+        ("ports: [51820-51830], protocol: UDP", &["NG107"]),
+        ("ports: [30080]", &["NG108"]),
+        ("ports: [30000-32767]", &["NG108"]),
+        ("ports: [8472, 10250, 29999-30000, 1-65535]", &[]),
+    ] {
+        assert_eq!(node(ports), wanted, "{ports}");
+    }
 }
 
 #[test]

@@ -70,10 +70,14 @@ fn builds_of_two_abis_follow_each_other_without_a_gap() {
                 inside(&peer, knock).unwrap()
             });
             until("attempts", Duration::from_secs(30), || Ok(made.load(Ordering::Relaxed) >= ATTEMPTS / 4)).unwrap();
-            change(&mut lab);
-            assert!(made.load(Ordering::Relaxed) < ATTEMPTS, "the attempts were over before the change");
-            assert_eq!(knocking.join().unwrap(), 0, "a stranger was admitted");
+            // Whatever goes wrong here, the peer ends: the scope waits for it.
+            let changed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| change(&mut lab)));
+            let during = made.load(Ordering::Relaxed) < ATTEMPTS;
+            over.store(changed.is_err() || !during, Ordering::Relaxed);
+            assert!(changed.is_ok() && during, "the attempts were over before the change");
+            let strangers = knocking.join().unwrap();
             over.store(true, Ordering::Relaxed);
+            assert_eq!(strangers, 0, "a stranger was admitted");
             let admitted = welcome.join().unwrap();
             assert!(admitted > 10);
             println!("{way}: {ATTEMPTS} stranger attempts, 0 admitted; {admitted} of an allowed peer, all admitted");

@@ -7,4 +7,5 @@ pub(crate) mod last_hop;
 pub(crate) mod rules;
 pub(crate) mod scalars;
 pub(crate) mod service_range;
+pub(crate) mod unheard;
 pub(crate) mod uplinks;

@@ -15,6 +15,7 @@ use crate::{
         last_hop,
         scalars::{Findings, join},
         service_range::{check_pods, parse_services},
+        unheard,
     },
     ruleset::{DialDemands, DialRule, DialTarget, Mode, ServiceRange},
 };
@@ -37,9 +38,10 @@ pub(crate) fn parse_rule(index: usize, guard: &GuardSpec, whole: Mode, findings:
         blocks: Vec::new(),
     };
     match (&guard.node, &guard.pods) {
-        (Some(NodePorts { ports, protocol }), None) => {
+        (Some(node @ NodePorts { ports, protocol }), None) => {
             rule.node = findings.ports(ports);
             rule.protocol = findings.protocol(protocol.as_ref());
+            unheard::check(node, &rule.node, rule.protocol, findings);
         }
         (None, Some(pods)) => {
             rule.pods = findings.ports(&pods.ports);

@@ -66,19 +66,24 @@ pub(crate) fn listeners(port: u16) -> io::Result<BTreeSet<u64>> {
     Ok(cookies)
 }
 
-/// The cookies of the sockets that anybody may send to, TCP listeners and unconnected UDP sockets, in this thread's network namespace.
-pub(crate) fn receivers() -> io::Result<BTreeSet<u64>> {
+/// The cookies of the sockets that anybody may send to, TCP listeners and unconnected UDP sockets, in this thread's network namespace, and
+/// whether these are all: a kernel can be without udp_diag.
+pub(crate) fn receivers() -> io::Result<(BTreeSet<u64>, bool)> {
     let diag = SockDiag::open()?;
-    let mut cookies = BTreeSet::new();
+    let (mut cookies, mut complete) = (BTreeSet::new(), true);
     for (family, id) in [(AF_INET, SocketId::new_v4()), (AF_INET6, SocketId::new_v6())] {
         for (protocol, states) in [(IPPROTO_TCP, StateFlags::LISTEN), (IPPROTO_UDP, StateFlags::CLOSE)] {
             diag.send((family, protocol), id.clone(), states, NLM_F_REQUEST | NLM_F_DUMP, None)?;
-            diag.receive(|response| {
+            let received = diag.receive(|response| {
                 cookies.insert(u64::from_ne_bytes(response.header.socket_id.cookie));
-            })?;
+            });
+            match received {
+                Err(error) if protocol == IPPROTO_UDP && error.raw_os_error() == Some(libc::ENOENT) => complete = false,
+                other => other?,
+            }
         }
     }
-    Ok(cookies)
+    Ok((cookies, complete))
 }
 
 /// Whether a connection with exactly these two ends is in this thread's network namespace, be it still in its handshake. A listener alone is

@@ -22,7 +22,10 @@ pub(crate) fn tell(pins: &Path) -> Result<bool, LoadError> {
     let (mut known, mut knows_own) = (BTreeMap::new(), true);
     for (number, (_, namespace)) in namespaces.iter().enumerate() {
         match in_namespace(namespace, || Ok((syscalls::netns_cookie()?, receivers()?))) {
-            Ok((netns, sockets)) => known.extend(sockets.into_iter().map(|socket| (socket, netns))),
+            Ok((netns, (sockets, complete))) => {
+                known.extend(sockets.into_iter().map(|socket| (socket, netns)));
+                knows_own &= complete;
+            }
             Err(error) if number > 0 => {
                 tracing::debug!(%error, "a network namespace cannot be entered: its earlier sockets are judged as the node's and as a pod's");
             }
