@@ -313,20 +313,17 @@ fn scope<L: Lookups>(
     {
         return Some(scope);
     }
-    let outside = if known.is_some() {
-        ScopeValue::ALL_PODS
-    } else {
-        let key = ScopeKey { generation: [generation, 0, 0, 0], address: *destination };
-        let found = match tables {
-            Tables::First => lookups.scope(&key),
-            Tables::Copy => lookups.scope_copy(&key),
-        };
-        match found {
-            Some(ScopeValue { scope }) if scope != ScopeValue::NODE => return Some(scope),
-            Some(_) | None => ScopeValue::OTHER_PODS,
-        }
+    // Also where no address of the pod was in a prefix: it may have got this one since.
+    let key = ScopeKey { generation: [generation, 0, 0, 0], address: *destination };
+    let found = match tables {
+        Tables::First => lookups.scope(&key),
+        Tables::Copy => lookups.scope_copy(&key),
     };
-    if in_pods { Some(outside) } else { None }
+    match found {
+        Some(ScopeValue { scope }) if scope != ScopeValue::NODE => Some(scope),
+        Some(_) | None if in_pods => Some(known.unwrap_or(ScopeValue::OTHER_PODS)),
+        Some(_) | None => None,
+    }
 }
 
 /// The flow of a packet that was not read: its port is the listener's.

@@ -90,7 +90,7 @@ fn judged(tables: &Scopes, namespace: Namespace, in_pods: bool) -> Decision {
 fn a_pods_scope_is_that_of_its_namespace_and_only_then_that_of_the_destination() {
     /// What guards, the prefix of the destination, the namespace, whether it is in the pods' cgroup; the scope that judges.
     type Case = (&'static [u32], Option<u32>, Option<u32>, bool, Option<u32>);
-    let cases: [Case; 11] = [
+    let cases: [Case; 12] = [
         (&[1], Some(1), None, false, Some(1)),
         (&[1], None, None, true, None),
         (&[1, OTHER], None, None, true, Some(OTHER)),
@@ -99,8 +99,10 @@ fn a_pods_scope_is_that_of_its_namespace_and_only_then_that_of_the_destination()
         (&[ScopeValue::NODE, OTHER], Some(ScopeValue::NODE), None, true, Some(OTHER)),
         (&[1, 2, OTHER], Some(1), Some(2), false, Some(2)),
         (&[1, OTHER], None, Some(1), false, Some(1)),
-        (&[1, OTHER], Some(1), Some(EVERY), true, None),
-        (&[1, EVERY, OTHER], Some(1), Some(EVERY), true, Some(EVERY)),
+        // An address in a prefix that the pod got after its addresses were read.
+        (&[1, OTHER], Some(1), Some(EVERY), true, Some(1)),
+        (&[1, OTHER], Some(1), Some(EVERY), false, Some(1)),
+        (&[1, EVERY, OTHER], None, Some(EVERY), true, Some(EVERY)),
         (&[1, EVERY, OTHER], None, Some(EVERY), false, None),
         (&[ScopeValue::NODE], None, None, true, None),
     ];
